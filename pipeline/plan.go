@@ -1,0 +1,66 @@
+package pipeline
+
+import (
+	"github.com/apache/arrow/go/v15/arrow"
+
+	"hearthline/flow"
+)
+
+// Plan is a Spec that fits together: streams resolved, schemas known, settings decoded.
+type Plan struct {
+	Spec    *Spec
+	Streams map[string]*Stream // by name, dead-letter streams included
+	Units   []*Unit            // what runs as one task each: a group of `together`, or a single stage; in the order of the data
+	Sinks   []*SinkNode
+}
+
+// Stream is an edge of the graph.
+type Stream struct {
+	Name    string
+	Schema  *arrow.Schema
+	Writer  string   // gateway, a stage or (for <sink>.dead) a sink
+	Readers []string // stages and sinks, in the order of the file
+	Unit    string   // set when all its readers and its writer are in that unit: it never reaches Kafka
+}
+
+// OnKafka says whether the stream is a Kafka topic: false for an edge inside a unit.
+func (s *Stream) OnKafka() bool { return s.Unit == "" }
+
+// Unit is one or more stages that run in one task, chained by plain calls.
+type Unit struct {
+	Name   string   // the stage's name; of a group, the names joined by "+"
+	Inputs []string // the streams it reads from Kafka, sorted
+	Stages []*StageNode
+}
+
+// StageNode is a stage with its settings decoded.
+type StageNode struct {
+	Stage
+	// New makes an instance with the settings of the file. It has been called once, by lint, and cannot fail.
+	New     func() flow.Stage
+	Outputs map[string]string // output name → stream, resolved
+	Dead    string            // stream of its dead letters
+}
+
+// SinkNode is a sink with its settings decoded.
+type SinkNode struct {
+	Sink
+	New     func() flow.Sink
+	Streams []string // patterns resolved
+	Dead    string
+}
+
+// Node finds the unit that a stage runs in, nil when there is none of that name.
+func (p *Plan) Node(stage string) *Unit {
+	for _, u := range p.Units {
+		if u.Name == stage {
+			return u
+		}
+		for _, s := range u.Stages {
+			if s.Name == stage {
+				return u
+			}
+		}
+	}
+	return nil
+}
