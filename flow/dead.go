@@ -35,6 +35,24 @@ type Origin struct {
 // DeadLetters makes the record of [DeadSchema] for the rows of in that stage refused. A nil bad.Rows is every
 // row, for bad.Reasons[0]. The caller releases the record.
 func DeadLetters(mem memory.Allocator, in arrow.Record, stage string, from Origin, bad BadRows) (arrow.Record, error) {
+	b := NewDeadBuilder(mem)
+	defer b.Release()
+	if err := b.Rows(in, stage, from, bad); err != nil {
+		return nil, err
+	}
+	return b.Record(), nil
+}
+
+// DeadBuilder gathers dead letters into records of [DeadSchema]. It is used by one goroutine at a time.
+type DeadBuilder struct{ b *array.RecordBuilder }
+
+// NewDeadBuilder returns an empty builder. Release it when done.
+func NewDeadBuilder(mem memory.Allocator) *DeadBuilder {
+	return &DeadBuilder{b: array.NewRecordBuilder(mem, DeadSchema)}
+}
+
+// Rows adds the rows of in that stage refused; see [DeadLetters].
+func (d *DeadBuilder) Rows(in arrow.Record, stage string, from Origin, bad BadRows) error {
 	rows, reason := bad.Rows, func(i int) string { return bad.Reasons[i] }
 	if rows == nil {
 		rows = make([]int, in.NumRows())
@@ -43,21 +61,11 @@ func DeadLetters(mem memory.Allocator, in arrow.Record, stage string, from Origi
 		}
 		reason = func(int) string { return bad.Reasons[0] }
 	}
-	b := array.NewRecordBuilder(mem, DeadSchema)
-	defer b.Release()
-	key := func(col int, s string) {
-		if d := b.Field(col).(*array.BinaryDictionaryBuilder); s == "" && DeadSchema.Field(col).Nullable {
-			d.AppendNull()
-		} else {
-			appendKey(d, s)
+	instant := func(name string, row int) Micros {
+		if v, err := Instants(in, name); err == nil {
+			return Micros(v[row])
 		}
-	}
-	instant := func(col int, row int) {
-		at := from.Watermark
-		if v, err := Instants(in, DeadSchema.Field(col).Name); err == nil {
-			at = Micros(v[row])
-		}
-		b.Field(col).(*array.TimestampBuilder).Append(arrow.Timestamp(at))
+		return from.Watermark
 	}
 	text := func(name string, row int) string {
 		if s, err := StringsOf(in, name); err == nil {
@@ -68,22 +76,65 @@ func DeadLetters(mem memory.Allocator, in arrow.Record, stage string, from Origi
 	for i, row := range rows {
 		body, err := rowJSON(in, row)
 		if err != nil {
-			return nil, fmt.Errorf("dead letter of %s: row %d of %s/%d@%d: %w", stage, row, from.Stream, from.Partition, from.Offset, err)
+			return fmt.Errorf("dead letter of %s: row %d of %s/%d@%d: %w", stage, row, from.Stream, from.Partition, from.Offset, err)
 		}
-		instant(0, row)
-		instant(1, row)
-		key(2, stage)
-		key(3, reason(i))
-		key(4, from.Stream)
-		b.Field(5).(*array.Int32Builder).Append(from.Partition)
-		b.Field(6).(*array.Int64Builder).Append(from.Offset)
-		b.Field(7).(*array.Int32Builder).Append(int32(row))
-		key(8, text(ColHome, row))
-		key(9, text(ColDevice, row))
-		b.Field(10).(*array.StringBuilder).Append(body)
+		d.add(deadLetter{
+			time: instant(ColTime, row), received: instant(ColReceived, row),
+			stage: stage, reason: reason(i), from: from, row: row,
+			home: text(ColHome, row), device: text(ColDevice, row), body: body,
+		})
 	}
-	return b.NewRecord(), nil
+	return nil
 }
+
+// Message adds one dead letter for a whole message that holds no rows anyone could read.
+func (d *DeadBuilder) Message(stage string, from Origin, reason string) {
+	d.add(deadLetter{time: from.Watermark, received: from.Watermark, stage: stage, reason: reason, from: from, body: "null"})
+}
+
+type deadLetter struct {
+	time, received     Micros
+	stage, reason      string
+	from               Origin
+	row                int
+	home, device, body string
+}
+
+func (d *DeadBuilder) add(l deadLetter) {
+	instant := func(col int, at Micros) { d.b.Field(col).(*array.TimestampBuilder).Append(arrow.Timestamp(at)) }
+	key := func(col int, s string) {
+		if b := d.b.Field(col).(*array.BinaryDictionaryBuilder); s == "" && DeadSchema.Field(col).Nullable {
+			b.AppendNull()
+		} else {
+			appendKey(b, s)
+		}
+	}
+	instant(0, l.time)
+	instant(1, l.received)
+	key(2, l.stage)
+	key(3, l.reason)
+	key(4, l.from.Stream)
+	d.b.Field(5).(*array.Int32Builder).Append(l.from.Partition)
+	d.b.Field(6).(*array.Int64Builder).Append(l.from.Offset)
+	d.b.Field(7).(*array.Int32Builder).Append(int32(l.row))
+	key(8, l.home)
+	key(9, l.device)
+	d.b.Field(10).(*array.StringBuilder).Append(l.body)
+}
+
+// Record gives away what was gathered, and begins anew. The caller releases the record.
+func (d *DeadBuilder) Record() arrow.Record {
+	rec := d.b.NewRecord()
+	for i := range DeadSchema.NumFields() {
+		if b, ok := d.b.Field(i).(*array.BinaryDictionaryBuilder); ok {
+			b.ResetFull() // or its keys would pile up from record to record
+		}
+	}
+	return rec
+}
+
+// Release frees the builder's memory.
+func (d *DeadBuilder) Release() { d.b.Release() }
 
 // rowJSON is one row as a JSON object. Columns whose value JSON cannot hold (NaN, infinities) are written as
 // their text: a dead letter must never die of what it carries.
