@@ -1,0 +1,53 @@
+# Hearthline. `make run` and `make test` do their own set-up; `make help` lists the rest.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Versions of tools that only check the code; what the product is made of is in go.mod.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X hearthline/cli.version=$(VERSION)
+GO_FILES := $(shell git ls-files --cached --others --exclude-standard '*.go' 'go.mod' 'go.sum' 'console/*' 'simulator/recordings/*' 'sinks/clickhouse/*' 2>/dev/null)
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+bin/hearthline: $(GO_FILES)
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ .
+
+.PHONY: build
+build: bin/hearthline ## build the one binary, bin/hearthline
+
+.PHONY: run
+run: bin/hearthline ## the whole product on this machine, fed by a recorded room and 200 simulated homes (Ctrl-C drains)
+	@exec ./bin/hearthline up $(ARGS)
+
+.PHONY: test
+test: tools ## every test, race detector on
+	go test -race -timeout 25m ./...
+
+.PHONY: check
+check: ## gofmt, go vet, staticcheck, import rules, generated files, known vulnerabilities
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w these: $$bad"; exit 1; }
+	go vet ./...
+	go mod verify >/dev/null
+	go mod tidy -diff
+	go run $(STATICCHECK) ./...
+	go test -count=1 -run TestRooms .
+	@.ci/check-vulnerabilities '$(GOVULNCHECK)'
+
+.PHONY: bench
+bench: tools ## benchmarks of every room (compare runs with benchstat)
+	go test -run '^$$' -bench . -benchmem ./...
+
+# What the tests need beside Go: real MQTT clients, and a C compiler for the race detector.
+.PHONY: tools
+tools:
+	@.ci/install-tools
+
+.PHONY: clean
+clean: ## remove what was built; data/ stays
+	rm -rf bin

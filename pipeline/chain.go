@@ -1,0 +1,309 @@
+package pipeline
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/memory"
+
+	"hearthline/flow"
+)
+
+// chain is one set of instances of a unit's stages, joined by plain calls. It is used by one goroutine at a time.
+type chain struct {
+	partition int32
+	links     []*link            // in the order of the data: who writes a stream stands before who reads it
+	readers   map[string][]*link // stream → stages of this unit that read it, in the same order
+	onKafka   map[string]bool    // stream → it is published
+	mem       memory.Allocator
+	tap       TapFunc
+	retry     retryFunc
+}
+
+// link is one stage of a chain.
+type link struct {
+	node  *StageNode
+	stage flow.Stage
+	meter *NodeMeter
+	k     int32 // outputs made of the message in hand
+}
+
+// TapFunc sees the rows that pass on a stream that never reaches Kafka. It borrows rec, must not block, and is
+// called by several goroutines.
+type TapFunc func(stream string, partition int32, rec arrow.Record)
+
+// retryFunc calls f until it succeeds, until its error is one that no retry mends, or until patience ends.
+type retryFunc func(ctx context.Context, meter *NodeMeter, what string, f func() error) error
+
+// made is a batch on its way to Kafka.
+type made struct {
+	stream string
+	batch  flow.Batch
+}
+
+// message is one batch in hand: where it was read, and what time it is by then.
+type message struct {
+	origin    flow.Origin // Watermark: the batch's own
+	watermark flow.Micros // of the task, this batch counted in
+	record    arrow.Record
+}
+
+func newChain(u *Unit, plan *Plan, partition int32, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
+	c := &chain{partition: partition, readers: map[string][]*link{}, onKafka: map[string]bool{}, mem: mem, tap: tap, retry: retry}
+	for _, node := range u.Stages {
+		l := &link{node: node, stage: node.New(), meter: meter.Node(node.Name)}
+		c.links = append(c.links, l)
+		for _, in := range node.From {
+			c.readers[in] = append(c.readers[in], l)
+		}
+		for _, out := range node.Outputs {
+			c.onKafka[out] = plan.Streams[out].OnKafka()
+		}
+		c.onKafka[node.Dead] = true
+	}
+	return c
+}
+
+func (c *chain) open(ctx context.Context, states map[string][]byte) error {
+	for _, l := range c.links {
+		if o, ok := l.stage.(flow.Opener); ok {
+			if err := o.Open(ctx); err != nil {
+				return fmt.Errorf("open stage %s: %w", l.node.Name, err)
+			}
+		}
+		s, stateful := l.stage.(flow.Stateful)
+		state, saved := states[l.node.Name]
+		if stateful && saved {
+			if err := s.Restore(bytes.NewReader(state)); err != nil {
+				return fmt.Errorf("restore state of stage %s (%d bytes): %w", l.node.Name, len(state), err)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *chain) close() error {
+	var errs []error
+	for _, l := range c.links {
+		if o, ok := l.stage.(flow.Closer); ok {
+			errs = append(errs, o.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// snapshot gives the state of every stage that has some.
+func (c *chain) snapshot() (map[string][]byte, error) {
+	states := map[string][]byte{}
+	for _, l := range c.links {
+		if s, ok := l.stage.(flow.Stateful); ok {
+			var b bytes.Buffer
+			if err := s.Snapshot(&b); err != nil {
+				return nil, fmt.Errorf("snapshot of stage %s: %w", l.node.Name, err)
+			}
+			states[l.node.Name] = b.Bytes()
+		}
+	}
+	return states, nil
+}
+
+// stateful says whether a unit needs one chain for a partition's whole life, or can have several work at once.
+func stateful(u *Unit) bool {
+	for _, node := range u.Stages {
+		stage := node.New()
+		if _, ok := stage.(flow.Stateful); ok {
+			return true
+		}
+		if _, ok := stage.(flow.Timed); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// process runs a message through the chain: its rows first, then the time it tells. The result depends on the
+// message, the stages' state and their settings alone, and so do the positions of what is made.
+func (c *chain) process(ctx context.Context, m message) ([]made, error) {
+	var out []made
+	for _, l := range c.links {
+		l.k = 0
+	}
+	if m.record != nil && m.record.NumRows() > 0 {
+		if err := c.give(ctx, m, m.origin.Stream, m.record, &out); err != nil {
+			return release(out), err
+		}
+	}
+	for _, l := range c.links {
+		t, ok := l.stage.(flow.Timed)
+		if !ok {
+			continue
+		}
+		var outputs []flow.Output
+		err := c.call(ctx, l, "advance", func() (err error) {
+			outputs, err = t.Advance(ctx, m.watermark)
+			return err
+		})
+		if errors.Is(err, flow.ErrBad) {
+			// Time has no rows to set aside. A stage that calls time bad has a bug worth stopping for.
+			err = fmt.Errorf("stage %s: advance to %v: %w", l.node.Name, m.watermark.Time(), err)
+		}
+		if err == nil {
+			err = c.route(ctx, m, l, outputs, &out)
+		}
+		if err != nil {
+			return release(out), err
+		}
+	}
+	return out, nil
+}
+
+// give hands rec (borrowed) to every stage of the unit that reads stream.
+func (c *chain) give(ctx context.Context, m message, stream string, rec arrow.Record, out *[]made) error {
+	for _, l := range c.readers[stream] {
+		in := l.meter.In(stream)
+		in.Rows.Add(rec.NumRows())
+		in.Batches.Add(1)
+		var outputs []flow.Output
+		start := time.Now()
+		err := c.call(ctx, l, "process", func() (err error) {
+			outputs, err = l.stage.Process(ctx, rec)
+			if err != nil && !errors.Is(err, flow.ErrBad) {
+				releaseOutputs(outputs)
+				outputs = nil
+			}
+			return err
+		})
+		l.meter.Process.Observe(time.Since(start).Seconds())
+		if errors.Is(err, flow.ErrBad) {
+			err = c.setAside(m, l, rec, err, out)
+		}
+		if err == nil {
+			err = c.route(ctx, m, l, outputs, out)
+		} else {
+			releaseOutputs(outputs)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// route sends outputs on: to Kafka, to the next stages of the unit, or both.
+func (c *chain) route(ctx context.Context, m message, l *link, outputs []flow.Output, out *[]made) error {
+	for i, o := range outputs {
+		stream, ok := l.node.Outputs[o.To]
+		if !ok {
+			releaseOutputs(outputs[i:])
+			return fmt.Errorf("stage %s returned an output called %q, which pipeline.yaml maps to no stream", l.node.Name, o.To)
+		}
+		if o.Record.NumRows() == 0 {
+			o.Record.Release()
+			continue
+		}
+		edge := l.meter.Out(stream)
+		edge.Rows.Add(o.Record.NumRows())
+		edge.Batches.Add(1)
+		if c.onKafka[stream] {
+			o.Record.Retain()
+			*out = append(*out, c.made(m, l, stream, o.Record))
+		} else if c.tap != nil {
+			c.tap(stream, c.partition, o.Record)
+		}
+		err := c.give(ctx, m, stream, o.Record, out)
+		o.Record.Release()
+		if err != nil {
+			releaseOutputs(outputs[i+1:])
+			return err
+		}
+	}
+	return nil
+}
+
+// setAside puts the rows that a stage refused into its dead letters.
+func (c *chain) setAside(m message, l *link, rec arrow.Record, err error, out *[]made) error {
+	var rows *flow.BadRows
+	if !errors.As(err, &rows) {
+		rows = &flow.BadRows{Reasons: []string{err.Error()}}
+	}
+	// An edge inside the unit has no offsets: the place is that of the message it comes from.
+	dead, derr := flow.DeadLetters(c.mem, rec, l.node.Name, m.origin, *rows)
+	if derr != nil {
+		return derr
+	}
+	l.meter.Bad.Add(dead.NumRows())
+	edge := l.meter.Out(l.node.Dead)
+	edge.Rows.Add(dead.NumRows())
+	edge.Batches.Add(1)
+	*out = append(*out, c.made(m, l, l.node.Dead, dead))
+	return nil
+}
+
+// made stamps a record with its place in the lineage of l.
+func (c *chain) made(m message, l *link, stream string, rec arrow.Record) made {
+	b := flow.Batch{
+		Kind: flow.KindRows,
+		Lineage: flow.Lineage{
+			Source:   flow.Source{Producer: l.node.Name, Stream: m.origin.Stream, Partition: m.origin.Partition},
+			Position: flow.Position{Offset: m.origin.Offset, K: l.k},
+		},
+		Bounds:    boundsOf(rec),
+		Watermark: m.watermark,
+		Record:    rec,
+	}
+	l.k++
+	return made{stream: stream, batch: b}
+}
+
+// call runs f, a call into a stage, with panics made into bad data and the world's errors retried.
+func (c *chain) call(ctx context.Context, l *link, what string, f func() error) error {
+	return c.retry(ctx, l.meter, what, func() (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = flow.Badf("stage %s panicked: %v\n%s", l.node.Name, p, shortStack())
+			}
+		}()
+		return f()
+	})
+}
+
+// stackBytesMax keeps a dead letter's reason readable; the frames that matter come first.
+const stackBytesMax = 2048
+
+func shortStack() []byte {
+	s := debug.Stack()
+	return s[:min(len(s), stackBytesMax)]
+}
+
+func boundsOf(rec arrow.Record) flow.Bounds {
+	times, err := flow.Instants(rec, flow.ColTime)
+	if err != nil || len(times) == 0 {
+		return flow.Bounds{}
+	}
+	b := flow.Bounds{First: flow.Micros(times[0]), Last: flow.Micros(times[0])}
+	for _, t := range times[1:] {
+		b.First, b.Last = min(b.First, flow.Micros(t)), max(b.Last, flow.Micros(t))
+	}
+	return b
+}
+
+func releaseOutputs(outputs []flow.Output) {
+	for _, o := range outputs {
+		o.Record.Release()
+	}
+}
+
+// release gives back what will not be published.
+func release(out []made) []made {
+	for _, m := range out {
+		if m.batch.Record != nil {
+			m.batch.Record.Release()
+		}
+	}
+	return nil
+}

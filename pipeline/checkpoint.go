@@ -1,0 +1,236 @@
+package pipeline
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"hearthline/blobs"
+	"hearthline/flow"
+	"hearthline/streams"
+)
+
+// A checkpoint is everything a task needs to go on from where it was: for each input the next offset and the
+// marks, and the state of its stages. It becomes valid by one Kafka offset commit, whose metadata is either the
+// whole checkpoint or the name of the blob that holds it. Whoever takes the partition over reads offset and
+// metadata together, so nothing can be half done.
+type checkpoint struct {
+	Version int            `json:"v"`
+	Inputs  []inputMark    `json:"in"`
+	Intent  *intent        `json:"intent,omitempty"` // of a sink: the range it is about to write
+	States  []stateSection `json:"states,omitempty"` // what follows in the blob, in this order
+	state   map[string][]byte
+}
+
+// inputMark is how far one input stream has been taken.
+type inputMark struct {
+	Stream    string      `json:"stream"`
+	StreamID  string      `json:"id"` // a stream made anew has another, and its offsets mean something else
+	Next      int64       `json:"next"`
+	Watermark flow.Micros `json:"wm"`
+	Marks     []mark      `json:"marks"`
+}
+
+// intent is the range a sink is about to write: offsets, both included.
+type intent struct {
+	First int64 `json:"first"`
+	Last  int64 `json:"last"`
+}
+
+type stateSection struct {
+	Stage string `json:"stage"`
+	Bytes int    `json:"bytes"`
+}
+
+const (
+	checkpointVersion = 1
+	// Kafka refuses commit metadata above 4,096 bytes (offset.metadata.max.bytes).
+	metadataBytesMax = 3800
+	blobPrefix       = "blob:"
+	blobMagic        = "HLCK1\n"
+	// A blob nobody's commit names is what a killed or fenced task left; after this long it is removed.
+	orphanAge = time.Hour
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// encode gives the checkpoint's bytes: magic, length of the header, header (JSON), states, CRC-32C of it all.
+func (c *checkpoint) encode() ([]byte, error) {
+	c.Version = checkpointVersion
+	c.States = c.States[:0]
+	for _, name := range slices.Sorted(maps.Keys(c.state)) {
+		c.States = append(c.States, stateSection{Stage: name, Bytes: len(c.state[name])})
+	}
+	head, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	b := append([]byte(blobMagic), 0, 0, 0, 0)
+	binary.BigEndian.PutUint32(b[len(blobMagic):], uint32(len(head)))
+	b = append(b, head...)
+	for _, s := range c.States {
+		b = append(b, c.state[s.Stage]...)
+	}
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)), nil
+}
+
+var errCheckpoint = errors.New("checkpoint cannot be read")
+
+func decodeCheckpoint(b []byte) (*checkpoint, error) {
+	n := len(blobMagic)
+	if len(b) < n+8 || string(b[:n]) != blobMagic {
+		return nil, fmt.Errorf("%w: not a checkpoint", errCheckpoint)
+	}
+	body, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
+	if crc32.Checksum(body, castagnoli) != sum {
+		return nil, fmt.Errorf("%w: checksum differs", errCheckpoint)
+	}
+	size := int(binary.BigEndian.Uint32(body[n:]))
+	body = body[n+4:]
+	if size > len(body) {
+		return nil, fmt.Errorf("%w: cut short", errCheckpoint)
+	}
+	c, err := decodeHeader(body[:size])
+	if err != nil {
+		return nil, err
+	}
+	body = body[size:]
+	c.state = map[string][]byte{}
+	for _, s := range c.States {
+		if s.Bytes < 0 || s.Bytes > len(body) {
+			return nil, fmt.Errorf("%w: state of %s cut short", errCheckpoint, s.Stage)
+		}
+		c.state[s.Stage], body = body[:s.Bytes], body[s.Bytes:]
+	}
+	return c, nil
+}
+
+func decodeHeader(b []byte) (*checkpoint, error) {
+	c := &checkpoint{}
+	if err := json.Unmarshal(b, c); err != nil {
+		return nil, fmt.Errorf("%w: %w", errCheckpoint, err)
+	}
+	if c.Version != checkpointVersion {
+		return nil, fmt.Errorf("%w: it has layout %d, this binary reads %d; run the version that wrote it", errCheckpoint, c.Version, checkpointVersion)
+	}
+	return c, nil
+}
+
+// keeper writes and reads the checkpoints of one task. It is used by one goroutine at a time.
+type keeper struct {
+	store  blobs.Store
+	commit func(context.Context, []streams.Commit) error
+	prefix string // of its blobs: group/stream-partition/
+	names  []string
+	now    func() time.Time
+}
+
+// save makes c valid: blob first, under a new name, then the commit that names it.
+func (k *keeper) save(ctx context.Context, partition int32, c *checkpoint) (size int, err error) {
+	body, err := c.encode()
+	if err != nil {
+		return 0, err
+	}
+	var metadata, name string
+	if len(c.state) == 0 {
+		head, err := json.Marshal(c)
+		if err != nil {
+			return 0, err
+		}
+		metadata = string(head)
+	}
+	if metadata == "" || len(metadata) > metadataBytesMax {
+		name = k.prefix + strconv.FormatInt(k.now().UnixMicro(), 10)
+		if err := k.store.Put(ctx, name, bytes.NewReader(body)); err != nil {
+			return 0, fmt.Errorf("write checkpoint: %w", err)
+		}
+		metadata = blobPrefix + name
+	}
+	commits := make([]streams.Commit, len(c.Inputs))
+	for i, in := range c.Inputs {
+		commits[i] = streams.Commit{Stream: in.Stream, Partition: partition, Offset: in.Next, Metadata: metadata}
+	}
+	if err := k.commit(ctx, commits); err != nil {
+		if name != "" {
+			// Nobody will ever name it; what cannot be deleted now is swept up later.
+			_ = k.store.Delete(context.WithoutCancel(ctx), name)
+		}
+		return 0, fmt.Errorf("commit checkpoint: %w", err)
+	}
+	k.forget(ctx, name)
+	return len(body), nil
+}
+
+// forget deletes the checkpoint before the last one. Only names this task has itself written or loaded are
+// deleted: a task that has been replaced without knowing it must not touch its successor's.
+func (k *keeper) forget(ctx context.Context, newest string) {
+	if newest != "" {
+		k.names = append(k.names, newest)
+	}
+	for len(k.names) > 2 {
+		if err := k.store.Delete(ctx, k.names[0]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return // again next time
+		}
+		k.names = k.names[1:]
+	}
+}
+
+// load reads the checkpoint that a commit's metadata holds or names; nil when there is no commit yet.
+func (k *keeper) load(ctx context.Context, metadata string) (*checkpoint, error) {
+	if metadata == "" {
+		return nil, nil
+	}
+	name, ok := strings.CutPrefix(metadata, blobPrefix)
+	if !ok {
+		return decodeHeader([]byte(metadata))
+	}
+	r, err := k.store.Get(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("checkpoint %s is named by Kafka's commit but is not in the checkpoint store: "+
+			"the store was emptied, or this process uses another one than the last; point it at the right store, "+
+			"or reset the consumer group to begin anew: %w", name, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoint: %w", err)
+	}
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoint %s: %w", name, err)
+	}
+	c, err := decodeCheckpoint(b)
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint %s: %w", name, err)
+	}
+	k.names = []string{name}
+	return c, nil
+}
+
+// sweep removes what earlier tasks of this partition left behind, long ago.
+func (k *keeper) sweep(ctx context.Context) error {
+	infos, err := k.store.List(ctx, k.prefix)
+	if err != nil {
+		return fmt.Errorf("list checkpoints: %w", err)
+	}
+	for _, info := range infos {
+		at, err := strconv.ParseInt(strings.TrimPrefix(info.Name, k.prefix), 10, 64)
+		if err != nil || slices.Contains(k.names, info.Name) || k.now().Sub(time.UnixMicro(at)) < orphanAge {
+			continue
+		}
+		if err := k.store.Delete(ctx, info.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove old checkpoint: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+package pipeline
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"hearthline/flow"
+)
+
+// Limits on what a task remembers of its producers. Both are measured in the arrival time that the batches
+// carry, never on a clock.
+const (
+	// A producer this far behind the others no longer holds the watermark back: it is taken for gone.
+	producerSilent = time.Minute
+	// A producer this far behind is forgotten. Should it come back with batches that were already taken, they
+	// would count again; a replay reaches back to a checkpoint, seconds or minutes, never this far.
+	producerForgotten = 24 * time.Hour
+)
+
+// marks is what a reader of one partition of one stream knows of that stream's producers: how far it has taken
+// each, which is what makes a replayed batch count once, and what time each has told.
+type marks struct {
+	of        map[flow.Source]*mark
+	watermark flow.Micros // of the whole partition; only rises
+}
+
+// mark is the furthest that was taken of one source.
+type mark struct {
+	Source    flow.Source   `json:"source"`
+	Position  flow.Position `json:"position"`
+	Watermark flow.Micros   `json:"watermark"`
+	Ended     string        `json:"ended,omitempty"` // the run that the source has ended, while it sends nothing more
+}
+
+func newMarks() *marks { return &marks{of: map[flow.Source]*mark{}} }
+
+// take says whether b is new, and if so remembers it. A batch that is not above its source's mark has been
+// taken before, in this life of the task or in an earlier one.
+func (m *marks) take(b *flow.Batch) bool {
+	k := m.of[b.Lineage.Source]
+	if k == nil {
+		k = &mark{Source: b.Lineage.Source, Position: flow.Position{Offset: -1}}
+		m.of[b.Lineage.Source] = k
+	} else if !b.Lineage.Position.After(k.Position) {
+		return false
+	}
+	k.Position = b.Lineage.Position
+	k.Watermark = max(k.Watermark, b.Watermark)
+	k.Ended = b.Run
+	m.advance()
+	return true
+}
+
+// advance moves the partition's watermark to the lowest that a live producer has promised.
+func (m *marks) advance() {
+	newest := flow.Micros(0)
+	for _, k := range m.of {
+		newest = max(newest, k.Watermark)
+	}
+	low := newest
+	for s, k := range m.of {
+		behind := newest.Sub(k.Watermark)
+		switch {
+		case behind > producerForgotten:
+			delete(m.of, s)
+		case behind <= producerSilent && k.Ended == "":
+			low = min(low, k.Watermark)
+		}
+	}
+	m.watermark = max(m.watermark, low)
+}
+
+// ended is the number of sources that have ended run.
+func (m *marks) ended(run string) int {
+	n := 0
+	for _, k := range m.of {
+		if k.Ended == run {
+			n++
+		}
+	}
+	return n
+}
+
+// list is the marks in a fixed order, for a checkpoint.
+func (m *marks) list() []mark {
+	l := make([]mark, 0, len(m.of))
+	for _, k := range m.of {
+		l = append(l, *k)
+	}
+	slices.SortFunc(l, func(a, b mark) int {
+		return cmp.Or(cmp.Compare(a.Source.Producer, b.Source.Producer),
+			cmp.Compare(a.Source.Stream, b.Source.Stream), cmp.Compare(a.Source.Partition, b.Source.Partition))
+	})
+	return l
+}
+
+// restoreMarks is the inverse of list.
+func restoreMarks(l []mark, watermark flow.Micros) *marks {
+	m := newMarks()
+	m.watermark = watermark
+	for _, k := range l {
+		m.of[k.Source] = &k
+	}
+	return m
+}

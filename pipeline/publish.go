@@ -1,0 +1,105 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow/memory"
+	"github.com/sourcegraph/conc/pool"
+
+	"hearthline/flow"
+	"hearthline/streams"
+)
+
+// publisher makes batches durable on a partition of a stream, in order.
+type publisher interface {
+	Publish(ctx context.Context, stream string, partition int32, batches ...flow.Batch) (int64, error)
+}
+
+// publish carries deliveries out, in order: everything is published before the checkpoint behind it is saved.
+// Deliveries that have piled up while a request was under way travel together. After an error it only drains.
+func (t *task) publish(ctx context.Context) error {
+	var failed error
+	for d := range t.deliveries {
+		group := append([]made(nil), d.made...)
+		checkpoint := d.checkpoint
+		for n := 1; n < deliveriesMax && checkpoint == nil && len(t.deliveries) > 0; n++ {
+			more := <-t.deliveries
+			group = append(group, more.made...)
+			checkpoint = more.checkpoint
+		}
+		if failed == nil {
+			failed = t.publishGroup(ctx, group)
+		}
+		release(group)
+		if checkpoint != nil && failed == nil {
+			failed = t.save(ctx, checkpoint)
+		}
+		if failed != nil {
+			// Nothing behind a failure may be published or committed: readers would take it for what comes next.
+			t.fail(failed)
+		}
+	}
+	return failed
+}
+
+// publishGroup publishes each stream's batches by one request, the streams at once.
+func (t *task) publishGroup(ctx context.Context, group []made) error {
+	byStream := map[string][]flow.Batch{}
+	for _, m := range group {
+		byStream[m.stream] = append(byStream[m.stream], m.batch)
+	}
+	p := pool.New().WithErrors().WithMaxGoroutines(max(1, len(byStream)))
+	for name, batches := range byStream {
+		p.Go(func() error { return publishAll(ctx, t.r.publisher, name, t.partition, batches) })
+	}
+	return p.Wait()
+}
+
+// publishAll publishes batches in order, by as few requests as the broker's message limit allows.
+func publishAll(ctx context.Context, p publisher, stream string, partition int32, batches []flow.Batch) error {
+	_, err := p.Publish(ctx, stream, partition, batches...)
+	if errors.Is(err, streams.ErrTooLarge) && len(batches) > 1 {
+		half := len(batches) / 2
+		if err := publishAll(ctx, p, stream, partition, batches[:half]); err != nil {
+			return err
+		}
+		return publishAll(ctx, p, stream, partition, batches[half:])
+	}
+	if err != nil {
+		return fmt.Errorf("publish to %s/%d: %w", stream, partition, err)
+	}
+	return nil
+}
+
+// save makes a checkpoint valid and notes what it cost.
+func (t *task) save(ctx context.Context, c *checkpoint) error {
+	defer t.saving.Store(false)
+	start := time.Now()
+	size, err := t.keeper.save(ctx, t.partition, c)
+	if err != nil {
+		return err
+	}
+	m := t.r.Meter.Node(t.unit.Name)
+	m.Checkpoint.Observe(time.Since(start).Seconds())
+	m.partition(t.inputs[0].stream, t.partition).CheckpointBytes.Store(int64(size))
+	return nil
+}
+
+// deadMessage makes the dead letter of a message that could not be decoded.
+func deadMessage(mem memory.Allocator, node, deadStream string, from flow.Origin, why error) (made, error) {
+	b := flow.NewDeadBuilder(mem)
+	defer b.Release()
+	b.Message(node, from, why.Error())
+	return made{stream: deadStream, batch: flow.Batch{
+		Lineage: flow.Lineage{
+			Source:   flow.Source{Producer: node, Stream: from.Stream, Partition: from.Partition},
+			Position: flow.Position{Offset: from.Offset},
+		},
+		Bounds:    flow.Bounds{First: from.Watermark, Last: from.Watermark},
+		Watermark: from.Watermark,
+		Record:    b.Record(),
+	}}, nil
+}

@@ -1,0 +1,365 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow/memory"
+	"github.com/cenkalti/backoff/v5"
+	"github.com/sourcegraph/conc/pool"
+
+	"hearthline/blobs"
+	"hearthline/flow"
+	"hearthline/streams"
+)
+
+// Runner runs the nodes of a plan against Kafka. Its fields are set before the first call and not changed.
+type Runner struct {
+	Plan   *Plan
+	Client *streams.Client
+	Store  blobs.Store // where checkpoints are kept
+	Log    *slog.Logger
+	Meter  *Meter
+	Drain  Drain
+	Tap    TapFunc          // nil: nobody looks
+	Mem    memory.Allocator // nil: the Go heap
+
+	once      sync.Once
+	publisher publisher
+}
+
+// Drain says when a runner's nodes are done: when the end of run Run has come to them with the data. The zero
+// Drain is never.
+type Drain struct {
+	Run      string
+	Gateways int // how many gateways write the gateway's stream; each ends the run
+}
+
+// patience is how long a call is repeated while the world fails, before the node ends with the error and is
+// started afresh.
+const patience = 2 * time.Minute
+
+func (r *Runner) mem() memory.Allocator {
+	if r.Mem != nil {
+		return r.Mem
+	}
+	return memory.DefaultAllocator
+}
+
+func (r *Runner) init() {
+	r.once.Do(func() {
+		if r.publisher == nil {
+			r.publisher = r.Client.NewProducer()
+		}
+	})
+}
+
+// ends is the number of producers that have to end a stream.
+func (r *Runner) ends(stream string) int {
+	if stream == r.Plan.Spec.Gateway.To {
+		return r.Drain.Gateways
+	}
+	for _, s := range r.Plan.Sinks {
+		if s.Dead == stream {
+			// A sink's streams end one by one; see sinkTask.tellEnd.
+			n := 0
+			for _, in := range s.Streams {
+				if !r.sinkDead(in) {
+					n++
+				}
+			}
+			return n
+		}
+	}
+	return 1
+}
+
+// sinkDead says whether a stream holds the dead letters of a sink.
+func (r *Runner) sinkDead(stream string) bool {
+	return slices.ContainsFunc(r.Plan.Sinks, func(s *SinkNode) bool { return s.Dead == stream })
+}
+
+// Ensure makes the streams of the plan that Kafka does not have yet, and checks those that it has.
+func (r *Runner) Ensure(ctx context.Context) error {
+	var specs []streams.Spec
+	for _, name := range sortedKeys(r.Plan.Streams) {
+		if s := r.Plan.Streams[name]; s.OnKafka() {
+			specs = append(specs, streams.Spec{Name: name, Partitions: r.Plan.Spec.Partitions, Retention: r.Plan.Spec.Kafka.Retention})
+		}
+	}
+	if err := r.Client.Ensure(ctx, specs); err != nil {
+		return fmt.Errorf("prepare streams: %w", err)
+	}
+	return nil
+}
+
+// group names the consumer group of a node.
+func (r *Runner) group(node string) string { return r.Plan.Spec.Name + "." + node }
+
+// Unit runs a unit (or the unit that a stage is in) until ctx ends or, with a Drain, until its inputs have ended.
+// An error ends it; start it again.
+func (r *Runner) Unit(ctx context.Context, name string) error {
+	r.init()
+	unit := r.Plan.Node(name)
+	if unit == nil {
+		return fmt.Errorf("no stage %q in %s", name, r.Plan.Spec.File)
+	}
+	return r.join(ctx, unit.Name, unit.Inputs, func(ctx context.Context, g *generation) (bool, error) {
+		return g.each(ctx, g.Partitions(), func(ctx context.Context, partition int32) (bool, error) {
+			return r.runTask(ctx, g, unit, partition)
+		})
+	})
+}
+
+// Sink runs a sink until ctx ends or, with a Drain, until its streams have ended. An error ends it; start it again.
+func (r *Runner) Sink(ctx context.Context, name string) (err error) {
+	r.init()
+	i := slices.IndexFunc(r.Plan.Sinks, func(s *SinkNode) bool { return s.Name == name })
+	if i < 0 {
+		return fmt.Errorf("no sink %q in %s", name, r.Plan.Spec.File)
+	}
+	node := r.Plan.Sinks[i]
+	sink := node.New()
+	if o, ok := sink.(flow.Opener); ok {
+		if err := o.Open(ctx); err != nil {
+			return fmt.Errorf("open sink %s: %w", name, err)
+		}
+	}
+	if c, ok := sink.(flow.Closer); ok {
+		defer func() { err = errors.Join(err, c.Close()) }()
+	}
+	return r.join(ctx, node.Name, node.Streams, func(ctx context.Context, g *generation) (bool, error) {
+		type place struct {
+			stream    string
+			partition int32
+		}
+		var places []place
+		for _, stream := range node.Streams {
+			for _, p := range g.Partitions() {
+				places = append(places, place{stream, p})
+			}
+		}
+		return eachOf(ctx, places, func(ctx context.Context, p place) (bool, error) {
+			return r.runSinkTask(ctx, g, node, sink, p.stream, p.partition)
+		})
+	})
+}
+
+// generation is one membership of a node in its consumer group.
+type generation struct {
+	*streams.Generation
+	committed map[string]map[int32]streams.Committed
+	ids       map[string]string // stream → id of its incarnation
+}
+
+// each runs f for every partition at once. It says whether all are done.
+func (g *generation) each(ctx context.Context, partitions []int32, f func(context.Context, int32) (bool, error)) (bool, error) {
+	return eachOf(ctx, partitions, f)
+}
+
+func eachOf[T any](ctx context.Context, all []T, f func(context.Context, T) (bool, error)) (bool, error) {
+	p := pool.NewWithResults[bool]().WithContext(ctx).WithCancelOnError()
+	for _, one := range all {
+		p.Go(func(ctx context.Context) (bool, error) { return f(ctx, one) })
+	}
+	results, err := p.Wait()
+	return err == nil && !slices.Contains(results, false), err
+}
+
+// join takes part in a node's consumer group, generation after generation.
+func (r *Runner) join(ctx context.Context, node string, inputs []string, run func(context.Context, *generation) (done bool, err error)) error {
+	ids := map[string]string{}
+	for _, stream := range inputs {
+		info, err := r.Client.Info(ctx, stream)
+		if err != nil {
+			return fmt.Errorf("%s: %w", node, err)
+		}
+		ids[stream] = info.ID
+	}
+	all := r.Plan.Spec.Partitions
+	member, leave := context.WithCancel(ctx)
+	defer leave()
+	var failed error
+	err := r.Client.Join(member, streams.GroupConfig{ID: r.group(node), Streams: inputs},
+		func(ctx context.Context, sg *streams.Generation) error {
+			committed, err := sg.Committed(ctx)
+			if err != nil {
+				return fmt.Errorf("%s: %w", node, err)
+			}
+			r.Log.Debug("partitions assigned", "node", node, "partitions", sg.Partitions())
+			done, err := run(ctx, &generation{Generation: sg, committed: committed, ids: ids})
+			if errors.Is(err, streams.ErrFenced) {
+				r.Log.Info("partitions were taken over by another member", "node", node)
+				return nil
+			}
+			if err != nil {
+				failed = err
+				leave()
+				return err
+			}
+			if done && len(sg.Partitions()) == all {
+				leave()
+			}
+			if done {
+				// Nothing is left to do here, but other members may still need the group to stand.
+				<-ctx.Done()
+			}
+			return nil
+		})
+	if failed != nil {
+		return fmt.Errorf("%s: %w", node, failed)
+	}
+	if member.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		return ctx.Err()
+	}
+	return err
+}
+
+// runTask runs a unit on one partition for one generation.
+func (r *Runner) runTask(ctx context.Context, g *generation, unit *Unit, partition int32) (done bool, err error) {
+	t := &task{r: r, unit: unit, partition: partition, told: map[string]flow.Micros{}}
+	t.keeper = r.keeper(g, unit.Name, unit.Inputs[0], partition)
+	saved, err := t.keeper.load(ctx, g.committed[unit.Inputs[0]][partition].Metadata)
+	if err != nil {
+		return false, err
+	}
+	if err := t.keeper.sweep(ctx); err != nil {
+		return false, err
+	}
+	states := map[string][]byte{}
+	if saved != nil {
+		states = saved.state
+	}
+	meter := r.Meter.Node(unit.Name)
+	for _, stream := range unit.Inputs {
+		in, err := r.resume(ctx, g, saved, stream, partition)
+		if err != nil {
+			return false, err
+		}
+		in.ended = r.Drain.Run != "" && in.marks.ended(r.Drain.Run) >= in.ends
+		t.inputs = append(t.inputs, in)
+		t.merge.inputs = append(t.merge.inputs, &mergeInput{stream: stream, source: r.Client.NewReader(stream, partition, in.next), ended: in.ended})
+		defer meter.release(stream, partition)
+	}
+	t.watermark = t.inputs[0].marks.watermark
+	t.advance()
+	t.chains = make(chan *chain, chainsFor(unit))
+	for range cap(t.chains) {
+		c := newChain(unit, r.Plan, partition, r.mem(), r.Meter, r.Tap, r.retry)
+		if err := c.open(ctx, states); err != nil {
+			return false, errors.Join(err, t.merge.close())
+		}
+		t.chains <- c
+	}
+	for _, s := range unit.Stages {
+		for _, output := range sortedKeys(s.Outputs) {
+			if e := (edge{s.Name, s.Outputs[output]}); r.Plan.Streams[e.stream].OnKafka() && !slices.Contains(t.edges, e) {
+				t.edges = append(t.edges, e)
+			}
+		}
+		t.deads = append(t.deads, edge{s.Name, s.Dead})
+	}
+	return t.run(ctx)
+}
+
+// runSinkTask keeps one partition of a stream for one generation.
+func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *SinkNode, sink flow.Sink, stream string, partition int32) (done bool, err error) {
+	t := &sinkTask{
+		r: r, node: node, sink: sink, stream: stream, id: g.ids[stream], partition: partition,
+		rowsMax: node.FlushRows, wait: node.FlushWait, meter: r.Meter.Node(node.Name),
+		open: func(offset int64) source { return r.Client.NewReader(stream, partition, offset) },
+	}
+	rows, wait := int64(100_000), time.Second
+	if f, ok := sink.(flow.Flushing); ok {
+		rows, wait = f.Flush()
+	}
+	if t.rowsMax == 0 {
+		t.rowsMax = rows
+	}
+	if t.wait == 0 {
+		t.wait = wait
+	}
+	t.keeper = r.keeper(g, node.Name, stream, partition)
+	saved, err := t.keeper.load(ctx, g.committed[stream][partition].Metadata)
+	if err != nil {
+		return false, err
+	}
+	in, err := r.resume(ctx, g, saved, stream, partition)
+	if err != nil {
+		return false, err
+	}
+	t.next, t.marks = in.next, in.marks
+	defer t.meter.release(stream, partition)
+	return t.run(ctx, saved)
+}
+
+func (r *Runner) keeper(g *generation, node, stream string, partition int32) *keeper {
+	return &keeper{
+		store: r.Store, commit: g.Commit, now: time.Now,
+		prefix: fmt.Sprintf("checkpoints/%s/%s-%d/", r.group(node), stream, partition),
+	}
+}
+
+// resume says where to go on with an input: at its checkpoint, at an offset that somebody set by hand, or at the
+// beginning.
+func (r *Runner) resume(ctx context.Context, g *generation, saved *checkpoint, stream string, partition int32) (*input, error) {
+	in := &input{stream: stream, id: g.ids[stream], marks: newMarks(), ends: r.ends(stream)}
+	if saved != nil {
+		for _, m := range saved.Inputs {
+			if m.Stream != stream {
+				continue
+			}
+			if m.StreamID != in.id {
+				return nil, fmt.Errorf("stream %s has been deleted and made anew since the last checkpoint of group %s: its offsets mean "+
+					"something else now; reset the group's offsets to begin anew", stream, g.Group())
+			}
+			in.next, in.marks = m.Next, restoreMarks(m.Marks, m.Watermark)
+			return in, nil
+		}
+	}
+	if c, ok := g.committed[stream][partition]; ok {
+		in.next = c.Offset
+		return in, nil
+	}
+	first, _, err := r.Client.Bounds(ctx, stream, partition)
+	if err != nil {
+		return nil, err
+	}
+	in.next = first
+	return in, nil
+}
+
+// retry calls f until it succeeds, or until its error is bad data, or until patience ends.
+func (r *Runner) retry(ctx context.Context, meter *NodeMeter, what string, f func() error) error {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 10*time.Second
+	logged := false
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := f()
+		if err == nil || errors.Is(err, flow.ErrBad) {
+			return struct{}{}, wrapPermanent(err)
+		}
+		meter.Retries.Add(1)
+		if !logged {
+			logged = true
+			r.Log.Warn("failed, trying again", "node", meter.Name, "what", what, "error", err)
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(patience))
+	if err == nil && logged {
+		r.Log.Info("works again", "node", meter.Name, "what", what)
+	}
+	return err
+}
+
+func wrapPermanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return backoff.Permanent(err)
+}

@@ -1,0 +1,280 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow"
+
+	"hearthline/flow"
+	"hearthline/streams"
+)
+
+// rangeBytesMax bounds what a sink's task gathers, whatever its rows limit: as read from Kafka, decompressed.
+const rangeBytesMax = 64 << 20
+
+// sinkTask keeps one partition of one stream in a sink. It gathers a range, commits that it is about to write it
+// (the intent), writes it, and commits that it has. After a crash the same range is cut again from the same
+// offsets, so that a sink for which writing twice equals writing once counts every row once.
+type sinkTask struct {
+	r         *Runner
+	node      *SinkNode
+	sink      flow.Sink
+	stream    string
+	id        string
+	partition int32
+	rowsMax   int64
+	wait      time.Duration
+	open      func(offset int64) source
+	keeper    *keeper
+	meter     *NodeMeter
+
+	source source
+	next   int64  // first offset that is not yet written
+	marks  *marks // as of next
+}
+
+// batchRange is what has been gathered for one write.
+type batchRange struct {
+	records []arrow.Record
+	rows    int64
+	bytes   int
+	last    int64  // offset of the last message taken, next-1 while there is none
+	marks   *marks // as of last+1
+	broken  []*streams.DecodeError
+	ended   bool
+	since   time.Time // when the first row was gathered
+}
+
+func (b *batchRange) release() {
+	for _, rec := range b.records {
+		rec.Release()
+	}
+	b.records = nil
+}
+
+// run works until ctx ends or the stream has ended. What was gathered but not begun to be written when ctx ends
+// is left to whoever comes next.
+func (t *sinkTask) run(ctx context.Context, c *checkpoint) (done bool, err error) {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(windDown, stop) })()
+	t.source = t.open(t.next)
+	defer func() { err = errors.Join(err, t.source.Close()) }()
+
+	if c != nil && c.Intent != nil {
+		if err := t.repeat(ctx, work, *c.Intent); err != nil {
+			return false, fmt.Errorf("write range %d–%d of %s/%d again: %w", c.Intent.First, c.Intent.Last, t.stream, t.partition, err)
+		}
+	}
+	for {
+		if t.ended(t.marks) {
+			return true, t.tellEnd(work)
+		}
+		b, err := t.gather(ctx, nil)
+		if err == nil {
+			err = t.write(work, b, true)
+		}
+		b.release()
+		if ctx.Err() != nil {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+func (t *sinkTask) ended(m *marks) bool {
+	return t.r.Drain.Run != "" && m.ended(t.r.Drain.Run) >= t.r.ends(t.stream)
+}
+
+// repeat writes the range of an intent that may or may not have been written.
+func (t *sinkTask) repeat(ctx, work context.Context, i intent) error {
+	t.r.Log.Info("writing a range again that may have been written before", "sink", t.node.Name, "stream", t.stream,
+		"partition", t.partition, "first", i.First, "last", i.Last)
+	b, err := t.gather(ctx, &i)
+	defer b.release()
+	if err != nil {
+		return err
+	}
+	return t.write(work, b, false)
+}
+
+// gather reads until the range is large or old enough, or until exactly the range of again is read.
+func (t *sinkTask) gather(ctx context.Context, again *intent) (*batchRange, error) {
+	b := &batchRange{last: t.next - 1, marks: restoreMarks(t.marks.list(), t.marks.watermark)}
+	var deadline time.Time
+	for {
+		if again != nil && b.last >= again.Last {
+			return b, nil
+		}
+		if again == nil && (b.rows >= t.rowsMax || b.bytes >= rangeBytesMax || b.ended) {
+			return b, nil
+		}
+		msg, err := t.nextBefore(ctx, deadline)
+		var broken *streams.DecodeError
+		switch {
+		case err == nil:
+			b.last = msg.Offset
+			t.takeInto(b, msg)
+		case errors.As(err, &broken):
+			b.last = broken.Offset
+			b.broken = append(b.broken, broken)
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && again == nil:
+			return b, nil
+		default:
+			return b, err
+		}
+		if again == nil && deadline.IsZero() {
+			deadline = time.Now().Add(t.wait)
+		}
+	}
+}
+
+func (t *sinkTask) nextBefore(ctx context.Context, deadline time.Time) (streams.Message, error) {
+	if !deadline.IsZero() {
+		wait, cancel := context.WithDeadline(ctx, deadline)
+		defer cancel()
+		ctx = wait
+	}
+	return t.source.Next(ctx)
+}
+
+func (t *sinkTask) takeInto(b *batchRange, msg streams.Message) {
+	p := t.meter.partition(t.stream, t.partition)
+	p.Offset.Store(msg.Offset + 1)
+	if !b.marks.take(&msg.Batch) {
+		t.meter.Duplicates.Add(1)
+		if msg.Batch.Record != nil {
+			msg.Batch.Record.Release()
+		}
+		return
+	}
+	p.Watermark.Store(int64(b.marks.watermark))
+	b.ended = t.ended(b.marks)
+	if rec := msg.Batch.Record; rec != nil {
+		if rec.NumRows() == 0 {
+			rec.Release()
+			return
+		}
+		b.records = append(b.records, rec)
+		b.rows += rec.NumRows()
+		b.bytes += msg.Bytes
+		edge := t.meter.In(t.stream)
+		edge.Rows.Add(rec.NumRows())
+		edge.Batches.Add(1)
+	}
+}
+
+// write stores a range: intent, rows, commit. A range without rows needs no intent.
+func (t *sinkTask) write(ctx context.Context, b *batchRange, announce bool) error {
+	if b.last < t.next {
+		return nil
+	}
+	r := flow.Range{Stream: t.stream, StreamID: t.id, Partition: t.partition, First: t.next, Last: b.last}
+	if b.rows > 0 || len(b.broken) > 0 {
+		if announce {
+			c := t.checkpoint(t.next, t.marks)
+			c.Intent = &intent{First: r.First, Last: r.Last}
+			if err := t.save(ctx, c); err != nil {
+				return err
+			}
+		}
+		if err := t.store(ctx, r, b); err != nil {
+			return err
+		}
+	}
+	if err := t.save(ctx, t.checkpoint(r.Last+1, b.marks)); err != nil {
+		return err
+	}
+	t.next, t.marks = r.Last+1, b.marks
+	return nil
+}
+
+// store gives the rows to the sink; what the sink can never take goes to its dead letters.
+func (t *sinkTask) store(ctx context.Context, r flow.Range, b *batchRange) error {
+	var bad error
+	if b.rows > 0 {
+		start := time.Now()
+		err := t.r.retry(ctx, t.meter, "write "+r.String(), func() (err error) {
+			defer func() {
+				if p := recover(); p != nil {
+					err = flow.Badf("sink %s panicked: %v\n%s", t.node.Name, p, shortStack())
+				}
+			}()
+			return t.sink.Write(ctx, r, b.records)
+		})
+		t.meter.Process.Observe(time.Since(start).Seconds())
+		if err != nil && !errors.Is(err, flow.ErrBad) {
+			return fmt.Errorf("write %s: %w", r, err)
+		}
+		bad = err
+	}
+	if bad == nil && len(b.broken) == 0 {
+		return nil
+	}
+	return t.setAside(ctx, r, b, bad)
+}
+
+// setAside publishes dead letters for a range: messages nobody could read, rows the sink refused. Their lineage is
+// the range's, so that a second writing of the range makes none that count.
+func (t *sinkTask) setAside(ctx context.Context, r flow.Range, b *batchRange, bad error) error {
+	d := flow.NewDeadBuilder(t.r.mem())
+	defer d.Release()
+	from := flow.Origin{Stream: r.Stream, Partition: r.Partition, Offset: r.First, Watermark: b.marks.watermark}
+	for _, broken := range b.broken {
+		at := from
+		at.Offset = broken.Offset
+		d.Message(t.node.Name, at, broken.Err.Error())
+	}
+	if bad != nil {
+		for _, rec := range b.records {
+			if err := d.Rows(rec, t.node.Name, from, flow.BadRows{Reasons: []string{bad.Error()}}); err != nil {
+				return err
+			}
+		}
+	}
+	rec := d.Record()
+	defer rec.Release()
+	t.meter.Bad.Add(rec.NumRows())
+	edge := t.meter.Out(t.node.Dead)
+	edge.Rows.Add(rec.NumRows())
+	edge.Batches.Add(1)
+	return publishAll(ctx, t.r.publisher, t.node.Dead, t.partition, []flow.Batch{{
+		Lineage: flow.Lineage{
+			Source:   flow.Source{Producer: t.node.Name, Stream: r.Stream, Partition: r.Partition},
+			Position: flow.Position{Offset: r.Last},
+		},
+		Bounds: boundsOf(rec), Watermark: b.marks.watermark, Record: rec,
+	}})
+}
+
+// tellEnd ends the run for whoever reads this sink's dead letters.
+func (t *sinkTask) tellEnd(ctx context.Context) error {
+	if t.r.sinkDead(t.stream) {
+		return nil // sinks that keep each other's dead letters would wait for each other
+	}
+	return publishAll(ctx, t.r.publisher, t.node.Dead, t.partition, []flow.Batch{{
+		Kind: flow.KindEnd,
+		Run:  t.r.Drain.Run,
+		Lineage: flow.Lineage{
+			Source:   flow.Source{Producer: t.node.Name, Stream: t.stream, Partition: t.partition},
+			Position: flow.Position{Offset: t.next - 1, K: endK},
+		},
+		Watermark: t.marks.watermark,
+	}})
+}
+
+func (t *sinkTask) checkpoint(next int64, m *marks) *checkpoint {
+	return &checkpoint{Inputs: []inputMark{{Stream: t.stream, StreamID: t.id, Next: next, Watermark: m.watermark, Marks: m.list()}}}
+}
+
+func (t *sinkTask) save(ctx context.Context, c *checkpoint) error {
+	start := time.Now()
+	_, err := t.keeper.save(ctx, t.partition, c)
+	t.meter.Checkpoint.Observe(time.Since(start).Seconds())
+	return err
+}

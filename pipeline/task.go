@@ -1,0 +1,341 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/sourcegraph/conc"
+	"github.com/sourcegraph/conc/stream"
+
+	"hearthline/flow"
+	"hearthline/streams"
+)
+
+// Limits of a task.
+const (
+	// Batches processed but not yet published. With at most 8,192 rows a batch this bounds a task's memory.
+	deliveriesMax = 64
+	// How long a task may go on finishing what it has in hand after it was told to stop.
+	windDown = 10 * time.Second
+	// Heartbeats a stream may lack before one is sent on: in the time that batches carry.
+	heartbeatEvery = time.Second
+)
+
+// Positions of the batches without rows that a stage sends on: above those of any rows it makes of the same message.
+const (
+	heartbeatK = math.MaxInt32 - 1
+	endK       = math.MaxInt32
+)
+
+// task runs a unit on one partition: it reads batches in order, processes them (several at once where no stage
+// remembers anything), publishes what comes of them in order, and checkpoints. All order, all dropping of
+// duplicates and all time is decided on the goroutine of run; deliver and publish only carry it out.
+type task struct {
+	r         *Runner
+	unit      *Unit
+	partition int32
+	inputs    []*input // sorted by stream
+	merge     merge
+	chains    chan *chain // idle ones; one when the unit is stateful
+	keeper    *keeper
+	told      map[string]flow.Micros // stream → watermark last sent on it; used by deliver alone
+	edges     []edge                 // what the unit writes to Kafka beside dead letters
+	deads     []edge
+	watermark flow.Micros
+
+	deliveries chan delivery
+	saving     atomic.Bool // a checkpoint is on its way
+	fail       context.CancelCauseFunc
+}
+
+// input is one input stream of a task.
+type input struct {
+	stream string
+	id     string
+	next   int64
+	marks  *marks
+	ends   int // producers that have to end before the input has ended
+	ended  bool
+}
+
+// edge is a stream that a stage of the unit writes.
+type edge struct{ stage, stream string }
+
+// delivery is what one message came to, in the order of the messages.
+type delivery struct {
+	made       []made
+	checkpoint *checkpoint // to be saved once everything before it is published
+}
+
+// run works until ctx ends, or until every input has ended; then it finishes what it has in hand and saves a last
+// checkpoint. done says that the inputs have ended.
+func (t *task) run(ctx context.Context) (done bool, err error) {
+	// What is in hand may be finished for a while after ctx has ended.
+	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	t.fail = stop
+	defer context.AfterFunc(ctx, func() {
+		time.AfterFunc(windDown, func() { stop(fmt.Errorf("did not finish within %v of being told to stop", windDown)) })
+	})()
+	reading, stopReading := context.WithCancelCause(ctx)
+	defer stopReading(nil)
+	defer context.AfterFunc(work, func() { stopReading(context.Cause(work)) })()
+
+	t.deliveries = make(chan delivery, deliveriesMax)
+	var publisher conc.WaitGroup
+	publisher.Go(func() {
+		if err := t.publish(work); err != nil {
+			t.fail(err)
+		}
+	})
+	workers := stream.New().WithMaxGoroutines(cap(t.chains))
+	done, err = t.read(reading, work, workers)
+	workers.Wait()
+	close(t.deliveries)
+	publisher.Wait()
+	if cause := context.Cause(work); cause != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		err = cause
+	}
+	for range cap(t.chains) {
+		err = errors.Join(err, (<-t.chains).close())
+	}
+	return done && err == nil, errors.Join(err, t.merge.close())
+}
+
+// read takes messages until it is told to stop or the inputs have ended, and submits them.
+func (t *task) read(ctx, work context.Context, workers *stream.Stream) (done bool, err error) {
+	defer func() {
+		if err == nil {
+			t.submitCheckpoint(work, workers)
+		}
+	}()
+	if t.allEnded() {
+		return true, nil
+	}
+	dirty, due := false, time.Now().Add(t.r.Plan.Spec.Checkpoint)
+	for {
+		if dirty && !time.Now().Before(due) && t.saving.CompareAndSwap(false, true) {
+			t.submitCheckpoint(work, workers)
+			dirty, due = false, time.Now().Add(t.r.Plan.Spec.Checkpoint)
+		}
+		msg, err := t.nextMessage(ctx, dirty, due)
+		var broken *streams.DecodeError
+		switch {
+		case err == nil:
+		case errors.As(err, &broken):
+			dirty = true
+			t.submitBroken(work, workers, broken)
+			continue
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+			continue
+		case ctx.Err() != nil:
+			return false, nil
+		default:
+			return false, err
+		}
+		dirty = true
+		if t.take(work, workers, msg) {
+			return true, nil
+		}
+	}
+}
+
+// nextMessage waits for a message, but no longer than until a checkpoint is due.
+func (t *task) nextMessage(ctx context.Context, dirty bool, due time.Time) (streams.Message, error) {
+	if dirty {
+		wait, cancel := context.WithDeadline(ctx, maxTime(due, time.Now().Add(10*time.Millisecond)))
+		defer cancel()
+		ctx = wait
+	}
+	return t.merge.next(ctx)
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// take submits a message, unless it was taken before. It says whether all inputs have ended with it.
+func (t *task) take(work context.Context, workers *stream.Stream, msg streams.Message) (allEnded bool) {
+	in := t.input(msg.Stream)
+	in.next = msg.Offset + 1
+	t.r.Meter.Node(t.unit.Name).partition(msg.Stream, t.partition).Offset.Store(in.next)
+	if !in.marks.take(&msg.Batch) {
+		t.r.Meter.Node(t.unit.Name).Duplicates.Add(1)
+		if msg.Batch.Record != nil {
+			msg.Batch.Record.Release()
+		}
+		return false
+	}
+	if in.marks.ended(t.r.Drain.Run) >= in.ends && t.r.Drain.Run != "" {
+		in.ended = true
+		t.merge.end(in.stream)
+	}
+	t.advance()
+	t.submit(work, workers, message{
+		origin:    flow.Origin{Stream: msg.Stream, Partition: t.partition, Offset: msg.Offset, Watermark: msg.Batch.Watermark},
+		watermark: t.watermark,
+		record:    msg.Batch.Record,
+	}, t.allEnded())
+	return t.allEnded()
+}
+
+func (t *task) input(stream string) *input {
+	return t.inputs[slices.IndexFunc(t.inputs, func(in *input) bool { return in.stream == stream })]
+}
+
+func (t *task) allEnded() bool {
+	return !slices.ContainsFunc(t.inputs, func(in *input) bool { return !in.ended })
+}
+
+// advance moves the task's watermark to the lowest of its inputs' that have not ended.
+func (t *task) advance() {
+	low := flow.Micros(math.MaxInt64)
+	for _, in := range t.inputs {
+		if !in.ended || t.allEnded() {
+			low = min(low, in.marks.watermark)
+		}
+	}
+	t.watermark = max(t.watermark, low)
+	t.r.Meter.Node(t.unit.Name).partition(t.inputs[0].stream, t.partition).Watermark.Store(int64(t.watermark))
+}
+
+// submit has a message processed. What comes of it is delivered in the order of submission.
+func (t *task) submit(work context.Context, workers *stream.Stream, m message, last bool) {
+	workers.Go(func() stream.Callback {
+		var out []made
+		if m.record != nil {
+			defer m.record.Release()
+		}
+		if work.Err() == nil {
+			c := <-t.chains
+			var err error
+			if out, err = c.process(work, m); err != nil {
+				t.fail(err)
+			}
+			t.chains <- c
+		}
+		return func() { t.deliver(work, m, out, last) }
+	})
+}
+
+// deliver hands what a message came to over to publish. It is called in the order of the messages.
+func (t *task) deliver(work context.Context, m message, out []made, last bool) {
+	if work.Err() != nil {
+		release(out)
+		return
+	}
+	for _, d := range out {
+		t.told[d.stream] = m.watermark
+	}
+	for _, e := range t.edges {
+		switch {
+		case last:
+			out = append(out, t.tell(m, e, flow.KindEnd, endK))
+		case m.watermark.Sub(t.told[e.stream]) >= heartbeatEvery:
+			t.told[e.stream] = m.watermark
+			out = append(out, t.tell(m, e, flow.KindHeartbeat, heartbeatK))
+		}
+	}
+	if last {
+		for _, e := range t.deads {
+			out = append(out, t.tell(m, e, flow.KindEnd, endK))
+		}
+	}
+	if len(out) > 0 {
+		t.deliveries <- delivery{made: out}
+	}
+}
+
+func (t *task) tell(m message, e edge, kind flow.Kind, k int32) made {
+	b := flow.Batch{
+		Kind: kind,
+		Lineage: flow.Lineage{
+			Source:   flow.Source{Producer: e.stage, Stream: m.origin.Stream, Partition: m.origin.Partition},
+			Position: flow.Position{Offset: m.origin.Offset, K: k},
+		},
+		Watermark: m.watermark,
+	}
+	if kind == flow.KindEnd {
+		b.Run = t.r.Drain.Run
+	}
+	return made{stream: e.stream, batch: b}
+}
+
+// submitCheckpoint has a checkpoint saved that covers every message submitted so far.
+func (t *task) submitCheckpoint(work context.Context, workers *stream.Stream) {
+	c := &checkpoint{}
+	for _, in := range t.inputs {
+		c.Inputs = append(c.Inputs, inputMark{
+			Stream: in.stream, StreamID: in.id, Next: in.next, Watermark: in.marks.watermark, Marks: in.marks.list(),
+		})
+	}
+	workers.Go(func() stream.Callback {
+		if work.Err() == nil && cap(t.chains) == 1 {
+			chain := <-t.chains
+			var err error
+			if c.state, err = chain.snapshot(); err != nil {
+				t.fail(err)
+			}
+			t.chains <- chain
+		}
+		return func() {
+			if work.Err() == nil {
+				t.deliveries <- delivery{checkpoint: c}
+			}
+		}
+	})
+}
+
+// submitBroken sets a message aside that could not be decoded.
+func (t *task) submitBroken(work context.Context, workers *stream.Stream, broken *streams.DecodeError) {
+	t.input(broken.Stream).next = broken.Offset + 1
+	head := t.unit.Stages[slices.IndexFunc(t.unit.Stages, func(s *StageNode) bool { return slices.Contains(s.From, broken.Stream) })]
+	workers.Go(func() stream.Callback {
+		return func() {
+			if work.Err() != nil {
+				return
+			}
+			from := flow.Origin{Stream: broken.Stream, Partition: t.partition, Offset: broken.Offset, Watermark: t.watermarkTold()}
+			out, err := deadMessage(t.r.mem(), head.Name, head.Dead, from, broken.Err)
+			if err != nil {
+				t.fail(err)
+				return
+			}
+			t.r.Meter.Node(head.Name).Bad.Add(1)
+			t.deliveries <- delivery{made: []made{out}}
+		}
+	})
+}
+
+// watermarkTold is the highest watermark delivered so far: the time of a message that tells none.
+func (t *task) watermarkTold() flow.Micros {
+	w := flow.Micros(0)
+	for _, told := range t.told {
+		w = max(w, told)
+	}
+	return w
+}
+
+// chainsFor is how many messages a task works on at once.
+func chainsFor(u *Unit) int {
+	if stateful(u) {
+		return 1
+	}
+	n := runtime.GOMAXPROCS(0)
+	for _, s := range u.Stages {
+		if s.Parallel > 0 {
+			n = min(n, s.Parallel)
+		}
+	}
+	// A stateless unit with one worker still differs from a stateful one: it has no state to save.
+	return n
+}
