@@ -12,6 +12,8 @@ type Plan struct {
 	Streams map[string]*Stream // by name, dead-letter streams included
 	Units   []*Unit            // what runs as one task each: a group of `together`, or a single stage; in the order of the data
 	Sinks   []*SinkNode
+	// Gateway is the catalogue's gateway with the settings of the file, nil when the catalogue has none.
+	Gateway any
 }
 
 // Stream is an edge of the graph.
@@ -20,17 +22,20 @@ type Stream struct {
 	Schema  *arrow.Schema
 	Writer  string   // gateway, a stage or (for <sink>.dead) a sink
 	Readers []string // stages and sinks, in the order of the file
-	Unit    string   // set when all its readers and its writer are in that unit: it never reaches Kafka
+	// Unit is set when all its readers and its writer are in that unit: it never reaches Kafka. Where only some
+	// of the readers are in the writer's unit, those still get it by a plain call, and the others from Kafka.
+	Unit string
 }
 
-// OnKafka says whether the stream is a Kafka topic: false for an edge inside a unit.
-func (s *Stream) OnKafka() bool { return s.Unit == "" }
+// OnKafka says whether the stream is a Kafka topic: false for an edge inside a unit, and for what [Plan.Streams]
+// holds under [Drop]: nothing.
+func (s *Stream) OnKafka() bool { return s != nil && s.Unit == "" }
 
 // Unit is one or more stages that run in one task, chained by plain calls.
 type Unit struct {
-	Name   string   // the stage's name; of a group, the names joined by "+"
-	Inputs []string // the streams it reads from Kafka, sorted
-	Stages []*StageNode
+	Name   string       // the stage's name; of a group, the names joined by "+"
+	Inputs []string     // the streams it reads from Kafka, sorted; never one that a stage of the unit writes
+	Stages []*StageNode // in the order of the data
 }
 
 // StageNode is a stage with its settings decoded.
@@ -38,7 +43,7 @@ type StageNode struct {
 	Stage
 	// New makes an instance with the settings of the file. It has been called once, by lint, and cannot fail.
 	New     func() flow.Stage
-	Outputs map[string]string // output name → stream, resolved
+	Outputs map[string]string // output name → stream, resolved; all outputs the stage has; [Drop] = nowhere
 	Dead    string            // stream of its dead letters
 }
 
@@ -49,6 +54,9 @@ type SinkNode struct {
 	Streams []string // patterns resolved
 	Dead    string
 }
+
+// Drop stands in `to:` for the stream of an output that nobody wants: `to: {features: features, late: _}`.
+const Drop = "_"
 
 // Node finds the unit that a stage runs in, nil when there is none of that name.
 func (p *Plan) Node(stage string) *Unit {

@@ -13,6 +13,8 @@ import (
 // resolved, settings not yet decoded: that is the business of the catalogue's structs (see [Catalog]).
 type Spec struct {
 	File       string // as it was named when read; part of every finding
+	Source     []byte // the file as read, nothing expanded: what deploy/ ships
+	Env        []EnvUse
 	Name       string // of the pipeline; the prefix of its consumer groups
 	Partitions int    // of every stream; a home's rows stay in one
 	Kafka      Kafka
@@ -23,6 +25,20 @@ type Spec struct {
 	Checkpoint time.Duration
 	Console    Console
 	Deploy     yaml.Node // read by deploy/ alone: images, replicas, limits by node
+
+	// broken says that names or joints could not be read: what [NewPlan] says of missing streams and orphans
+	// would only be echoes of that.
+	broken     bool
+	togetherAt []places // of each group: "" the group, and each name
+}
+
+// EnvUse is one ${NAME} or ${NAME:-default} in the values of a pipeline.yaml.
+type EnvUse struct {
+	Name       string
+	Default    string
+	HasDefault bool
+	Path       string // of the value it stands in: sinks.clickhouse.settings.address
+	Pos
 }
 
 // Kafka says where the streams are.
@@ -39,6 +55,8 @@ type Gateway struct {
 	To       string    // the stream it writes
 	Settings yaml.Node // of ingest.Gateway
 	Pos      Pos
+
+	at places
 }
 
 // Console is the web page, its API and /metrics of `up`.
@@ -57,6 +75,8 @@ type Stage struct {
 	Settings yaml.Node
 	Parallel int // instances of a stateless stage that work at once in a task; 0 = one a core
 	Pos      Pos
+
+	at places
 }
 
 // Sink is one use of a sink of the catalogue.
@@ -68,6 +88,8 @@ type Sink struct {
 	FlushRows int64         // 0 = the sink's wish
 	FlushWait time.Duration // 0 = the sink's wish
 	Pos       Pos
+
+	at places
 }
 
 // Catalog is what pipeline.yaml can name. main.go fills it; every call of a constructor gives a fresh instance
@@ -82,19 +104,43 @@ type Catalog struct {
 // Pos is a place in pipeline.yaml; lines and columns count from 1.
 type Pos struct{ Line, Column int }
 
+// Level says how bad a finding is.
+type Level uint8
+
+const (
+	LevelError   Level = iota // it does not run
+	LevelWarning              // it runs, and somebody may be surprised
+)
+
 // Finding is one thing that is wrong with a pipeline.yaml.
 type Finding struct {
 	File string
 	Pos
+	Level   Level
 	Path    string // stages.score.settings.treshold
 	Message string // what is wrong
 	Hint    string // what to do, "" when nobody knows
 }
 
+// String is one line: file:line:column: message; hint.
 func (f Finding) String() string {
-	s := fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Column, f.Message)
+	s := fmt.Sprintf("%s:%d:%d: ", f.File, f.Line, f.Column)
+	if f.Level == LevelWarning {
+		s += "warning: "
+	}
+	s += f.Message
 	if f.Hint != "" {
 		s += "; " + f.Hint
 	}
 	return s
+}
+
+// Failed says whether one of the findings is an error.
+func Failed(findings []Finding) bool {
+	for _, f := range findings {
+		if f.Level == LevelError {
+			return true
+		}
+	}
+	return false
 }

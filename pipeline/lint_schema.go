@@ -1,0 +1,225 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/array"
+	"github.com/apache/arrow/go/v15/arrow/memory"
+
+	"hearthline/flow"
+)
+
+// openWait bounds what a stage may take to make ready when lint must open it to learn its outputs.
+const openWait = 30 * time.Second
+
+// schemas finds the schema of every stream by giving each stage records without rows, in the order of the data.
+func (p *planner) schemas() {
+	for _, node := range p.order {
+		if node.New == nil {
+			continue
+		}
+		if outputs, ok := p.outputs(node); ok {
+			p.resolve(node, outputs)
+		}
+	}
+	for _, node := range p.plan.Sinks {
+		if node.New == nil {
+			continue
+		}
+		checker, ok := any(node.New()).(flow.Checker)
+		if !ok {
+			continue
+		}
+		for _, stream := range node.Streams {
+			if s := p.plan.Streams[stream]; s != nil && s.Schema != nil {
+				p.check(checker, s, "sink "+node.Name, node.at.of("from/"+stream, "from"), "sinks."+node.Name+".from")
+			}
+		}
+	}
+}
+
+// check asks a stage or sink what it thinks of a stream.
+func (p *planner) check(c flow.Checker, s *Stream, who string, at Pos, path string) bool {
+	err := safely(func() error { return c.Check(s.Name, s.Schema) })
+	if err != nil {
+		p.find(at, path, p.columnsOf(s), "%s does not take %s: %s", who, s.Name, plainError(err))
+	}
+	return err == nil
+}
+
+// columnsOf says what a stream holds, for a hint.
+func (p *planner) columnsOf(s *Stream) string {
+	var columns []string
+	for _, f := range s.Schema.Fields() {
+		columns = append(columns, f.Name)
+	}
+	return fmt.Sprintf("%s, written by %s, has the columns %s", s.Name, s.Writer, strings.Join(columns, ", "))
+}
+
+// outputs learns the outputs of a stage and their schemas. ok is false when something was found, or when the schema
+// of an input is unknown because something was found before.
+func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
+	path := "stages." + node.Name
+	for _, stream := range node.From {
+		s := p.plan.Streams[stream]
+		if s == nil || s.Schema == nil {
+			return nil, false
+		}
+		at := node.at.of("from/"+stream, "from")
+		if c, is := node.New().(flow.Checker); is && !p.check(c, s, "stage "+node.Name, at, path+".from") {
+			return nil, false
+		}
+		found, err := p.run(node, s.Schema)
+		if err != nil {
+			p.find(at, path+".from", p.columnsOf(s), "stage %s does not take %s: %s", node.Name, stream, plainError(err))
+			return nil, false
+		}
+		for _, o := range found {
+			i := slices.IndexFunc(outputs, func(old output) bool { return old.name == o.name })
+			if i < 0 {
+				outputs = append(outputs, o)
+			} else if why := difference(outputs[i].schema, o.schema); why != "" {
+				p.find(at, path+".from", "let its inputs have one schema", "stage %s makes other %s of %s than of its other inputs: %s", node.Name, o.name, stream, why)
+				return nil, false
+			}
+		}
+	}
+	return outputs, true
+}
+
+type output struct {
+	name   string
+	schema *arrow.Schema
+}
+
+// run gives a fresh instance a record without rows. It is not opened, as lint should not depend on the files and
+// services of the machine it runs on. Only where that fails, and the stage has something to open, it is tried
+// once more the other way.
+func (p *planner) run(node *StageNode, schema *arrow.Schema) ([]output, error) {
+	found, err := p.process(node.New(), schema)
+	if err == nil {
+		return found, nil
+	}
+	stage := node.New()
+	opener, ok := stage.(flow.Opener)
+	if !ok {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, openWait)
+	defer cancel()
+	if openErr := safely(func() error { return opener.Open(ctx) }); openErr != nil {
+		return nil, fmt.Errorf("%w (and it could not be opened: %w)", err, openErr)
+	}
+	found, err = p.process(stage, schema)
+	if closer, ok := stage.(flow.Closer); ok {
+		err = errors.Join(err, safely(closer.Close))
+	}
+	return found, err
+}
+
+func (p *planner) process(stage flow.Stage, schema *arrow.Schema) (found []output, err error) {
+	b := array.NewRecordBuilder(memory.DefaultAllocator, schema)
+	defer b.Release()
+	rec := b.NewRecord()
+	defer rec.Release()
+	var made []flow.Output
+	err = safely(func() (err error) {
+		made, err = stage.Process(p.ctx, rec)
+		return err
+	})
+	defer func() {
+		for _, o := range made {
+			if o.Record != nil {
+				o.Record.Release()
+			}
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range made {
+		switch {
+		case o.To == "" || o.Record == nil:
+			return nil, fmt.Errorf("it returned an output without a name or without a record (%q)", o.To)
+		case o.Record.NumRows() != 0:
+			return nil, fmt.Errorf("it made %d rows of none in %s", o.Record.NumRows(), o.To)
+		case slices.ContainsFunc(found, func(f output) bool { return f.name == o.To && !f.schema.Equal(o.Record.Schema()) }):
+			return nil, fmt.Errorf("it made records of two schemas in %s", o.To)
+		case !slices.ContainsFunc(found, func(f output) bool { return f.name == o.To }):
+			found = append(found, output{o.To, o.Record.Schema()})
+		}
+	}
+	return found, nil
+}
+
+// difference says how two schemas differ, "" when they do not.
+func difference(a, b *arrow.Schema) string {
+	for _, f := range a.Fields() {
+		others, ok := b.FieldsByName(f.Name)
+		switch {
+		case !ok:
+			return "one has no column " + f.Name
+		case !arrow.TypeEqual(f.Type, others[0].Type):
+			return fmt.Sprintf("column %s is %s in one and %s in the other", f.Name, f.Type, others[0].Type)
+		case f.Nullable != others[0].Nullable:
+			return fmt.Sprintf("column %s can be null in one only", f.Name)
+		}
+	}
+	for _, f := range b.Fields() {
+		if !a.HasField(f.Name) {
+			return "one has no column " + f.Name
+		}
+	}
+	if !a.Equal(b) {
+		return "their columns stand in another order"
+	}
+	return ""
+}
+
+// resolve joins a stage's outputs to streams.
+func (p *planner) resolve(node *StageNode, outputs []output) {
+	path := "stages." + node.Name + ".to"
+	var has []string
+	for _, o := range outputs {
+		has = append(has, o.name)
+	}
+	slices.Sort(has)
+	node.Outputs = map[string]string{}
+	switch {
+	case len(has) == 0:
+		p.find(node.at.of("to"), path, "it must return a record without rows for each of its outputs", "stage %s made nothing of a record without rows", node.Use)
+		return
+	case node.ToAny != "" && len(has) > 1:
+		p.find(node.at.of("to"), path, fmt.Sprintf("write {%s}", strings.Join(has, ": …, ")+": …"), "stage %s has %d outputs", node.Use, len(has))
+		return
+	case node.ToAny != "":
+		node.Outputs[has[0]] = node.ToAny
+	}
+	for _, name := range sortedKeys(node.To) {
+		if !slices.Contains(has, name) {
+			p.find(node.at.of("to/"+name, "to"), path+"."+name, didYouMean(name, has), "stage %s has no output %q", node.Use, clip(name))
+			continue
+		}
+		node.Outputs[name] = node.To[name]
+	}
+	for _, o := range outputs {
+		stream, ok := node.Outputs[o.name]
+		switch s := p.plan.Streams[stream]; {
+		case !ok:
+			p.find(node.at.of("to"), path, fmt.Sprintf("add `%s: STREAM`, or `%s: _` if nobody wants it", o.name, o.name), "the output %s of stage %s goes nowhere", o.name, node.Use)
+		case stream == Drop || s == nil || s.Writer != node.Name:
+		case s.Schema == nil:
+			s.Schema = o.schema
+		default:
+			if why := difference(s.Schema, o.schema); why != "" {
+				p.find(node.at.of("to/"+o.name, "to"), path+"."+o.name, "give each a stream of its own", "two outputs of stage %s go to %s and differ: %s", node.Use, stream, why)
+			}
+		}
+	}
+}

@@ -1,0 +1,404 @@
+package pipeline
+
+import (
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// The shapes below are pipeline.yaml as it is written; [Spec] is what it means. Their doc tags become the
+// descriptions of the JSON Schema.
+
+type fileShape struct {
+	Pipeline   string              `yaml:"pipeline" need:"true" doc:"Name of the pipeline: lower case letters, digits and -. Its Kafka consumer groups start with it."`
+	Partitions int                 `yaml:"partitions" doc:"Partitions of every stream. A home's rows stay in one, in order. The most tasks that can share a stage's work."`
+	Kafka      kafkaShape          `yaml:"kafka" doc:"Where the streams are."`
+	Gateway    gatewayShape        `yaml:"gateway" need:"true" doc:"The connection tier: where data comes in."`
+	Stages     entries[stageShape] `yaml:"stages" doc:"The stages, by name, in the order of the data."`
+	Together   []names             `yaml:"together" doc:"Groups of stages that run in one task each, with no Kafka between them."`
+	Sinks      entries[sinkShape]  `yaml:"sinks" doc:"The sinks, by name."`
+	Checkpoint time.Duration       `yaml:"checkpoint" doc:"How often a task writes its state, 100ms to 1h. What came after the last checkpoint is read again after a crash."`
+	Console    consoleShape        `yaml:"console" doc:"The web page, its API and /metrics."`
+	Deploy     yaml.Node           `yaml:"deploy" doc:"What render needs to know: image, replicas and resources, by node."`
+}
+
+type kafkaShape struct {
+	Brokers     names         `yaml:"brokers" doc:"host:port of the brokers, as a list or separated by commas; embedded for the broker that up starts."`
+	Listen      string        `yaml:"listen" doc:"Address of the embedded broker."`
+	Compression string        `yaml:"compression" doc:"How batches are compressed." enum:"none,lz4,zstd"`
+	Retention   time.Duration `yaml:"retention" doc:"How long streams keep their rows, 1m to 3650d."`
+	At          places
+}
+
+type gatewayShape struct {
+	To       name      `yaml:"to" need:"true" doc:"The stream that it writes."`
+	Settings yaml.Node `yaml:"settings"`
+	At       places
+}
+
+type consoleShape struct {
+	Listen string `yaml:"listen" doc:"Address of the web page, host:port."`
+	At     places
+}
+
+type stageShape struct {
+	Use      name      `yaml:"use" doc:"Name of the stage in the catalogue, where it is not the name of this node."`
+	From     names     `yaml:"from" need:"true" doc:"The stream that it reads, or a list of them."`
+	To       outputs   `yaml:"to" need:"true" doc:"The stream that it writes; of a stage with several outputs, a stream for each by the output's name, _ for one that nobody wants."`
+	Settings yaml.Node `yaml:"settings"`
+	Parallel int       `yaml:"parallel" doc:"How many instances work at once in a task, for stages without state; 0 is one a core."`
+	At       places
+}
+
+type sinkShape struct {
+	Use      name       `yaml:"use" doc:"Name of the sink in the catalogue, where it is not the name of this node."`
+	From     names      `yaml:"from" need:"true" doc:"The stream that it keeps, or a list of them; patterns such as \"*.dead\" too."`
+	Settings yaml.Node  `yaml:"settings"`
+	Flush    flushShape `yaml:"flush" doc:"When a range of rows is written; the sink's own wish where it is not said."`
+	At       places
+}
+
+type flushShape struct {
+	Rows int64         `yaml:"rows" doc:"After this many rows."`
+	Wait time.Duration `yaml:"wait" doc:"When its first row has waited this long, 10ms to 1h."`
+	At   places
+}
+
+// entries is a mapping by name whose order counts.
+type entries[T any] []entry[T]
+
+type entry[T any] struct {
+	Name  string
+	Pos   Pos
+	Value T
+}
+
+func (e *entries[T]) decodeNode(d *decoder, n *yaml.Node, path string) {
+	if isNull(n) {
+		return
+	}
+	if n.Kind != yaml.MappingNode {
+		d.find(n, path, "", "%s; want a mapping by name", kindOf(n))
+		return
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		one := entry[T]{Name: key.Value, Pos: Pos{key.Line, key.Column}}
+		d.nodeName(key, join(path, key.Value))
+		d.under(key, value)
+		d.into(value, &one.Value, join(path, key.Value))
+		*e = append(*e, one)
+	}
+}
+
+// name is a text and its place.
+type name struct {
+	text string
+	pos  Pos
+}
+
+func (m *name) decodeNode(d *decoder, n *yaml.Node, path string) {
+	m.pos = Pos{n.Line, n.Column}
+	d.into(n, &m.text, path)
+}
+
+// names is a text or a list of texts.
+type names []name
+
+func (ns *names) decodeNode(d *decoder, n *yaml.Node, path string) {
+	*ns = names{}
+	if n.Kind == yaml.SequenceNode {
+		for i, c := range n.Content {
+			var one name
+			one.decodeNode(d, c, fmt.Sprintf("%s[%d]", path, i))
+			*ns = append(*ns, one)
+		}
+		if len(*ns) == 0 {
+			d.find(n, path, "", "%s is empty", path)
+		}
+		return
+	}
+	var one name
+	one.decodeNode(d, n, path)
+	*ns = append(*ns, one)
+}
+
+// outputs is a stream, or streams by the name of the output.
+type outputs struct {
+	any   name
+	named []entry[name]
+}
+
+func (o *outputs) decodeNode(d *decoder, n *yaml.Node, path string) {
+	switch {
+	case n.Kind == yaml.SequenceNode:
+		d.find(n, path, "write {OUTPUT: STREAM, …}", "a list; want a stream, or streams by the name of the output")
+	case n.Kind != yaml.MappingNode:
+		o.any.decodeNode(d, n, path)
+	case len(n.Content) == 0:
+		d.find(n, path, "write {OUTPUT: STREAM, …}", "%s is empty", path)
+	default:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			one := entry[name]{Name: n.Content[i].Value, Pos: Pos{n.Content[i].Line, n.Content[i].Column}}
+			one.Value.decodeNode(d, n.Content[i+1], join(path, one.Name))
+			o.named = append(o.named, one)
+		}
+	}
+}
+
+var (
+	nodeNames   = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$`)
+	streamNames = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,248}$`)
+)
+
+const (
+	nodeNameRule   = "names are 1 to 40 lower case letters, digits and -, and start with a letter"
+	streamNameRule = "streams are named by 1 to 249 lower case letters, digits, dots, - and _"
+	reservedPrefix = "hearthline."
+	deadSuffix     = ".dead"
+	gatewayNode    = "gateway"
+)
+
+// nodeName checks the name of a stage or sink.
+func (d *decoder) nodeName(n *yaml.Node, path string) {
+	switch {
+	case !nodeNames.MatchString(n.Value):
+		d.find(n, path, nodeNameRule, "%q cannot be the name of a node", clip(n.Value))
+	case n.Value == gatewayNode:
+		d.find(n, path, "take another name", "%q is the name of the gateway", n.Value)
+	}
+}
+
+// streamName checks a stream that is read (pattern says whether "*.dead" is one) or written.
+func (d *decoder) streamName(m name, path string, written, pattern bool) {
+	at := &yaml.Node{Line: m.pos.Line, Column: m.pos.Column}
+	text := m.text
+	if pattern {
+		text = strings.ReplaceAll(text, "*", "x")
+	}
+	switch {
+	case strings.Contains(text, "*"):
+		d.find(at, path, "name the streams; sinks alone take patterns", "a pattern (%q)", clip(m.text))
+	case !streamNames.MatchString(text):
+		d.find(at, path, streamNameRule, "%q cannot be the name of a stream", clip(m.text))
+	case strings.HasPrefix(text, reservedPrefix):
+		d.find(at, path, "take another name", "streams that start with %q belong to Hearthline itself", reservedPrefix)
+	case written && strings.HasSuffix(text, deadSuffix):
+		d.find(at, path, "take another name", "streams that end with %q are dead letters, which the runtime writes", deadSuffix)
+	}
+}
+
+// spec reads the whole file into s.
+func (d *decoder) spec(root *yaml.Node, s *Spec) {
+	shape := fileShape{
+		Partitions: 4,
+		Kafka:      kafkaShape{Listen: "127.0.0.1:9092", Compression: "lz4", Retention: 7 * 24 * time.Hour},
+		Checkpoint: 10 * time.Second,
+		Console:    consoleShape{Listen: "127.0.0.1:8080"},
+	}
+	d.into(root, &shape, "")
+	at := func(key string) *yaml.Node {
+		for i := 0; i+1 < len(root.Content); i += 2 {
+			if root.Content[i].Value == key {
+				return root.Content[i+1]
+			}
+		}
+		return root
+	}
+	s.Name, s.Partitions, s.Checkpoint, s.Deploy = shape.Pipeline, shape.Partitions, shape.Checkpoint, shape.Deploy
+	if s.Name != "" && !nodeNames.MatchString(s.Name) {
+		d.find(at("pipeline"), "pipeline", nodeNameRule, "%q cannot be the name of a pipeline", clip(s.Name))
+	}
+	d.between(at("partitions"), "partitions", int64(s.Partitions), 1, 10_000)
+	d.betweenTimes(at("checkpoint"), "checkpoint", s.Checkpoint, 100*time.Millisecond, time.Hour)
+	d.kafka(shape.Kafka, s)
+	s.Console = Console{Listen: shape.Console.Listen, Pos: shape.Console.At[""]}
+	d.address(shape.Console.At.of("listen"), "console.listen", s.Console.Listen)
+
+	before := len(d.findings)
+	d.gateway(shape.Gateway, s)
+	for _, e := range shape.Stages {
+		s.Stages = append(s.Stages, d.stage(e))
+	}
+	for _, e := range shape.Sinks {
+		s.Sinks = append(s.Sinks, d.sink(e, s))
+	}
+	d.together(shape.Together, s)
+	s.broken = len(d.findings) > before || slices.ContainsFunc(d.findings, func(f Finding) bool {
+		for _, key := range []string{"gateway", "stages", "sinks", "together"} {
+			if !strings.Contains(f.Path, ".settings") && (f.Path == key || strings.HasPrefix(f.Path, key+".") || strings.HasPrefix(f.Path, key+"[")) {
+				return true
+			}
+		}
+		return f.Path == "" // a key of the top that is unknown or missing
+	})
+}
+
+// into decodes n into a pointer of this package's own.
+func (d *decoder) into(n *yaml.Node, to any, path string) {
+	d.value(n, valueOf(to), path, field{})
+}
+
+func (d *decoder) kafka(k kafkaShape, s *Spec) {
+	s.Kafka = Kafka{Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, Pos: k.At[""]}
+	for _, m := range k.Brokers {
+		for broker := range strings.SplitSeq(m.text, ",") {
+			if broker = strings.TrimSpace(broker); broker != "embedded" {
+				d.address(m.pos, "kafka.brokers", broker)
+				s.Kafka.Brokers = append(s.Kafka.Brokers, broker)
+			} else if len(k.Brokers) > 1 || strings.Contains(m.text, ",") {
+				d.findings = append(d.findings, Finding{File: d.file, Pos: m.pos, Path: "kafka.brokers", Message: "embedded beside other brokers", Hint: "write embedded alone, or brokers alone"})
+			}
+		}
+	}
+	d.address(k.At.of("listen"), "kafka.listen", k.Listen)
+	compressions := []string{"none", "lz4", "zstd"}
+	if !slices.Contains(compressions, k.Compression) {
+		d.findings = append(d.findings, Finding{File: d.file, Pos: k.At.of("compression"), Path: "kafka.compression",
+			Message: fmt.Sprintf("unknown compression %q", clip(k.Compression)), Hint: didYouMean(k.Compression, compressions)})
+	}
+	d.betweenTimes(nodeAt(k.At.of("retention")), "kafka.retention", k.Retention, time.Minute, 3650*24*time.Hour)
+}
+
+func (d *decoder) gateway(g gatewayShape, s *Spec) {
+	s.Gateway = Gateway{To: g.To.text, Settings: g.Settings, Pos: g.At[""], at: g.At}
+	if g.To.text != "" {
+		d.streamName(g.To, "gateway.to", true, false)
+	}
+}
+
+func (d *decoder) stage(e entry[stageShape]) Stage {
+	g, path := e.Value, "stages."+e.Name
+	s := Stage{Name: e.Name, Use: e.Name, ToAny: g.To.any.text, Settings: g.Settings, Parallel: g.Parallel, Pos: e.Pos, at: g.At}
+	if s.at == nil {
+		s.at = places{}
+	}
+	s.at[""] = e.Pos
+	if g.Use.text != "" {
+		s.Use = g.Use.text
+	}
+	d.between(nodeAt(s.at.of("parallel")), path+".parallel", int64(g.Parallel), 0, 1024)
+	s.From = d.from(g.From, path, s.at, false)
+	if s.ToAny != "" {
+		d.streamName(g.To.any, path+".to", true, false)
+	}
+	for _, o := range g.To.named {
+		if s.To == nil {
+			s.To = map[string]string{}
+		}
+		s.To[o.Name] = o.Value.text
+		s.at["to/"+o.Name] = o.Pos
+		s.at["to="+o.Value.text] = o.Value.pos
+		if o.Value.text != Drop {
+			d.streamName(o.Value, path+".to."+o.Name, true, false)
+		}
+	}
+	return s
+}
+
+func (d *decoder) from(from names, path string, at places, patterns bool) []string {
+	var streams []string
+	for _, m := range from {
+		if m.text == "" {
+			continue
+		}
+		d.streamName(m, path+".from", false, patterns)
+		if slices.Contains(streams, m.text) {
+			d.find(nodeAt(m.pos), path+".from", "remove one", "%s stands here twice", m.text)
+			continue
+		}
+		streams = append(streams, m.text)
+		at["from/"+m.text] = m.pos
+	}
+	return streams
+}
+
+func (d *decoder) sink(e entry[sinkShape], spec *Spec) Sink {
+	g, path := e.Value, "sinks."+e.Name
+	s := Sink{Name: e.Name, Use: e.Name, Settings: g.Settings, FlushRows: g.Flush.Rows, FlushWait: g.Flush.Wait, Pos: e.Pos, at: g.At}
+	if s.at == nil {
+		s.at = places{}
+	}
+	s.at[""] = e.Pos
+	if g.Use.text != "" {
+		s.Use = g.Use.text
+	}
+	s.From = d.from(g.From, path, s.at, true)
+	if _, ok := g.Flush.At["rows"]; ok {
+		d.between(nodeAt(g.Flush.At["rows"]), path+".flush.rows", g.Flush.Rows, 1, 100_000_000)
+	}
+	if _, ok := g.Flush.At["wait"]; ok {
+		d.betweenTimes(nodeAt(g.Flush.At["wait"]), path+".flush.wait", g.Flush.Wait, 10*time.Millisecond, time.Hour)
+	}
+	for _, other := range spec.Stages {
+		if other.Name == s.Name {
+			d.find(nodeAt(e.Pos), path, "take another name", "a stage is called %s too (line %d)", s.Name, other.Pos.Line)
+		}
+	}
+	return s
+}
+
+func (d *decoder) together(groups []names, s *Spec) {
+	for _, group := range groups {
+		var stages []string
+		at := places{}
+		for i, m := range group {
+			if i == 0 {
+				at[""] = m.pos
+			}
+			if m.text != "" {
+				stages = append(stages, m.text)
+				at[m.text] = m.pos // of one that stands twice, the second
+			}
+		}
+		if len(stages) > 0 {
+			s.Together, s.togetherAt = append(s.Together, stages), append(s.togetherAt, at)
+		}
+	}
+}
+
+func nodeAt(p Pos) *yaml.Node { return &yaml.Node{Line: p.Line, Column: p.Column} }
+
+func (d *decoder) between(n *yaml.Node, path string, x, least, most int64) {
+	if x < least || x > most {
+		d.find(n, path, fmt.Sprintf("want %d to %d", least, most), "%s is %d", path, x)
+	}
+}
+
+func (d *decoder) betweenTimes(n *yaml.Node, path string, x, least, most time.Duration) {
+	if x < least || x > most {
+		d.find(n, path, fmt.Sprintf("want %s to %s", shortTime(least), shortTime(most)), "%s is %s", path, shortTime(x))
+	}
+}
+
+// shortTime writes 5m, not 5m0s.
+func shortTime(t time.Duration) string {
+	if day := 24 * time.Hour; t >= day && t%day == 0 {
+		return strconv.Itoa(int(t/day)) + "d"
+	}
+	s := t.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// address checks host:port. The host may be empty (all interfaces); port 0 is any free one.
+func (d *decoder) address(at Pos, path, address string) {
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		d.find(nodeAt(at), path, "write host:port, such as 127.0.0.1:8080", "%s is no address", path)
+	}
+}
