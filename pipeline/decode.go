@@ -48,6 +48,7 @@ type decoder struct {
 	file     string
 	findings []Finding
 	owner    map[*yaml.Node]*yaml.Node // of a value, the key it stands under
+	unset    map[Pos]bool              // where a variable could not be expanded: nothing more is said of that value
 }
 
 // under notes whose value n is, so that what a mapping lacks is shown at its key.
@@ -69,7 +70,19 @@ func (d *decoder) home(n *yaml.Node) *yaml.Node {
 // find notes what is wrong with n.
 func (d *decoder) find(n *yaml.Node, path, hint, format string, args ...any) {
 	at := Pos{max(1, n.Line), max(1, n.Column)}
+	if d.unset[at] {
+		return
+	}
 	d.findings = append(d.findings, Finding{File: d.file, Pos: at, Path: path, Message: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+// want notes that n is of the wrong kind.
+func (d *decoder) want(n *yaml.Node, path, hint, format string, args ...any) {
+	what := path[strings.LastIndexByte(path, '.')+1:]
+	if what == "" {
+		what = "the file"
+	}
+	d.find(n, path, hint, "%s is %s; want %s", clip(what), kindOf(n), fmt.Sprintf(format, args...))
 }
 
 // nodeDecoder is a type of this package that reads a node itself.
@@ -107,7 +120,7 @@ func fieldsOf(t reflect.Type) []field {
 		name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
 		inline := slices.Contains(strings.Split(options, ","), "inline")
 		switch {
-		case !f.IsExported() || name == "-":
+		case name == "-" || !f.IsExported() && !f.Anonymous:
 		case inline && f.Type.Kind() == reflect.Struct:
 			for _, in := range fieldsOf(f.Type) {
 				in.index = append([]int{i}, in.index...)
@@ -115,7 +128,7 @@ func fieldsOf(t reflect.Type) []field {
 			}
 		case inline && f.Type.Kind() == reflect.Map:
 			fields = append(fields, field{index: f.Index, rest: true})
-		case name != "":
+		case name != "" && f.IsExported():
 			fields = append(fields, field{key: name, index: f.Index, need: f.Tag.Get("need") == "true", bytes: f.Tag.Get("unit") == "bytes"})
 		}
 	}
@@ -193,9 +206,13 @@ func (d *decoder) custom(n *yaml.Node, v reflect.Value, path string) bool {
 		}
 	case encoding.TextUnmarshaler:
 		if n.Kind != yaml.ScalarNode || isNull(n) {
-			d.find(n, path, "", "%s; want a text", kindOf(n))
+			d.want(n, path, "", "a text")
 		} else if err := safely(func() error { return u.UnmarshalText([]byte(n.Value)) }); err != nil {
-			d.find(n, path, "", "%s", plainError(err))
+			text := plainError(err)
+			if n.Tag == "" && n.Value != "" {
+				text = strings.ReplaceAll(text, n.Value, "${…}")
+			}
+			d.find(n, path, "", "%s", text)
 		}
 	default:
 		return false
@@ -230,7 +247,7 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value, path string) {
 		d.keys(n, v, path, fields, at)
 	case n.Kind == 0 || isNull(n):
 	default:
-		d.find(n, path, "", "%s; want a mapping of %s", kindOf(n), strings.Join(keysOf(fields), ", "))
+		d.want(n, path, "", "a mapping of %s", strings.Join(keysOf(fields), ", "))
 		return
 	}
 	for _, f := range fields {
@@ -319,7 +336,7 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 		return
 	}
 	if n.Kind != yaml.MappingNode {
-		d.find(n, path, "", "%s; want a mapping", kindOf(n))
+		d.want(n, path, "", "a mapping")
 		return
 	}
 	if v.IsNil() {
@@ -366,10 +383,10 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, path string) {
 	case n.Kind == 0:
 		return
 	case n.Kind == yaml.ScalarNode && !isNull(n):
-		d.find(n, path, fmt.Sprintf("write [%s]", shown(n)), "%s; want a list", kindOf(n))
+		d.want(n, path, fmt.Sprintf("write [%s]", shown(n)), "a list")
 		return
 	case n.Kind != yaml.SequenceNode:
-		d.find(n, path, "", "%s; want a list", kindOf(n))
+		d.want(n, path, "", "a list")
 		return
 	case v.Kind() == reflect.Array && v.Len() != len(n.Content):
 		d.find(n, path, "", "a list of %d; want %d", len(n.Content), v.Len())
@@ -407,23 +424,23 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, f field) {
 			if n.Kind == yaml.ScalarNode && !isNull(n) {
 				hint = "write " + strconv.Quote(clip(n.Value)) + " in quotes"
 			}
-			d.find(n, path, hint, "%s; want a text", kindOf(n))
+			d.want(n, path, hint, "a text")
 			return
 		}
 		v.SetString(n.Value)
 	case reflect.Bool:
-		if n.Kind == yaml.ScalarNode && (n.Value == "true" || n.Value == "false") && n.Tag != "!!str" {
+		if n.Kind == yaml.ScalarNode && (n.Value == "true" || n.Value == "false") && n.ShortTag() == "!!bool" {
 			v.SetBool(n.Value == "true")
 			return
 		}
-		d.find(n, path, "", "%s; want true or false", kindOf(n))
+		d.want(n, path, "", "true or false")
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
 		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		d.integer(n, v, path, f)
 	case reflect.Float32, reflect.Float64:
 		x, ok := number(n)
 		if !ok || math.IsNaN(x) || v.OverflowFloat(x) && !math.IsInf(x, 0) {
-			d.find(n, path, "", "%s; want a number", kindOf(n))
+			d.want(n, path, "", "a number")
 			return
 		}
 		v.SetFloat(x)
@@ -453,14 +470,14 @@ func (d *decoder) integer(n *yaml.Node, v reflect.Value, path string, f field) {
 	}
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!int" {
 		if x, ok := number(n); !ok || x != math.Trunc(x) || math.Abs(x) > 1<<53 { // 1e6 is whole
-			d.find(n, path, "", "%s; want %s", kindOf(n), want)
+			d.want(n, path, "", "%s", want)
 			return
 		}
 	}
 	if v.CanUint() {
 		var x uint64
 		if err := n.Decode(&x); err != nil || v.OverflowUint(x) {
-			d.find(n, path, "", "%s; want a whole number from 0 to %d", kindOf(n), uint64(1)<<v.Type().Bits()-1)
+			d.want(n, path, "", "a whole number from 0 to %d", uint64(math.MaxUint64)>>(64-v.Type().Bits()))
 			return
 		}
 		v.SetUint(x)
@@ -468,7 +485,7 @@ func (d *decoder) integer(n *yaml.Node, v reflect.Value, path string, f field) {
 	}
 	var x int64
 	if err := n.Decode(&x); err != nil || v.OverflowInt(x) {
-		d.find(n, path, "", "%s does not fit in %d bits", kindOf(n), v.Type().Bits())
+		d.want(n, path, "", "a number of %d bits", v.Type().Bits())
 		return
 	}
 	v.SetInt(x)
@@ -481,7 +498,7 @@ func (d *decoder) setInteger(n *yaml.Node, v reflect.Value, path string, x int64
 	case v.CanInt() && !v.OverflowInt(x):
 		v.SetInt(x)
 	default:
-		d.find(n, path, "", "%s does not fit in %d bits", kindOf(n), v.Type().Bits())
+		d.want(n, path, "", "a number of %d bits", v.Type().Bits())
 	}
 }
 
@@ -505,12 +522,12 @@ func (d *decoder) duration(n *yaml.Node, v reflect.Value, path string) {
 	}
 	hint := "write it with a unit: 250ms, 30s, 5m, 36h, 7d"
 	if n.Kind != yaml.ScalarNode {
-		d.find(n, path, hint, "%s; want a duration", kindOf(n))
+		d.want(n, path, hint, "a duration")
 		return
 	}
 	t, ok := parseDuration(n.Value)
 	if !ok {
-		d.find(n, path, hint, "%s; want a duration", kindOf(n))
+		d.want(n, path, hint, "a duration")
 		return
 	}
 	v.SetInt(int64(t))

@@ -174,6 +174,7 @@ func (p *planner) units(unitOf map[string]*Unit) {
 		unit := unitOf[group[0]]
 		at[unit.Name] = p.togetherAt(i, "")
 		if apart := p.apart(unit); apart != "" {
+			at[unit.Name] = Pos{}
 			p.find(p.togetherAt(i, apart), "together", "a group is joined by its streams; take it out, or add the stage between", "%s neither reads from nor writes to the others of its group", apart)
 		}
 	}
@@ -215,7 +216,7 @@ func (p *planner) sortUnits(next ways, at map[string]Pos) {
 		slices.Sort(u.Inputs)
 		names = append(names, u.Name)
 		byName[u.Name] = u
-		if round := next.round(u.Name); round != nil && !told[u.Name] {
+		if round := next.round(u.Name); round != nil && !told[u.Name] && !slices.ContainsFunc(round, func(w way) bool { return at[w.to] == (Pos{}) }) {
 			for _, step := range round {
 				told[step.to] = true
 			}

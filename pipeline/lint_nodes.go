@@ -43,6 +43,9 @@ func (p *planner) nodes() {
 // there was something to find.
 func instance[T any](p *planner, catalog map[string]func() T, kind, path, use string, settings *yaml.Node, at places) func() T {
 	make, ok := catalog[use]
+	if _, renamed := at["use"]; !ok && !renamed && !nodeNames.MatchString(use) {
+		return nil // which is said already
+	}
 	if !ok {
 		p.find(at.of("use", ""), path, didYouMean(use, slices.Collect(maps.Keys(catalog))), "there is no %s %q", kind, use)
 		return nil
@@ -70,7 +73,9 @@ func (p *planner) settings(n *yaml.Node, into any, path, what string, at places)
 		if n.Kind == 0 { // the defaults do not do: something must be said
 			f.Pos = at.of("")
 		}
-		p.findings = append(p.findings, f)
+		if !p.spec.unset[f.Pos] { // which is said already
+			p.findings = append(p.findings, f)
+		}
 	}
 	return !Failed(findings)
 }

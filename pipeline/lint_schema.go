@@ -21,7 +21,7 @@ const openWait = 30 * time.Second
 // schemas finds the schema of every stream by giving each stage records without rows, in the order of the data.
 func (p *planner) schemas() {
 	for _, node := range p.order {
-		if node.New == nil {
+		if node.New == nil || len(node.From) == 0 || node.ToAny == "" && len(node.To) == 0 {
 			continue
 		}
 		if outputs, ok := p.outputs(node); ok {
@@ -77,7 +77,7 @@ func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
 		}
 		found, err := p.run(node, s.Schema)
 		if err != nil {
-			p.find(at, path+".from", p.columnsOf(s), "stage %s does not take %s: %s", node.Name, stream, plainError(err))
+			p.refused(node, s, at, path+".from", err)
 			return nil, false
 		}
 		for _, o := range found {
@@ -91,6 +91,20 @@ func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
 		}
 	}
 	return outputs, true
+}
+
+// refused says why a stage could not work on a stream.
+func (p *planner) refused(node *StageNode, s *Stream, at Pos, path string, err error) {
+	if errors.Is(err, flow.ErrBad) {
+		why := strings.TrimPrefix(plainError(err), flow.ErrBad.Error()+": ")
+		p.find(at, path, p.columnsOf(s), "stage %s does not take %s: %s", node.Name, s.Name, why)
+		return
+	}
+	if closed := (*notOpened)(nil); errors.As(err, &closed) {
+		p.find(at, path, "", "stage %s cannot be opened: %s", node.Name, plainError(err))
+		return
+	}
+	p.find(at, path, "this is a defect of the stage", "stage %s fails on a record of %s without rows: %s", node.Name, s.Name, plainError(err))
 }
 
 type output struct {
@@ -114,7 +128,7 @@ func (p *planner) run(node *StageNode, schema *arrow.Schema) ([]output, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, openWait)
 	defer cancel()
 	if openErr := safely(func() error { return opener.Open(ctx) }); openErr != nil {
-		return nil, fmt.Errorf("%w (and it could not be opened: %w)", err, openErr)
+		return nil, &notOpened{openErr}
 	}
 	found, err = p.process(stage, schema)
 	if closer, ok := stage.(flow.Closer); ok {
@@ -122,6 +136,9 @@ func (p *planner) run(node *StageNode, schema *arrow.Schema) ([]output, error) {
 	}
 	return found, err
 }
+
+// notOpened is what a stage said when lint had to open it.
+type notOpened struct{ error }
 
 func (p *planner) process(stage flow.Stage, schema *arrow.Schema) (found []output, err error) {
 	b := array.NewRecordBuilder(memory.DefaultAllocator, schema)

@@ -65,6 +65,8 @@ func ReadBytes(name string, data []byte, env func(string) (string, bool)) (*Spec
 		// Aliases and keys that stand twice have no one meaning: what follows from them would confuse.
 		return spec, sorted(d.findings)
 	}
+	d.unset = map[Pos]bool{}
+	spec.unset = d.unset
 	spec.Env = d.expand(root, "", env)
 	d.spec(root, spec)
 	return spec, sorted(d.findings)
@@ -106,7 +108,7 @@ func (d *decoder) parse(data []byte) *yaml.Node {
 	}
 	root := doc.Content[0]
 	if root.Kind != yaml.MappingNode {
-		d.find(root, "", "start with `pipeline: NAME`", "the file holds %s; want a mapping", kindOf(root))
+		d.want(root, "", "start with `pipeline: NAME`", "a mapping")
 		return nil
 	}
 	return root
@@ -122,7 +124,11 @@ func decodeSafely(dec *yaml.Decoder, into *yaml.Node) (err error) {
 	return dec.Decode(into)
 }
 
-var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?(.*)$`)
+var (
+	yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?(.*)$`)
+	// The YAML package counts the lines of its parser's errors from 0, those of its scanner's from 1.
+	yamlParser = regexp.MustCompile(`^(did not find expected (key|',' or|'-'|node content|<)|found (duplicate|incompatible|undefined tag))`)
+)
 
 // syntaxFinding says where the parser gave up. It knows lines only; for the common mistakes we know better.
 func syntaxFinding(file string, data []byte, err error) Finding {
@@ -131,9 +137,15 @@ func syntaxFinding(file string, data []byte, err error) Finding {
 		f.Message = "not YAML: " + m[2]
 		if n, convErr := strconv.Atoi(m[1]); convErr == nil {
 			f.Line = n
+			if yamlParser.MatchString(m[2]) {
+				f.Line++
+			}
 		}
 	}
 	lines := strings.Split(string(data), "\n")
+	f.Line = max(1, min(f.Line, len(lines)))
+	line := lines[f.Line-1]
+	f.Column = len(line) - len(strings.TrimLeft(line, " ")) + 1
 	for i, line := range lines {
 		indent := line[:len(line)-len(strings.TrimLeft(line, " \t"))]
 		if at := strings.IndexByte(indent, '\t'); at >= 0 && len(indent) < len(line) {
@@ -141,20 +153,23 @@ func syntaxFinding(file string, data []byte, err error) Finding {
 			return f
 		}
 	}
-	if strings.Contains(f.Message, "scanning an alias") || strings.Contains(f.Message, "unknown anchor") {
+	switch {
+	case strings.Contains(f.Message, "alphabetic or numeric") || strings.Contains(f.Message, "unknown anchor"):
 		for i, line := range lines {
-			if at := strings.Index(line, "*."); at >= 0 && !strings.Contains(line[:at], "#") && (at == 0 || !strings.ContainsAny(line[at-1:at], `"'`)) {
-				f.Pos, f.Message, f.Hint = Pos{i + 1, at + 1}, "not YAML: a plain value cannot start with *", `write the pattern in quotes: "*.dead"`
-				return f
+			if at := bareStar.FindStringIndex(line); at != nil {
+				f.Pos = Pos{i + 1, at[1]}
+				break
 			}
 		}
-	}
-	if f.Line >= 1 && f.Line <= len(lines) {
-		line := lines[f.Line-1]
-		f.Column = len(line) - len(strings.TrimLeft(line, " ")) + 1
+		f.Message, f.Hint = "not YAML: a bare value cannot start with *", `write the pattern in quotes: "*.dead"`
+	case strings.Contains(f.Message, "expected ',' or") && bytes.Contains(data, []byte("${")):
+		f.Hint = `within { } and [ ] a variable needs quotes: "${NAME}"`
 	}
 	return f
 }
+
+// bareStar is a * where a value starts.
+var bareStar = regexp.MustCompile(`^[^#"']*[\[,:-] *\*`)
 
 // tree checks what holds for every node of the file, whatever it means.
 func (d *decoder) tree(n *yaml.Node, path string, depth int) {
@@ -215,7 +230,7 @@ func kindOf(n *yaml.Node) string {
 	case n.Tag == "":
 		return "a value from the environment"
 	case n.Tag == "!!null":
-		return "nothing"
+		return "empty"
 	case n.Tag == "!!str":
 		return "the text " + strconv.Quote(clip(n.Value))
 	case n.Tag == "!!int", n.Tag == "!!float":

@@ -12,8 +12,8 @@ var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // expand puts the environment's values into the scalars of a tree, keys left alone, and says which were named.
 //
-// An expanded scalar that was not quoted loses its tag, so that its type is found anew: `port: ${PORT}` can be a
-// number. The empty tag also marks it as text that no finding may quote: it may be a password.
+// An expanded scalar loses its tag, so that its type is found anew: `port: ${PORT}` can be a number (in quotes it
+// stays a text). The empty tag also marks it as text that no finding may quote: it may be a password.
 func (d *decoder) expand(n *yaml.Node, path string, env func(string) (string, bool)) []EnvUse {
 	var uses []EnvUse
 	switch n.Kind {
@@ -30,8 +30,12 @@ func (d *decoder) expand(n *yaml.Node, path string, env func(string) (string, bo
 			return nil
 		}
 		var value string
-		if value, uses = d.expandText(n, path, env); len(uses) > 0 && n.Style == 0 {
+		before := len(d.findings)
+		if value, uses = d.expandText(n, path, env); len(uses) > 0 {
 			n.Tag = ""
+		}
+		if len(d.findings) > before {
+			d.unset[Pos{n.Line, n.Column}] = true
 		}
 		n.Value = value
 	}

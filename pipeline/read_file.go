@@ -84,7 +84,7 @@ func (e *entries[T]) decodeNode(d *decoder, n *yaml.Node, path string) {
 		return
 	}
 	if n.Kind != yaml.MappingNode {
-		d.find(n, path, "", "%s; want a mapping by name", kindOf(n))
+		d.want(n, path, "", "a mapping by name")
 		return
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
@@ -138,7 +138,7 @@ type outputs struct {
 func (o *outputs) decodeNode(d *decoder, n *yaml.Node, path string) {
 	switch {
 	case n.Kind == yaml.SequenceNode:
-		d.find(n, path, "write {OUTPUT: STREAM, …}", "a list; want a stream, or streams by the name of the output")
+		d.want(n, path, "write {OUTPUT: STREAM, …}", "a stream, or streams by the name of the output")
 	case n.Kind != yaml.MappingNode:
 		o.any.decodeNode(d, n, path)
 	case len(n.Content) == 0:
@@ -249,7 +249,9 @@ func (d *decoder) kafka(k kafkaShape, s *Spec) {
 	s.Kafka = Kafka{Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, Pos: k.At[""]}
 	for _, m := range k.Brokers {
 		for broker := range strings.SplitSeq(m.text, ",") {
-			if broker = strings.TrimSpace(broker); broker != "embedded" {
+			if broker = strings.TrimSpace(broker); m.text == "" {
+				continue // said already, or an empty variable: none
+			} else if broker != "embedded" {
 				d.address(m.pos, "kafka.brokers", broker)
 				s.Kafka.Brokers = append(s.Kafka.Brokers, broker)
 			} else if len(k.Brokers) > 1 || strings.Contains(m.text, ",") {

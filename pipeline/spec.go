@@ -29,7 +29,8 @@ type Spec struct {
 	// broken says that names or joints could not be read: what [NewPlan] says of missing streams and orphans
 	// would only be echoes of that.
 	broken     bool
-	togetherAt []places // of each group: "" the group, and each name
+	unset      map[Pos]bool // values that could not be expanded
+	togetherAt []places     // of each group: "" the group, and each name
 }
 
 // EnvUse is one ${NAME} or ${NAME:-default} in the values of a pipeline.yaml.

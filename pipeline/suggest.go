@@ -60,5 +60,5 @@ func didYouMean(word string, candidates []string) string {
 	if len(all) > 20 {
 		all = append(all[:20:20], "…")
 	}
-	return "there is " + strings.Join(all, ", ")
+	return "known: " + strings.Join(all, ", ")
 }
