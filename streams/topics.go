@@ -1,0 +1,217 @@
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/segmentio/kafka-go"
+)
+
+// Spec is a stream as the plan wants it.
+type Spec struct {
+	Name           string
+	Partitions     int
+	Retention      time.Duration // how long rows are kept; 0 is the broker's default, below zero for ever
+	RetentionBytes int64         // of one partition; 0 is the broker's default, below zero unlimited
+	Compacted      bool          // keep the last message of each key instead
+}
+
+// Info is what a broker says of a stream.
+type Info struct {
+	ID         string // of this incarnation: a stream deleted and made anew has another; 32 hexadecimal digits
+	Partitions int
+}
+
+// Ensure creates the streams that are missing, the schema stream among them, and waits until they can be used.
+// A stream that exists must have as many partitions as its spec says; its other settings are left as they are.
+func (c *Client) Ensure(ctx context.Context, specs []Spec) error {
+	specs = append([]Spec{schemaSpec}, specs...)
+	names := make([]string, len(specs))
+	for i, s := range specs {
+		if s.Name == "" || len(s.Name) > streamBytesMax || s.Partitions < 1 {
+			return fmt.Errorf("ensure stream %q with %d partitions: want a name of 1 to %d bytes and at least 1 partition", s.Name, s.Partitions, streamBytesMax)
+		}
+		names[i] = s.Name
+	}
+	return c.retry(ctx, "ensure streams", func(ctx context.Context) error {
+		known, err := c.metadata(ctx, names)
+		if err != nil {
+			return err
+		}
+		var missing []Spec
+		for _, s := range specs {
+			switch t := known[s.Name]; {
+			case t.code == kafka.UnknownTopicOrPartition:
+				missing = append(missing, s)
+			case t.code != 0:
+				return refused("stream "+s.Name, t.code)
+			case t.partitions != s.Partitions:
+				return final{fmt.Errorf("stream %s has %d partitions, the plan says %d: rows would meet the wrong state. "+
+					"Set partitions to %d, or drain the pipeline and delete the stream", s.Name, t.partitions, s.Partitions, t.partitions)}
+			case t.leaderless > 0:
+				return fmt.Errorf("stream %s: %w", s.Name, kafka.LeaderNotAvailable)
+			}
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		return c.create(ctx, missing)
+	})
+}
+
+// create asks for streams and returns a passing error, so that Ensure looks again whether they are there.
+func (c *Client) create(ctx context.Context, specs []Spec) error {
+	req := &kafka.CreateTopicsRequest{}
+	for _, s := range specs {
+		req.Topics = append(req.Topics, kafka.TopicConfig{
+			Topic: s.Name, NumPartitions: s.Partitions, ReplicationFactor: c.cfg.Replication, ConfigEntries: c.settings(s),
+		})
+	}
+	res, err := c.kafka.CreateTopics(ctx, req)
+	if err != nil {
+		return err
+	}
+	for name, err := range res.Errors {
+		// Somebody else was faster: what they made is checked in the next round.
+		if err == nil || errors.Is(err, kafka.TopicAlreadyExists) {
+			continue
+		}
+		if code, ok := asCode(err); ok && !passing(code) {
+			return fmt.Errorf("create stream %s: %w", name, err)
+		}
+		return err
+	}
+	return fmt.Errorf("streams are being created: %w", kafka.LeaderNotAvailable)
+}
+
+func (c *Client) settings(s Spec) []kafka.ConfigEntry {
+	var out []kafka.ConfigEntry
+	set := func(name, value string) {
+		out = append(out, kafka.ConfigEntry{ConfigName: name, ConfigValue: value})
+	}
+	set("max.message.bytes", strconv.Itoa(c.cfg.MessageBytesMax))
+	// Values are compressed already, as this client was told.
+	set("compression.type", "producer")
+	if s.Compacted {
+		set("cleanup.policy", "compact")
+	}
+	if s.Retention != 0 {
+		set("retention.ms", strconv.FormatInt(max(s.Retention.Milliseconds(), -1), 10))
+	}
+	if s.RetentionBytes != 0 {
+		set("retention.bytes", strconv.FormatInt(max(s.RetentionBytes, -1), 10))
+	}
+	return out
+}
+
+// Info describes a stream. An error that Is [ErrNoStream] says that it does not exist.
+func (c *Client) Info(ctx context.Context, stream string) (Info, error) {
+	var info Info
+	err := c.retry(ctx, "stream "+stream, func(ctx context.Context) error {
+		known, err := c.metadata(ctx, []string{stream})
+		if err != nil {
+			return err
+		}
+		switch t := known[stream]; {
+		case t.code == kafka.UnknownTopicOrPartition:
+			return noStream(stream)
+		case t.code != 0:
+			return t.code
+		default:
+			info = Info{ID: t.id, Partitions: t.partitions}
+			return nil
+		}
+	})
+	return info, err
+}
+
+func noStream(stream string) error {
+	return final{fmt.Errorf("%w: %s: create it (Ensure does), or correct its name", ErrNoStream, stream)}
+}
+
+// Bounds gives the first offset that a partition keeps, and the next that will be written.
+func (c *Client) Bounds(ctx context.Context, stream string, partition int32) (first, next int64, err error) {
+	at := place{stream, partition}
+	lo, err := c.offsets(ctx, timeEarliest, []place{at})
+	if err != nil {
+		return 0, 0, err
+	}
+	hi, err := c.offsets(ctx, timeLatest, []place{at})
+	if err != nil {
+		return 0, 0, err
+	}
+	return lo[at], hi[at], nil
+}
+
+// Ends gives, for each stream and partition, the next offset that will be written.
+func (c *Client) Ends(ctx context.Context, streams []string) (map[string][]int64, error) {
+	out := make(map[string][]int64, len(streams))
+	var places []place
+	for _, s := range streams {
+		info, err := c.Info(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		out[s] = make([]int64, info.Partitions)
+		for p := range info.Partitions {
+			places = append(places, place{s, int32(p)})
+		}
+	}
+	ends, err := c.offsets(ctx, timeLatest, places)
+	if err != nil {
+		return nil, err
+	}
+	for at, next := range ends {
+		out[at.stream][at.partition] = next
+	}
+	return out, nil
+}
+
+// retryMax is how long a question about streams or groups is asked again before its error is handed on.
+const retryMax = 15 * time.Second
+
+// retry calls f until it succeeds, its error does not mend by trying again, or retryMax has passed.
+func (c *Client) retry(ctx context.Context, op string, f func(context.Context) error) error {
+	wait := newBackOff()
+	deadline := time.Now().Add(retryMax)
+	for {
+		err := f(ctx)
+		if err == nil {
+			return nil
+		}
+		if !mends(ctx, err) || time.Now().After(deadline) {
+			if code, ok := asCode(err); ok && code == kafka.UnknownTopicOrPartition {
+				err = fmt.Errorf("%w: %w", ErrNoStream, err)
+			}
+			return fmt.Errorf("%s: %w", op, err)
+		}
+		c.count.retries.Add(1)
+		c.refresh()
+		if err := pause(ctx, wait.NextBackOff()); err != nil {
+			return fmt.Errorf("%s: %w", op, err)
+		}
+	}
+}
+
+func newBackOff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier = 5*time.Millisecond, time.Second, 2
+	b.Reset()
+	return b
+}
+
+// pause waits for d or the end of ctx, whose error it returns.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
