@@ -1,0 +1,121 @@
+package clickhouse
+
+import (
+	"errors"
+	"net"
+	"slices"
+	"syscall"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"hearthline/flow"
+)
+
+// errSchema marks a database that this version cannot work with.
+var errSchema = errors.New("the database does not fit")
+
+// Codes of ClickHouse's errors (src/Common/ErrorCodes.cpp).
+const (
+	codeNoSuchColumnInTable   = 16
+	codeIllegalColumn         = 44
+	codeUnknownIdentifier     = 47
+	codeTypeMismatch          = 53
+	codeUnknownTable          = 60
+	codeCannotConvertType     = 70
+	codeUnknownDatabase       = 81
+	codeIncorrectData         = 117
+	codeUnknownUser           = 192
+	codeWrongPassword         = 193
+	codeRequiredPassword      = 194
+	codeCannotInsertNull      = 349
+	codeViolatedConstraint    = 469
+	codeAccessDenied          = 497
+	codeAuthenticationFailed  = 516
+	codeMemoryLimit           = 241
+	codeTooManyParts          = 252
+	codeNotEnoughSpace        = 243
+	codeReadonly              = 164
+	codeUnknownSettingInQuery = 115
+)
+
+// badCodes are refusals of the data itself: the same rows will be refused for ever.
+var badCodes = []int{
+	codeNoSuchColumnInTable, codeIllegalColumn, codeTypeMismatch, codeCannotConvertType, codeIncorrectData,
+	codeCannotInsertNull, codeViolatedConstraint,
+}
+
+// code is the server's error code in err, 0 when it holds none.
+func code(err error) int {
+	if e, ok := errors.AsType[*ch.Exception](err); ok {
+		return int(e.Code)
+	}
+	if e, ok := errors.AsType[*clickhouse.Exception](err); ok {
+		return int(e.Code)
+	}
+	if e, ok := errors.AsType[proto.Error](err); ok {
+		return int(e)
+	}
+	return 0
+}
+
+func isBad(err error) bool { return errors.Is(err, flow.ErrBad) }
+
+// badOrWorld marks err as ErrBad where no retry mends it. Everything that is not known to be the data's fault is the world's: a
+// missing table, too many parts, no memory, no network. These are mended by someone, or by waiting.
+func badOrWorld(err error) error {
+	if !isBad(err) && slices.Contains(badCodes, code(err)) {
+		return flow.Badf("%v", err)
+	}
+	return err
+}
+
+// staleTable says whether an insert failed because the table is not what it was.
+func staleTable(err error) bool {
+	switch code(err) {
+	case codeNoSuchColumnInTable, codeUnknownIdentifier, codeTypeMismatch, codeUnknownTable, codeCannotConvertType:
+		return true
+	}
+	return false
+}
+
+// fatal errors of Open are not mended by waiting: a person must change something.
+func fatal(err error) bool {
+	if errors.Is(err, errSchema) || isBad(err) {
+		return true
+	}
+	switch code(err) {
+	case codeUnknownUser, codeWrongPassword, codeRequiredPassword, codeAuthenticationFailed, codeAccessDenied, codeReadonly, codeUnknownSettingInQuery:
+		return true
+	}
+	return false
+}
+
+// hint says what to do about err, where that is known.
+func hint(err error) string {
+	switch code(err) {
+	case codeUnknownUser, codeWrongPassword, codeRequiredPassword, codeAuthenticationFailed:
+		return "; check user, and password_env or password_file"
+	case codeAccessDenied:
+		return "; the user needs all rights on the database (GRANT ALL ON database.* TO user)"
+	case codeTooManyParts:
+		return "; the server merges slower than it is filled: it will catch up, or raise flush_rows and flush_wait"
+	case codeMemoryLimit:
+		return "; the server is short of memory: lower flush_rows, or give it more"
+	case codeNotEnoughSpace:
+		return "; the server's disk is full: free space, or set retention_days"
+	case codeUnknownDatabase, codeUnknownTable:
+		return "; restart the sink to have its tables made"
+	case 0:
+	default:
+		return ""
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return "; is the server running, and is address its native port (9000), not HTTP (8123)?"
+	}
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		return "; check the host name in address"
+	}
+	return ""
+}
