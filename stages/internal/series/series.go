@@ -1,0 +1,269 @@
+// Package series keeps one state for each series (home, device, metric), bounded in number and in age, and finds the
+// state of a row without hashing its strings.
+//
+// Everything it decides follows from the rows in their order: which series is the oldest, and when one has been silent for
+// too long by the rows' received times. How rows are cut into batches does not matter.
+package series
+
+import (
+	"fmt"
+	"math/bits"
+	"strings"
+	"time"
+
+	"hearthline/flow"
+	"hearthline/stages/internal/columns"
+	"hearthline/stages/internal/snapshot"
+)
+
+// Key names a series.
+type Key struct{ Home, Device, Metric string }
+
+// Entry is a series and its state.
+type Entry[S any] struct {
+	Key
+	State    S
+	Number   uint64      // how many series the table had met before this one
+	Received flow.Micros // the largest received time of its rows
+	older    *Entry[S]   // by the last row
+	newer    *Entry[S]
+	gone     bool
+}
+
+// Table holds the series of one partition. It is used by one goroutine at a time.
+type Table[S any] struct {
+	Limit int           // series kept; the one whose last row is oldest goes first
+	TTL   time.Duration // a series without rows for this long, in received time, is forgotten; 0 is never
+	// Forget, if set, is told of each series that goes, before it goes.
+	Forget func(*Entry[S])
+	// Expired and Crowded count the series forgotten for their age, and for Limit.
+	Expired, Crowded int64
+
+	entries        map[Key]*Entry[S]
+	oldest, newest *Entry[S]
+	met            uint64
+	clock          flow.Micros
+
+	// Of the batch at hand:
+	strings  [3]flow.Strings
+	numbers  [3]columns.Numbers
+	shift    [2]int
+	packable bool
+	slots    []slot[S]
+	used     int
+	batch    uint32
+	last     slot[S]
+}
+
+type slot[S any] struct {
+	batch uint32
+	key   uint64
+	entry *Entry[S]
+}
+
+// New gives an empty table.
+func New[S any](limit int, ttl time.Duration) *Table[S] {
+	return &Table[S]{Limit: limit, TTL: ttl, entries: make(map[Key]*Entry[S])}
+}
+
+// Len is the number of series.
+func (t *Table[S]) Len() int { return len(t.entries) }
+
+// Begin makes ready for the rows of a batch. The columns are borrowed until the next Begin or End.
+func (t *Table[S]) Begin(home, device, metric flow.Strings) {
+	t.strings = [3]flow.Strings{home, device, metric}
+	var width [3]int
+	for i, s := range t.strings {
+		t.numbers[i] = columns.NumbersOf(s)
+		width[i] = bits.Len(uint(t.numbers[i].Size))
+	}
+	t.shift = [2]int{width[1] + width[2], width[2]}
+	t.packable = width[0]+width[1]+width[2] <= 64
+	t.batch++
+	if t.slots == nil || t.batch == 0 { // a wrapped number could meet its own old slots
+		t.slots, t.batch = make([]slot[S], 1024), 1
+	}
+	t.used, t.last = 0, slot[S]{}
+}
+
+// End lets go of the batch.
+func (t *Table[S]) End() {
+	t.strings, t.numbers, t.last = [3]flow.Strings{}, [3]columns.Numbers{}, slot[S]{}
+}
+
+// At gives the series of a row that was received then, and says whether the row is its first. It makes the row the newest.
+func (t *Table[S]) At(row int, received flow.Micros) (e *Entry[S], isNew bool) {
+	t.clock = max(t.clock, received)
+	if t.TTL > 0 {
+		for t.oldest != nil && t.clock.Sub(t.oldest.Received) > t.TTL {
+			t.Expired++
+			t.forget(t.oldest)
+		}
+	}
+	if !t.packable {
+		e, isNew = t.find(row)
+	} else {
+		k := uint64(t.numbers[0].At(row))<<t.shift[0] | uint64(t.numbers[1].At(row))<<t.shift[1] | uint64(t.numbers[2].At(row))
+		if t.last.entry != nil && t.last.key == k && !t.last.entry.gone {
+			e = t.last.entry
+		} else {
+			s := t.slot(k)
+			if s.entry == nil || s.entry.gone {
+				s.entry, isNew = t.find(row)
+			}
+			e = s.entry
+			t.last = *s
+		}
+	}
+	e.Received = max(e.Received, received)
+	t.touch(e)
+	return e, isNew
+}
+
+// slot finds the place of k among the pairs seen in this batch: open addressing, Fibonacci hashing (Knuth, The Art of
+// Computer Programming, vol. 3, 6.4).
+func (t *Table[S]) slot(k uint64) *slot[S] {
+	if 2*t.used >= len(t.slots) {
+		old := t.slots
+		t.slots, t.used = make([]slot[S], 2*len(old)), 0
+		for _, s := range old {
+			if s.batch == t.batch {
+				*t.slot(s.key) = s
+			}
+		}
+	}
+	mask := uint64(len(t.slots) - 1)
+	h := k * 0x9E3779B97F4A7C15
+	for i := h ^ h>>32; ; i++ {
+		s := &t.slots[i&mask]
+		if s.batch != t.batch {
+			*s = slot[S]{batch: t.batch, key: k}
+			t.used++
+			return s
+		}
+		if s.key == k {
+			return s
+		}
+	}
+}
+
+func (t *Table[S]) find(row int) (*Entry[S], bool) {
+	k := Key{t.strings[0].Value(row), t.strings[1].Value(row), t.strings[2].Value(row)}
+	if e, ok := t.entries[k]; ok {
+		return e, false
+	}
+	for len(t.entries) >= max(t.Limit, 1) {
+		t.Crowded++
+		t.forget(t.oldest)
+	}
+	k = Key{strings.Clone(k.Home), strings.Clone(k.Device), strings.Clone(k.Metric)}
+	e := &Entry[S]{Key: k, Number: t.met, Received: -1 << 63}
+	t.met++
+	t.entries[k] = e
+	t.push(e)
+	return e, true
+}
+
+func (t *Table[S]) forget(e *Entry[S]) {
+	if t.Forget != nil {
+		t.Forget(e)
+	}
+	t.unlink(e)
+	delete(t.entries, e.Key)
+	e.gone = true
+}
+
+func (t *Table[S]) touch(e *Entry[S]) {
+	if t.newest != e {
+		t.unlink(e)
+		t.push(e)
+	}
+}
+
+func (t *Table[S]) push(e *Entry[S]) {
+	e.older, e.newer = t.newest, nil
+	if t.newest != nil {
+		t.newest.newer = e
+	} else {
+		t.oldest = e
+	}
+	t.newest = e
+}
+
+func (t *Table[S]) unlink(e *Entry[S]) {
+	if e.older != nil {
+		e.older.newer = e.newer
+	} else {
+		t.oldest = e.newer
+	}
+	if e.newer != nil {
+		e.newer.older = e.older
+	} else {
+		t.newest = e.older
+	}
+	e.older, e.newer = nil, nil
+}
+
+// Each visits all series, the one whose last row is oldest first.
+func (t *Table[S]) Each(f func(*Entry[S])) {
+	for e := t.oldest; e != nil; {
+		next := e.newer
+		f(e)
+		e = next
+	}
+}
+
+// maxSeries bounds the count in a snapshot.
+const maxSeries = 1 << 28
+
+// Save writes the table; state writes one state. Homes that follow each other are written once.
+func (t *Table[S]) Save(w *snapshot.Writer, state func(*snapshot.Writer, *Entry[S])) {
+	w.Uint(uint64(len(t.entries)))
+	w.Uint(t.met)
+	w.Int(int64(t.clock))
+	w.Int(t.Expired)
+	w.Int(t.Crowded)
+	var last Key
+	t.Each(func(e *Entry[S]) {
+		same := e.Home == last.Home
+		w.Bool(same)
+		if !same {
+			w.String(e.Home)
+		}
+		w.String(e.Device)
+		w.String(e.Metric)
+		w.Uint(e.Number)
+		w.Int(int64(e.Received))
+		state(w, e)
+		last = e.Key
+	})
+}
+
+// Load fills an empty table with what Save wrote; state reads one state.
+func (t *Table[S]) Load(r *snapshot.Reader, state func(*snapshot.Reader, *Entry[S])) {
+	n := r.Count(maxSeries)
+	t.met, t.clock = r.Uint(), flow.Micros(r.Int())
+	t.Expired, t.Crowded = r.Int(), r.Int()
+	var last Key
+	for i := 0; i < n && r.Err() == nil; i++ {
+		e := &Entry[S]{}
+		if r.Bool() {
+			e.Home = last.Home
+		} else {
+			e.Home = r.String()
+		}
+		e.Device, e.Metric = r.String(), r.String()
+		e.Number, e.Received = r.Uint(), flow.Micros(r.Int())
+		state(r, e)
+		if r.Err() != nil {
+			return
+		}
+		if _, twice := t.entries[e.Key]; twice {
+			r.Fail(fmt.Errorf("series %v is there twice", e.Key))
+			return
+		}
+		t.entries[e.Key] = e
+		t.push(e)
+		last = e.Key
+	}
+}
