@@ -36,7 +36,7 @@ func NewPlan(ctx context.Context, spec *Spec, cat Catalog) (*Plan, []Finding) {
 		p.schemas()
 	}
 	findings := sorted(p.findings)
-	if Failed(findings) || spec.broken {
+	if Failed(findings) || spec.failed {
 		return nil, findings
 	}
 	return p.plan, findings

@@ -55,7 +55,7 @@ func Read(file string) (*Spec, []Finding, error) {
 // The spec is as much as could be read; it is whole when there are no findings of [LevelError].
 func ReadBytes(name string, data []byte, env func(string) (string, bool)) (*Spec, []Finding) {
 	d := &decoder{file: name}
-	spec := &Spec{File: name, Source: data, broken: true}
+	spec := &Spec{File: name, Source: data, broken: true, failed: true}
 	root := d.parse(data)
 	if root == nil {
 		return spec, sorted(d.findings)
@@ -69,6 +69,7 @@ func ReadBytes(name string, data []byte, env func(string) (string, bool)) (*Spec
 	spec.unset = d.unset
 	spec.Env = d.expand(root, "", env)
 	d.spec(root, spec)
+	spec.failed = Failed(d.findings)
 	return spec, sorted(d.findings)
 }
 

@@ -29,6 +29,7 @@ type Spec struct {
 	// broken says that names or joints could not be read: what [NewPlan] says of missing streams and orphans
 	// would only be echoes of that.
 	broken     bool
+	failed     bool         // something could not be read: there is no plan
 	unset      map[Pos]bool // values that could not be expanded
 	togetherAt []places     // of each group: "" the group, and each name
 }

@@ -1,0 +1,100 @@
+package pipeline
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Mermaid draws the plan as a Mermaid flowchart (https://mermaid.js.org), which GitHub and many wikis show.
+func (p *Plan) Mermaid() string {
+	var b strings.Builder
+	b.WriteString("flowchart LR\n")
+	fmt.Fprintf(&b, "  %s([%s])\n", mermaidID(gatewayNode), gatewayNode)
+	for i, u := range p.Units {
+		if len(u.Stages) == 1 {
+			fmt.Fprintf(&b, "  %s[%s]\n", mermaidID(u.Stages[0].Name), u.Stages[0].Name)
+			continue
+		}
+		fmt.Fprintf(&b, "  subgraph together_%d [together]\n", i)
+		for _, s := range u.Stages {
+			fmt.Fprintf(&b, "    %s[%s]\n", mermaidID(s.Name), s.Name)
+		}
+		b.WriteString("  end\n")
+	}
+	for _, s := range p.Sinks {
+		fmt.Fprintf(&b, "  %s[(%s)]\n", mermaidID(s.Name), s.Name)
+	}
+	p.edges(func(s *Stream, reader string, dead bool) {
+		if dead {
+			fmt.Fprintf(&b, "  %s -. dead .-> %s\n", mermaidID(s.Writer), mermaidID(reader))
+		} else {
+			fmt.Fprintf(&b, "  %s -- %s --> %s\n", mermaidID(s.Writer), s.Name, mermaidID(reader))
+		}
+	})
+	return b.String()
+}
+
+// mermaidID is a node's name as an identifier, which must be no word of Mermaid's own ("end").
+func mermaidID(name string) string { return "n_" + strings.ReplaceAll(name, "-", "_") }
+
+// DOT draws the plan in the language of Graphviz.
+func (p *Plan) DOT() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "digraph %q {\n  rankdir=LR;\n  node [shape=box, style=rounded, fontname=\"sans-serif\"];\n  edge [fontname=\"sans-serif\", fontsize=10];\n", p.Spec.Name)
+	fmt.Fprintf(&b, "  %q [shape=oval];\n", gatewayNode)
+	for i, u := range p.Units {
+		if len(u.Stages) == 1 {
+			fmt.Fprintf(&b, "  %q;\n", u.Stages[0].Name)
+			continue
+		}
+		fmt.Fprintf(&b, "  subgraph cluster_%d {\n    label=\"together\"; style=\"rounded,dashed\";\n", i)
+		for _, s := range u.Stages {
+			fmt.Fprintf(&b, "    %q;\n", s.Name)
+		}
+		b.WriteString("  }\n")
+	}
+	for _, s := range p.Sinks {
+		fmt.Fprintf(&b, "  %q [shape=cylinder];\n", s.Name)
+	}
+	p.edges(func(s *Stream, reader string, dead bool) {
+		if dead {
+			fmt.Fprintf(&b, "  %q -> %q [style=dashed, color=gray, tooltip=%q];\n", s.Writer, reader, s.Name)
+		} else {
+			fmt.Fprintf(&b, "  %q -> %q [label=%q];\n", s.Writer, reader, s.Name)
+		}
+	})
+	b.WriteString("}\n")
+	return b.String()
+}
+
+// edges calls f for each writer and reader of a stream: the data in its order first, dead letters last.
+func (p *Plan) edges(f func(s *Stream, reader string, dead bool)) {
+	for _, dead := range []bool{false, true} {
+		for _, writer := range p.nodeNames() {
+			for _, name := range sortedKeys(p.Streams) {
+				s := p.Streams[name]
+				if s.Writer != writer || strings.HasSuffix(name, deadSuffix) != dead {
+					continue
+				}
+				for _, r := range s.Readers {
+					f(s, r, dead)
+				}
+			}
+		}
+	}
+}
+
+// nodeNames lists all nodes in the order of the data.
+func (p *Plan) nodeNames() []string {
+	names := []string{gatewayNode}
+	for _, u := range p.Units {
+		for _, s := range u.Stages {
+			names = append(names, s.Name)
+		}
+	}
+	for _, s := range p.Sinks {
+		names = append(names, s.Name)
+	}
+	return slices.Clip(names)
+}
