@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
+	"path/filepath"
+	"runtime"
+	"strings"
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -17,16 +19,16 @@ import (
 // chain is one set of instances of a unit's stages, joined by plain calls. It is used by one goroutine at a time.
 type chain struct {
 	partition int32
-	links     []*link            // in the order of the data: who writes a stream stands before who reads it
-	readers   map[string][]*link // stream → stages of this unit that read it, in the same order
-	onKafka   map[string]bool    // stream → it is published
+	links     []*chained            // in the order of the data: who writes a stream stands before who reads it
+	readers   map[string][]*chained // stream → stages of this unit that read it, in the same order
+	onKafka   map[string]bool       // stream → it is published
 	mem       memory.Allocator
 	tap       TapFunc
 	retry     retryFunc
 }
 
-// link is one stage of a chain.
-type link struct {
+// chained is one stage of a chain.
+type chained struct {
 	node  *StageNode
 	stage flow.Stage
 	meter *NodeMeter
@@ -54,9 +56,9 @@ type message struct {
 }
 
 func newChain(u *Unit, plan *Plan, partition int32, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
-	c := &chain{partition: partition, readers: map[string][]*link{}, onKafka: map[string]bool{}, mem: mem, tap: tap, retry: retry}
+	c := &chain{partition: partition, readers: map[string][]*chained{}, onKafka: map[string]bool{}, mem: mem, tap: tap, retry: retry}
 	for _, node := range u.Stages {
-		l := &link{node: node, stage: node.New(), meter: meter.Node(node.Name)}
+		l := &chained{node: node, stage: node.New(), meter: meter.Node(node.Name)}
 		c.links = append(c.links, l)
 		for _, in := range node.From {
 			c.readers[in] = append(c.readers[in], l)
@@ -195,7 +197,7 @@ func (c *chain) give(ctx context.Context, m message, stream string, rec arrow.Re
 }
 
 // route sends outputs on: to Kafka, to the next stages of the unit, or both.
-func (c *chain) route(ctx context.Context, m message, l *link, outputs []flow.Output, out *[]made) error {
+func (c *chain) route(ctx context.Context, m message, l *chained, outputs []flow.Output, out *[]made) error {
 	for i, o := range outputs {
 		stream, ok := l.node.Outputs[o.To]
 		if !ok {
@@ -226,7 +228,7 @@ func (c *chain) route(ctx context.Context, m message, l *link, outputs []flow.Ou
 }
 
 // setAside puts the rows that a stage refused into its dead letters.
-func (c *chain) setAside(m message, l *link, rec arrow.Record, err error, out *[]made) error {
+func (c *chain) setAside(m message, l *chained, rec arrow.Record, err error, out *[]made) error {
 	var rows *flow.BadRows
 	if !errors.As(err, &rows) {
 		rows = &flow.BadRows{Reasons: []string{err.Error()}}
@@ -245,7 +247,7 @@ func (c *chain) setAside(m message, l *link, rec arrow.Record, err error, out *[
 }
 
 // made stamps a record with its place in the lineage of l.
-func (c *chain) made(m message, l *link, stream string, rec arrow.Record) made {
+func (c *chain) made(m message, l *chained, stream string, rec arrow.Record) made {
 	b := flow.Batch{
 		Kind: flow.KindRows,
 		Lineage: flow.Lineage{
@@ -261,24 +263,37 @@ func (c *chain) made(m message, l *link, stream string, rec arrow.Record) made {
 }
 
 // call runs f, a call into a stage, with panics made into bad data and the world's errors retried.
-func (c *chain) call(ctx context.Context, l *link, what string, f func() error) error {
+func (c *chain) call(ctx context.Context, l *chained, what string, f func() error) error {
 	return c.retry(ctx, l.meter, what, func() (err error) {
-		defer func() {
-			if p := recover(); p != nil {
-				err = flow.Badf("stage %s panicked: %v\n%s", l.node.Name, p, shortStack())
-			}
-		}()
+		defer panicIsBad(l.node.Name, &err)
 		return f()
 	})
 }
 
-// stackBytesMax keeps a dead letter's reason readable; the frames that matter come first.
-const stackBytesMax = 2048
-
-func shortStack() []byte {
-	s := debug.Stack()
-	return s[:min(len(s), stackBytesMax)]
+// panicIsBad makes a panic of a stage or sink into bad data. The reason names the calls that led there, and
+// nothing that differs from run to run: a dead letter made again after a crash must be the same.
+func panicIsBad(node string, err *error) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	var pcs [panicFramesMax]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])]) // behind Callers, panicIsBad and gopanic
+	var at []string
+	for {
+		f, more := frames.Next()
+		if !strings.HasPrefix(f.Function, "runtime.") {
+			at = append(at, fmt.Sprintf("%s (%s:%d)", f.Function, filepath.Base(f.File), f.Line))
+		}
+		if !more || strings.HasPrefix(f.Function, "hearthline/pipeline.") {
+			break
+		}
+	}
+	*err = flow.Badf("%s panicked: %v; at %s", node, p, strings.Join(at, ", "))
 }
+
+// panicFramesMax bounds how much of a stack goes into a dead letter: a recursion may be thousands deep.
+const panicFramesMax = 16
 
 func boundsOf(rec arrow.Record) flow.Bounds {
 	times, err := flow.Instants(rec, flow.ColTime)

@@ -13,11 +13,6 @@ import (
 	"hearthline/streams"
 )
 
-// publisher makes batches durable on a partition of a stream, in order.
-type publisher interface {
-	Publish(ctx context.Context, stream string, partition int32, batches ...flow.Batch) (int64, error)
-}
-
 // publish carries deliveries out, in order: everything is published before the checkpoint behind it is saved.
 // Deliveries that have piled up while a request was under way travel together. After an error it only drains.
 func (t *task) publish(ctx context.Context) error {
@@ -53,13 +48,13 @@ func (t *task) publishGroup(ctx context.Context, group []made) error {
 	}
 	p := pool.New().WithErrors().WithMaxGoroutines(max(1, len(byStream)))
 	for name, batches := range byStream {
-		p.Go(func() error { return publishAll(ctx, t.r.publisher, name, t.partition, batches) })
+		p.Go(func() error { return publishAll(ctx, t.r.road, name, t.partition, batches) })
 	}
 	return p.Wait()
 }
 
 // publishAll publishes batches in order, by as few requests as the broker's message limit allows.
-func publishAll(ctx context.Context, p publisher, stream string, partition int32, batches []flow.Batch) error {
+func publishAll(ctx context.Context, p road, stream string, partition int32, batches []flow.Batch) error {
 	_, err := p.Publish(ctx, stream, partition, batches...)
 	if errors.Is(err, streams.ErrTooLarge) && len(batches) > 1 {
 		half := len(batches) / 2

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,8 +30,29 @@ type Runner struct {
 	Tap    TapFunc          // nil: nobody looks
 	Mem    memory.Allocator // nil: the Go heap
 
-	once      sync.Once
-	publisher publisher
+	once     sync.Once
+	road     road
+	patience time.Duration // 0: patienceMax
+}
+
+// road is what tasks need of Kafka.
+type road interface {
+	// Publish makes batches (borrowed) durable on a partition of a stream, in order.
+	Publish(ctx context.Context, stream string, partition int32, batches ...flow.Batch) (int64, error)
+	// Reader reads a partition from an offset on.
+	Reader(stream string, partition int32, offset int64) source
+	// Bounds gives the first offset that is kept and the next that will be written.
+	Bounds(ctx context.Context, stream string, partition int32) (first, next int64, err error)
+}
+
+// kafka is the road over a Kafka cluster.
+type kafka struct {
+	*streams.Client
+	*streams.Producer
+}
+
+func (k kafka) Reader(stream string, partition int32, offset int64) source {
+	return k.NewReader(stream, partition, offset)
 }
 
 // Drain says when a runner's nodes are done: when the end of run Run has come to them with the data. The zero
@@ -40,9 +62,9 @@ type Drain struct {
 	Gateways int // how many gateways write the gateway's stream; each ends the run
 }
 
-// patience is how long a call is repeated while the world fails, before the node ends with the error and is
+// patienceMax is how long a call is repeated while the world fails, before the node ends with the error and is
 // started afresh.
-const patience = 2 * time.Minute
+const patienceMax = 2 * time.Minute
 
 func (r *Runner) mem() memory.Allocator {
 	if r.Mem != nil {
@@ -53,8 +75,8 @@ func (r *Runner) mem() memory.Allocator {
 
 func (r *Runner) init() {
 	r.once.Do(func() {
-		if r.publisher == nil {
-			r.publisher = r.Client.NewProducer()
+		if r.road == nil {
+			r.road = kafka{r.Client, r.Client.NewProducer()}
 		}
 	})
 }
@@ -110,7 +132,7 @@ func (r *Runner) Unit(ctx context.Context, name string) error {
 		return fmt.Errorf("no stage %q in %s", name, r.Plan.Spec.File)
 	}
 	return r.join(ctx, unit.Name, unit.Inputs, func(ctx context.Context, g *generation) (bool, error) {
-		return g.each(ctx, g.Partitions(), func(ctx context.Context, partition int32) (bool, error) {
+		return each(ctx, g.partitions, func(ctx context.Context, partition int32) (bool, error) {
 			return r.runTask(ctx, g, unit, partition)
 		})
 	})
@@ -140,11 +162,11 @@ func (r *Runner) Sink(ctx context.Context, name string) (err error) {
 		}
 		var places []place
 		for _, stream := range node.Streams {
-			for _, p := range g.Partitions() {
+			for _, p := range g.partitions {
 				places = append(places, place{stream, p})
 			}
 		}
-		return eachOf(ctx, places, func(ctx context.Context, p place) (bool, error) {
+		return each(ctx, places, func(ctx context.Context, p place) (bool, error) {
 			return r.runSinkTask(ctx, g, node, sink, p.stream, p.partition)
 		})
 	})
@@ -152,17 +174,15 @@ func (r *Runner) Sink(ctx context.Context, name string) (err error) {
 
 // generation is one membership of a node in its consumer group.
 type generation struct {
-	*streams.Generation
-	committed map[string]map[int32]streams.Committed
-	ids       map[string]string // stream → id of its incarnation
+	group      string
+	partitions []int32
+	committed  map[string]map[int32]streams.Committed
+	ids        map[string]string // stream → id of its incarnation
+	commit     func(context.Context, []streams.Commit) error
 }
 
-// each runs f for every partition at once. It says whether all are done.
-func (g *generation) each(ctx context.Context, partitions []int32, f func(context.Context, int32) (bool, error)) (bool, error) {
-	return eachOf(ctx, partitions, f)
-}
-
-func eachOf[T any](ctx context.Context, all []T, f func(context.Context, T) (bool, error)) (bool, error) {
+// each runs f for every one of all at once. It says whether all are done.
+func each[T any](ctx context.Context, all []T, f func(context.Context, T) (bool, error)) (bool, error) {
 	p := pool.NewWithResults[bool]().WithContext(ctx).WithCancelOnError()
 	for _, one := range all {
 		p.Go(func(ctx context.Context) (bool, error) { return f(ctx, one) })
@@ -192,7 +212,9 @@ func (r *Runner) join(ctx context.Context, node string, inputs []string, run fun
 				return fmt.Errorf("%s: %w", node, err)
 			}
 			r.Log.Debug("partitions assigned", "node", node, "partitions", sg.Partitions())
-			done, err := run(ctx, &generation{Generation: sg, committed: committed, ids: ids})
+			done, err := run(ctx, &generation{
+				group: r.group(node), partitions: sg.Partitions(), committed: committed, ids: ids, commit: sg.Commit,
+			})
 			if errors.Is(err, streams.ErrFenced) {
 				r.Log.Info("partitions were taken over by another member", "node", node)
 				return nil
@@ -243,7 +265,7 @@ func (r *Runner) runTask(ctx context.Context, g *generation, unit *Unit, partiti
 		}
 		in.ended = r.Drain.Run != "" && in.marks.ended(r.Drain.Run) >= in.ends
 		t.inputs = append(t.inputs, in)
-		t.merge.inputs = append(t.merge.inputs, &mergeInput{stream: stream, source: r.Client.NewReader(stream, partition, in.next), ended: in.ended})
+		t.merge.inputs = append(t.merge.inputs, &mergeInput{stream: stream, source: r.road.Reader(stream, partition, in.next), ended: in.ended})
 		defer meter.release(stream, partition)
 	}
 	t.watermark = t.inputs[0].marks.watermark
@@ -272,7 +294,7 @@ func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *SinkNode,
 	t := &sinkTask{
 		r: r, node: node, sink: sink, stream: stream, id: g.ids[stream], partition: partition,
 		rowsMax: node.FlushRows, wait: node.FlushWait, meter: r.Meter.Node(node.Name),
-		open: func(offset int64) source { return r.Client.NewReader(stream, partition, offset) },
+		open: func(offset int64) source { return r.road.Reader(stream, partition, offset) },
 	}
 	rows, wait := int64(100_000), time.Second
 	if f, ok := sink.(flow.Flushing); ok {
@@ -300,7 +322,7 @@ func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *SinkNode,
 
 func (r *Runner) keeper(g *generation, node, stream string, partition int32) *keeper {
 	return &keeper{
-		store: r.Store, commit: g.Commit, now: time.Now,
+		store: r.Store, commit: g.commit, now: time.Now,
 		prefix: fmt.Sprintf("checkpoints/%s/%s-%d/", r.group(node), stream, partition),
 	}
 }
@@ -316,7 +338,7 @@ func (r *Runner) resume(ctx context.Context, g *generation, saved *checkpoint, s
 			}
 			if m.StreamID != in.id {
 				return nil, fmt.Errorf("stream %s has been deleted and made anew since the last checkpoint of group %s: its offsets mean "+
-					"something else now; reset the group's offsets to begin anew", stream, g.Group())
+					"something else now; reset the group's offsets to begin anew", stream, g.group)
 			}
 			in.next, in.marks = m.Next, restoreMarks(m.Marks, m.Watermark)
 			return in, nil
@@ -326,7 +348,7 @@ func (r *Runner) resume(ctx context.Context, g *generation, saved *checkpoint, s
 		in.next = c.Offset
 		return in, nil
 	}
-	first, _, err := r.Client.Bounds(ctx, stream, partition)
+	first, _, err := r.road.Bounds(ctx, stream, partition)
 	if err != nil {
 		return nil, err
 	}
@@ -350,7 +372,7 @@ func (r *Runner) retry(ctx context.Context, meter *NodeMeter, what string, f fun
 			r.Log.Warn("failed, trying again", "node", meter.Name, "what", what, "error", err)
 		}
 		return struct{}{}, err
-	}, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(patience))
+	}, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(cmp.Or(r.patience, patienceMax)))
 	if err == nil && logged {
 		r.Log.Info("works again", "node", meter.Name, "what", what)
 	}

@@ -200,11 +200,7 @@ func (t *sinkTask) store(ctx context.Context, r flow.Range, b *batchRange) error
 	if b.rows > 0 {
 		start := time.Now()
 		err := t.r.retry(ctx, t.meter, "write "+r.String(), func() (err error) {
-			defer func() {
-				if p := recover(); p != nil {
-					err = flow.Badf("sink %s panicked: %v\n%s", t.node.Name, p, shortStack())
-				}
-			}()
+			defer panicIsBad(t.node.Name, &err)
 			return t.sink.Write(ctx, r, b.records)
 		})
 		t.meter.Process.Observe(time.Since(start).Seconds())
@@ -243,7 +239,7 @@ func (t *sinkTask) setAside(ctx context.Context, r flow.Range, b *batchRange, ba
 	edge := t.meter.Out(t.node.Dead)
 	edge.Rows.Add(rec.NumRows())
 	edge.Batches.Add(1)
-	return publishAll(ctx, t.r.publisher, t.node.Dead, t.partition, []flow.Batch{{
+	return publishAll(ctx, t.r.road, t.node.Dead, t.partition, []flow.Batch{{
 		Lineage: flow.Lineage{
 			Source:   flow.Source{Producer: t.node.Name, Stream: r.Stream, Partition: r.Partition},
 			Position: flow.Position{Offset: r.Last},
@@ -257,7 +253,7 @@ func (t *sinkTask) tellEnd(ctx context.Context) error {
 	if t.r.sinkDead(t.stream) {
 		return nil // sinks that keep each other's dead letters would wait for each other
 	}
-	return publishAll(ctx, t.r.publisher, t.node.Dead, t.partition, []flow.Batch{{
+	return publishAll(ctx, t.r.road, t.node.Dead, t.partition, []flow.Batch{{
 		Kind: flow.KindEnd,
 		Run:  t.r.Drain.Run,
 		Lineage: flow.Lineage{

@@ -1,0 +1,98 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/sourcegraph/conc"
+)
+
+// services are the parts of one process, started in the order of their dependence and stopped in the reverse.
+type services struct {
+	log     *slog.Logger
+	wait    conc.WaitGroup
+	running []*service
+	fatal   context.CancelCauseFunc
+}
+
+// service is one part: something whose Run(ctx) blocks.
+type service struct {
+	name string
+	stop context.CancelFunc
+	done chan struct{}
+	err  error // why it ended, valid after done
+}
+
+// start runs a part until it is stopped. If it ends by itself with an error, all of the process ends with it.
+func (s *services) start(ctx context.Context, name string, run func(context.Context) error) *service {
+	// A part outlives the signal that ends the process: it is stopped in its turn.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	v := &service{name: name, stop: cancel, done: make(chan struct{})}
+	s.running = append(s.running, v)
+	s.wait.Go(func() {
+		defer close(v.done)
+		if err := run(ctx); err != nil && !(ctx.Err() != nil && errors.Is(err, context.Canceled)) {
+			v.err = fmt.Errorf("%s: %w", name, err)
+			s.fatal(v.err)
+		}
+	})
+	return v
+}
+
+// supervise runs a node again whenever it ends with an error, as Kubernetes would, after a pause that grows.
+func (s *services) supervise(ctx context.Context, name string, restarted func(), run func(context.Context) error) *service {
+	return s.start(ctx, name, func(ctx context.Context) error {
+		pause := backoff.NewExponentialBackOff()
+		pause.InitialInterval, pause.MaxInterval = time.Second, 30*time.Second
+		for {
+			begun := time.Now()
+			err := run(ctx)
+			if err == nil || ctx.Err() != nil {
+				return nil
+			}
+			if time.Since(begun) > 2*pause.MaxInterval {
+				pause.Reset() // it had been well for a while
+			}
+			d := pause.NextBackOff()
+			s.log.Error("ended, starting again", "node", name, "error", err, "pause", d.Round(time.Millisecond))
+			restarted()
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(d):
+			}
+		}
+	})
+}
+
+// finished waits until v has ended by itself, no longer than limit; then it stops it.
+func (v *service) finished(limit time.Duration) bool {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-v.done:
+		return v.err == nil
+	case <-t.C:
+		v.stop()
+		<-v.done
+		return false
+	}
+}
+
+// end stops v and waits for it.
+func (v *service) end() {
+	v.stop()
+	<-v.done
+}
+
+// endAll stops what still runs, the last started first.
+func (s *services) endAll() {
+	for i := len(s.running) - 1; i >= 0; i-- {
+		s.running[i].end()
+	}
+	s.wait.Wait()
+}

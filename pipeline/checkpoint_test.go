@@ -1,0 +1,169 @@
+package pipeline
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hearthline/blobs"
+	"hearthline/flow"
+	"hearthline/streams"
+)
+
+func someCheckpoint(producers int, state map[string][]byte) *checkpoint {
+	c := &checkpoint{Inputs: []inputMark{{Stream: "in", StreamID: "x1", Next: 77, Watermark: 5}}, state: state}
+	for i := range producers {
+		c.Inputs[0].Marks = append(c.Inputs[0].Marks, mark{
+			Source:   flow.Source{Producer: fmt.Sprintf("gateway/%d", i), Partition: 1},
+			Position: flow.Position{Offset: int64(i), K: 2}, Watermark: 9, Ended: "r",
+		})
+	}
+	return c
+}
+
+// log is a partition's last commit, as Kafka keeps it.
+type log struct {
+	last []streams.Commit
+	fail error
+}
+
+func (l *log) commit(_ context.Context, c []streams.Commit) error {
+	if l.fail == nil {
+		l.last = c
+	}
+	return l.fail
+}
+
+func newKeeper(t *testing.T, dir string, l *log) *keeper {
+	t.Helper()
+	store, err := blobs.Dir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &keeper{store: store, commit: l.commit, prefix: "checkpoints/g/in-0/", now: time.Now}
+}
+
+func TestCheckpointIsReadBackFromTheCommitAlone(t *testing.T) {
+	for name, c := range map[string]*checkpoint{
+		"small: inside the commit":      someCheckpoint(2, nil),
+		"many producers: beside it":     someCheckpoint(200, nil),
+		"state: beside it":              someCheckpoint(1, map[string][]byte{"a": bytes.Repeat([]byte{7}, 1<<20), "b": {}}),
+		"state of no bytes: beside it":  someCheckpoint(0, map[string][]byte{"a": {}}),
+		"nothing taken yet: inside too": someCheckpoint(0, nil),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, dir := &log{}, t.TempDir()
+			if _, err := newKeeper(t, dir, l).save(t.Context(), 0, c); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(l.last[0].Metadata); n > 4096 || l.last[0].Offset != 77 {
+				t.Fatalf("commit of offset %d with %d bytes of metadata", l.last[0].Offset, n)
+			}
+			got, err := newKeeper(t, dir, l).load(t.Context(), l.last[0].Metadata)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(c.Inputs, got.Inputs); d != "" {
+				t.Error(d)
+			}
+			for stage, want := range c.state {
+				if !bytes.Equal(got.state[stage], want) {
+					t.Errorf("state of %s: %d bytes, want %d", stage, len(got.state[stage]), len(want))
+				}
+			}
+		})
+	}
+}
+
+// A commit that fails leaves the earlier checkpoint whole, and no blob behind.
+func TestFailedCommitChangesNothing(t *testing.T) {
+	l, dir := &log{}, t.TempDir()
+	k := newKeeper(t, dir, l)
+	first := someCheckpoint(1, map[string][]byte{"a": []byte("one")})
+	if _, err := k.save(t.Context(), 0, first); err != nil {
+		t.Fatal(err)
+	}
+	l.fail = streams.ErrFenced
+	if _, err := k.save(t.Context(), 0, someCheckpoint(1, map[string][]byte{"a": []byte("two")})); !errors.Is(err, streams.ErrFenced) {
+		t.Fatalf("error %v", err)
+	}
+	got, err := newKeeper(t, dir, l).load(t.Context(), l.last[0].Metadata)
+	if err != nil || string(got.state["a"]) != "one" {
+		t.Fatalf("state %q, error %v", got.state["a"], err)
+	}
+	infos, err := k.store.List(t.Context(), "")
+	if err != nil || len(infos) != 1 {
+		t.Errorf("blobs left: %v, error %v", infos, err)
+	}
+}
+
+func TestOldCheckpointsGo(t *testing.T) {
+	l, dir := &log{}, t.TempDir()
+	k := newKeeper(t, dir, l)
+	clock := time.Now().Add(-2 * time.Hour)
+	k.now = func() time.Time { clock = clock.Add(time.Second); return clock }
+	for range 10 {
+		if _, err := k.save(t.Context(), 0, someCheckpoint(1, map[string][]byte{"a": {1}})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	infos, err := k.store.List(t.Context(), "")
+	if err != nil || len(infos) != 2 {
+		t.Fatalf("%d blobs left, want the last and the one before it; error %v", len(infos), err)
+	}
+	// The next owner loads the last one; the one before it is an hour old and nobody's.
+	next := newKeeper(t, dir, l)
+	if _, err := next.load(t.Context(), l.last[0].Metadata); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if infos, _ := k.store.List(t.Context(), ""); len(infos) != 1 {
+		t.Errorf("%d blobs left after the sweep, want 1", len(infos))
+	}
+	if got, err := newKeeper(t, dir, l).load(t.Context(), l.last[0].Metadata); err != nil || got == nil {
+		t.Errorf("the sweep took the checkpoint in use: %v", err)
+	}
+}
+
+func TestDamagedCheckpointsAreRefused(t *testing.T) {
+	whole, err := someCheckpoint(3, map[string][]byte{"a": []byte("state")}).encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range whole {
+		bad := bytes.Clone(whole)
+		bad[i] ^= 0x40
+		if _, err := decodeCheckpoint(bad); !errors.Is(err, errCheckpoint) {
+			t.Fatalf("byte %d changed: error %v", i, err)
+		}
+		if _, err := decodeCheckpoint(whole[:i]); !errors.Is(err, errCheckpoint) {
+			t.Fatalf("cut at %d: error %v", i, err)
+		}
+	}
+}
+
+func TestLostBlobSaysWhatToDo(t *testing.T) {
+	_, err := newKeeper(t, t.TempDir(), &log{}).load(t.Context(), "blob:checkpoints/g/in-0/123")
+	if err == nil || !strings.Contains(err.Error(), "point it at the right store") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func FuzzDecodeCheckpoint(f *testing.F) {
+	whole, _ := someCheckpoint(3, map[string][]byte{"a": []byte("state")}).encode()
+	f.Add(whole)
+	f.Add([]byte(blobMagic))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if c, err := decodeCheckpoint(b); err == nil && c == nil {
+			t.Fatal("no checkpoint and no error")
+		}
+	})
+}
