@@ -1,0 +1,64 @@
+// Package ingest is the connection tier: hubs and clouds hand in telemetry over MQTT 3.1.1 and 5 and over HTTP, always
+// TLS 1.3; text is parsed once, here, and rows are gathered into record batches of [flow.EventSchema] that a
+// [Publisher] makes durable. A PUBACK or a 200 means: the log has it, acks=all.
+//
+// # Who comes in
+//
+// Every client has a user and a password; the credentials file ([Credential]) binds the user to one home, to a role
+// (hub or app) and perhaps to some of the home's devices. A client publishes and subscribes only under
+// homes/{its home}/. The file and the server's certificate are read again when they change; clients whose entry is
+// gone or changed are sent away.
+//
+// # MQTT
+//
+//	homes/{home}/devices/{device}/telemetry        one reading, or an array of them, as JSON
+//	homes/{home}/devices/{device}/telemetry/senml  SenML in JSON, RFC 8428
+//	homes/{home}/devices/{device}/telemetry/arrow  an Arrow IPC stream
+//	homes/{home}/…                                 anything else is live only: it goes to those of the home's clients
+//	                                               that have subscribed on this gateway, and is kept nowhere
+//
+// An MQTT 5 content type of application/json, application/x-ndjson, application/senml+json or
+// application/vnd.apache.arrow.stream overrules what the topic says. Telemetry goes to subscribers too.
+//
+// QoS 0 and 1, no retained messages (3.1.1: the flag is ignored), no sessions that outlive their connection, no shared
+// subscriptions or subscription identifiers; CONNACK says so. QoS 2 ends the connection (0x9B). Wills are published
+// to the home's subscribers when a connection ends without DISCONNECT; their delay is not kept, and a will is no reading.
+// Messages that arrive while the log does not take more are not read (3.1.1) or held back by the receive maximum (5).
+//
+//	what is wrong                             MQTT 5                        MQTT 3.1.1
+//	user or password                          CONNACK 0x86                  CONNACK 5
+//	too many failed attempts, too busy        CONNACK 0x9F, 0x89            CONNACK 3
+//	topic of another home, foreign device     PUBACK 0x87 (QoS 0: DISCONNECT 0x87)   connection closed
+//	payload: malformed, or no row usable      PUBACK 0x99 and a reason      PUBACK; counted
+//	payload: some rows unusable               PUBACK 0x00 and a reason      PUBACK; counted
+//	packet over the limit                     DISCONNECT 0x95               connection closed
+//	subscription outside the home             SUBACK 0x87                   SUBACK 0x80
+//	same client id again, same user           DISCONNECT 0x8E               connection closed
+//	gateway going down                        DISCONNECT 0x8B               connection closed
+//
+// # HTTP
+//
+// POST /v1/telemetry takes application/json (an object or an array), application/x-ndjson, application/senml+json and
+// application/vnd.apache.arrow.stream, plain or compressed (Content-Encoding gzip, zstd), with Basic credentials, or
+// Bearer with user:password as the token. Rows name their device. Rows that cannot be used are refused one by one and
+// the others kept: 200 says {"accepted": n, "refused": m, "rows": [{"row", "reason", "detail"}]}. Only a body that
+// cannot be parsed at all is refused as a whole. Errors are problem documents (RFC 9457): 400 malformed or no row
+// usable, 401, 403 every row of another home or device, 404, 405, 413, 415, 429 with Retry-After, 503 with Retry-After
+// when the log does not take rows in time (they may yet become durable: send them again, with their seq).
+//
+// # A reading
+//
+//	{"device": "lamp", "metric": "power", "value": 7.5, "unit": "W", "time": "2026-01-31T12:00:00.5Z", "seq": 42,
+//	 "attributes": {"firmware": "1.2"}}
+//
+// metric, and one of value (a number) and text (a string), are required; device is, where no topic names it. time is
+// an RFC 3339 string or a number of milliseconds since 1970, and the time of arrival when absent; before 2000 and more
+// than 24 h ahead are refused. seq is the device's own rising number, by which repeated readings are dropped later.
+// Members that are null count as absent; unknown ones are refused. Names have at most 128 bytes and no control
+// characters, / + or #; text at most 4,096 bytes; attributes are at most 32 strings, numbers or booleans.
+//
+// SenML: the full name is split at its last "/", or else its last ":", into device and metric; under a topic a name
+// without either is the metric. v is the value; vs, and vb as "true" or "false", the text; sums and data are refused.
+//
+// What units and metrics mean is not known here: that is a stage's work.
+package ingest

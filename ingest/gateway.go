@@ -1,0 +1,339 @@
+package ingest
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow/memory"
+	"github.com/sourcegraph/conc"
+	"golang.org/x/time/rate"
+
+	"hearthline/flow"
+)
+
+// Gateway is the connection tier of one process. Its yaml fields are its settings; [New] fills in their defaults.
+// The fields without a yaml name are set by whoever runs it, before Run.
+type Gateway struct {
+	MQTT        string `yaml:"mqtt"`        // address to listen on, TLS 1.3; "" for none
+	HTTP        string `yaml:"http"`        // address to listen on, TLS 1.3; "" for none
+	Certificate string `yaml:"certificate"` // PEM file: the server's certificate and its chain; read again when it changes
+	Key         string `yaml:"key"`         // PEM file: its key
+	Credentials string `yaml:"credentials"` // file of [Credential]; read again when it changes
+	To          string `yaml:"to"`          // stream to write
+
+	Linger       time.Duration `yaml:"linger"`        // how long the first row of a batch waits for others
+	RowsMax      int           `yaml:"rows_max"`      // rows of a batch, and of one MQTT message; a batch may exceed it by a message
+	BytesMax     int           `yaml:"bytes_max"`     // payload bytes of a batch, likewise
+	QueueMax     int           `yaml:"queue_max"`     // batches of a partition that wait for the log, besides one being gathered
+	Heartbeat    time.Duration `yaml:"heartbeat"`     // between signs of life on a partition without rows
+	PublishTime  time.Duration `yaml:"publish_time"`  // of one attempt to publish; it is tried again
+	StoreTimeout time.Duration `yaml:"store_timeout"` // until an HTTP request whose rows are not durable is answered 503
+
+	PayloadBytesMax      int `yaml:"payload_bytes_max"`      // of one MQTT message
+	HTTPPayloadBytesMax  int `yaml:"http_payload_bytes_max"` // of one request, as sent
+	DecompressedBytesMax int `yaml:"decompressed_bytes_max"` // of one request, decompressed
+	HTTPRowsMax          int `yaml:"http_rows_max"`          // rows of one request
+	OutboundBytesMax     int `yaml:"outbound_bytes_max"`     // waiting for a client that is slow to read
+
+	MessagesPerSecond float64 `yaml:"messages_per_second"` // of one user, all its connections together; 0: no limit
+	MessagesBurst     int     `yaml:"messages_burst"`      // and so many at once
+	BytesPerSecond    float64 `yaml:"bytes_per_second"`    // payload bytes, likewise
+	BytesBurst        int     `yaml:"bytes_burst"`
+
+	ConnectionsMax   int           `yaml:"connections_max"`   // open at a time, MQTT and HTTP together
+	HandshakesMax    int           `yaml:"handshakes_max"`    // computed at a time
+	HandshakeTimeout time.Duration `yaml:"handshake_timeout"` // for a TLS handshake
+	ConnectTimeout   time.Duration `yaml:"connect_timeout"`   // for CONNECT after it
+	PacketTimeout    time.Duration `yaml:"packet_timeout"`    // for the rest of an MQTT packet that has begun, and for an HTTP request
+	WriteTimeout     time.Duration `yaml:"write_timeout"`     // of one write
+	KeepAliveMax     time.Duration `yaml:"keep_alive_max"`    // what MQTT 5 clients are held to; 3.1.1 clients to what they said
+	ReceiveMaximum   int           `yaml:"receive_maximum"`   // QoS 1 messages of one connection that may wait for the log
+	DrainTimeout     time.Duration `yaml:"drain_timeout"`     // from the end of Run's context to its return, at most
+
+	Publisher  Publisher          `yaml:"-"`
+	Partitions int                `yaml:"-"` // of the stream
+	Instance   string             `yaml:"-"` // unique among the gateways of a stream, and stable; the host's name by default
+	RunID      string             `yaml:"-"` // when set, Run ends with a KindEnd of this run in every partition
+	Logger     *slog.Logger       `yaml:"-"`
+	Ready      func(at Addresses) `yaml:"-"` // called once, when both doors are open
+	Now        func() time.Time   `yaml:"-"` // the system clock, but in tests
+
+	count       counters
+	clock       *clock
+	door        *door
+	live        context.Context // ends when the drain's limit is reached, or everything is done
+	open        context.Context // ends when the drain begins
+	handshakes  chan struct{}
+	tasks       conc.WaitGroup // connections and their writes
+	stop        chan struct{}  // closed when the gateway drains
+	state       atomic.Int32
+	partitions  []*gatherer
+	certificate atomic.Pointer[tls.Certificate]
+	certMark    fileMark
+
+	sessionsMu sync.Mutex
+	sessions   map[string]*session
+	links      map[*link]struct{} // open MQTT connections, to be woken
+	audienceMu sync.RWMutex
+	audience   map[string]map[*session][]subscription // by home
+	listeners  atomic.Int64                           // subscriptions, all together
+}
+
+// Addresses are those the gateway listens on; nil for a door that is not open.
+type Addresses struct{ MQTT, HTTP net.Addr }
+
+// New gives a gateway with the default settings.
+func New() *Gateway {
+	return &Gateway{
+		MQTT: "127.0.0.1:8883", HTTP: "127.0.0.1:8443", To: "raw",
+		Linger: 5 * time.Millisecond, RowsMax: 8192, BytesMax: 1 << 20, QueueMax: 4, Heartbeat: time.Second,
+		PublishTime: 30 * time.Second, StoreTimeout: 10 * time.Second,
+		PayloadBytesMax: 256 << 10, HTTPPayloadBytesMax: 4 << 20, DecompressedBytesMax: 32 << 20, HTTPRowsMax: 100_000, OutboundBytesMax: 1 << 20,
+		MessagesPerSecond: 1000, MessagesBurst: 5000, BytesPerSecond: 4 << 20, BytesBurst: 64 << 20,
+		ConnectionsMax: 100_000, HandshakesMax: 2 * runtime.GOMAXPROCS(0), HandshakeTimeout: 10 * time.Second, ConnectTimeout: 5 * time.Second,
+		PacketTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second, KeepAliveMax: 20 * time.Minute, ReceiveMaximum: 256,
+		DrainTimeout: 20 * time.Second,
+		Now:          time.Now,
+	}
+}
+
+// States of a gateway.
+const (
+	stateNew int32 = iota
+	stateUp
+	stateDraining
+	stateDown
+)
+
+func (g *Gateway) draining() bool { return g.state.Load() >= stateDraining }
+
+// Stats gives the counters. It may be called at any time.
+func (g *Gateway) Stats() Stats { return g.count.read() }
+
+// Health says whether the gateway is worth keeping: nil unless Run has ended.
+func (g *Gateway) Health() error {
+	if g.state.Load() == stateDown {
+		return errors.New("the gateway has ended")
+	}
+	return nil
+}
+
+// Readiness says whether new clients should be sent here: nil when the doors are open and the log takes what comes in.
+func (g *Gateway) Readiness() error {
+	switch g.state.Load() {
+	case stateNew:
+		return errors.New("the gateway has not opened its doors yet")
+	case stateDraining, stateDown:
+		return errDraining
+	}
+	failing := 0
+	for _, p := range g.partitions {
+		if p.failing.Load() {
+			failing++
+		}
+	}
+	if failing > 0 {
+		return fmt.Errorf("the log does not take batches of %d of %d partitions", failing, len(g.partitions))
+	}
+	return nil
+}
+
+// Run opens the doors and serves until ctx ends, then drains: it stops accepting and reading, publishes what was
+// taken, acknowledges it, tells the clients to go (MQTT 5: reason code 0x8B), ends the run in every partition, and
+// returns nil. What is not done within DrainTimeout is given up, with an error that says what; its senders have no
+// acknowledgement of it. Run is called once.
+func (g *Gateway) Run(ctx context.Context) error {
+	if err := g.prepare(); err != nil {
+		return fmt.Errorf("gateway: %w", err)
+	}
+	defer g.state.Store(stateDown)
+	mqtt, web, err := g.listenBoth()
+	if err != nil {
+		return fmt.Errorf("gateway: %w", err)
+	}
+	live, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer giveUp(nil)
+	g.live = live
+	var closeDoors context.CancelFunc
+	g.open, closeDoors = context.WithCancel(live)
+	defer closeDoors()
+	var logs, doors conc.WaitGroup
+	results := make([]error, len(g.partitions))
+	for i, p := range g.partitions {
+		logs.Go(func() { results[i] = p.loop(live) })
+	}
+	server := g.serve(&doors, mqtt, web)
+	doors.Go(g.reload)
+	g.state.Store(stateUp)
+	if g.Ready != nil {
+		g.Ready(Addresses{MQTT: address(mqtt), HTTP: address(web)})
+	}
+	<-ctx.Done()
+
+	limit := time.AfterFunc(g.DrainTimeout, func() {
+		giveUp(fmt.Errorf("the drain took longer than %s", g.DrainTimeout))
+	})
+	defer limit.Stop()
+	g.drain(&doors, &logs, closeDoors, server, mqtt, web)
+	if err := errors.Join(results...); err != nil {
+		return fmt.Errorf("gateway: not everything could be published; what was not is not acknowledged: %w", err)
+	}
+	return nil
+}
+
+// drain follows the data's way: doors, connections, partitions.
+func (g *Gateway) drain(doors, logs *conc.WaitGroup, closeDoors func(), server *http.Server, mqtt, web net.Listener) {
+	g.state.Store(stateDraining)
+	close(g.stop)
+	closeDoors()
+	for _, ln := range []net.Listener{mqtt, web} {
+		if ln != nil {
+			ln.Close()
+		}
+	}
+	g.wakeAll()
+	if server != nil {
+		if err := server.Shutdown(g.live); err != nil {
+			server.Close()
+		}
+	}
+	doors.Wait()
+	g.tasks.Wait()
+	for _, p := range g.partitions {
+		p.close()
+	}
+	logs.Wait()
+}
+
+// wakeAll makes every connection's reader see that the gateway drains.
+func (g *Gateway) wakeAll() {
+	g.sessionsMu.Lock()
+	defer g.sessionsMu.Unlock()
+	for l := range g.links {
+		l.wire.Conn.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// prepare checks the settings and makes what Run needs.
+func (g *Gateway) prepare() error {
+	if g.stop != nil {
+		return errors.New("Run is called once")
+	}
+	if err := g.check(); err != nil {
+		return err
+	}
+	g.stop = make(chan struct{})
+	g.clock = &clock{system: g.Now}
+	g.handshakes = make(chan struct{}, g.HandshakesMax)
+	g.sessions = make(map[string]*session)
+	g.links = make(map[*link]struct{})
+	g.audienceMu.Lock()
+	g.audience = make(map[string]map[*session][]subscription)
+	g.audienceMu.Unlock()
+	g.door = newDoor(g.Credentials, g.limiters, &g.count)
+	if _, err := g.door.load(); err != nil {
+		return err
+	}
+	if err := g.loadCertificate(); err != nil {
+		return err
+	}
+	boot := int64(g.clock.now())
+	for i := range g.Partitions {
+		g.partitions = append(g.partitions, &gatherer{
+			partition: int32(i), stream: g.To, source: flow.Source{Producer: "gateway/" + g.Instance, Partition: int32(i)},
+			publisher: g.Publisher, linger: g.Linger, rowsMax: g.RowsMax, bytesMax: g.BytesMax, queueMax: g.QueueMax,
+			heartbeat: g.Heartbeat, attemptMax: g.PublishTime, run: g.RunID, clock: g.clock, count: &g.count, logger: g.Logger,
+			builder: flow.NewEventBuilder(memory.DefaultAllocator), position: boot, wake: make(chan struct{}, 1),
+		})
+	}
+	return nil
+}
+
+func (g *Gateway) check() error {
+	if g.Logger == nil {
+		g.Logger = slog.New(slog.DiscardHandler)
+	}
+	if g.Instance == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("no instance name, and no host name: %w", err)
+		}
+		g.Instance = name
+	}
+	if g.Publisher == nil || g.Partitions < 1 {
+		return errors.New("no publisher, or no partitions")
+	}
+	if g.MQTT == "" && g.HTTP == "" {
+		return errors.New("neither mqtt nor http has an address to listen on")
+	}
+	for _, f := range []struct{ name, value string }{{"certificate", g.Certificate}, {"key", g.Key}, {"credentials", g.Credentials}, {"to", g.To}} {
+		if f.value == "" {
+			return fmt.Errorf("%s is not set", f.name)
+		}
+	}
+	for _, n := range []struct {
+		name       string
+		value, max int
+	}{
+		{"rows_max", g.RowsMax, 1 << 20}, {"bytes_max", g.BytesMax, 1 << 28}, {"queue_max", g.QueueMax, 1 << 10},
+		{"payload_bytes_max", g.PayloadBytesMax, 64 << 20}, {"http_payload_bytes_max", g.HTTPPayloadBytesMax, 1 << 30},
+		{"decompressed_bytes_max", g.DecompressedBytesMax, 1 << 30}, {"http_rows_max", g.HTTPRowsMax, 1 << 24}, {"outbound_bytes_max", g.OutboundBytesMax, 1 << 30},
+		{"connections_max", g.ConnectionsMax, 1 << 24}, {"handshakes_max", g.HandshakesMax, 1 << 16}, {"receive_maximum", g.ReceiveMaximum, 65535},
+	} {
+		if n.value < 1 || n.value > n.max {
+			return fmt.Errorf("%s is %d; want 1 to %d", n.name, n.value, n.max)
+		}
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"heartbeat", g.Heartbeat}, {"publish_time", g.PublishTime}, {"store_timeout", g.StoreTimeout}, {"handshake_timeout", g.HandshakeTimeout},
+		{"connect_timeout", g.ConnectTimeout}, {"packet_timeout", g.PacketTimeout}, {"write_timeout", g.WriteTimeout}, {"drain_timeout", g.DrainTimeout},
+	} {
+		if d.value <= 0 {
+			return fmt.Errorf("%s is %s; want more than 0", d.name, d.value)
+		}
+	}
+	if g.Linger < 0 || g.KeepAliveMax < time.Second || g.KeepAliveMax > 65535*time.Second {
+		return fmt.Errorf("linger %s or keep_alive_max %s out of range", g.Linger, g.KeepAliveMax)
+	}
+	return nil
+}
+
+func (g *Gateway) limiters() (messages, bytes *rate.Limiter) {
+	limiter := func(perSecond float64, burst int) *rate.Limiter {
+		if perSecond <= 0 {
+			return rate.NewLimiter(rate.Inf, burst)
+		}
+		return rate.NewLimiter(rate.Limit(perSecond), max(1, burst))
+	}
+	return limiter(g.MessagesPerSecond, g.MessagesBurst), limiter(g.BytesPerSecond, max(g.BytesBurst, g.DecompressedBytesMax))
+}
+
+// packetMax is the largest MQTT packet taken: a payload, and room for a topic and properties.
+func (g *Gateway) packetMax() int { return g.PayloadBytesMax + 8<<10 }
+
+// homeOf is the gatherer of a home's rows.
+func (g *Gateway) homeOf(home string) *gatherer {
+	return g.partitions[flow.PartitionOf(home, len(g.partitions))]
+}
+
+// countRows counts the rows that were refused.
+func (g *Gateway) countRows(rows []row) {
+	for i := range rows {
+		if r := rows[i].refused; r != nil {
+			g.count.rowsRefused[r.Reason].Add(1)
+		}
+	}
+}

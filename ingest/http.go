@@ -1,0 +1,297 @@
+package ingest
+
+import (
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/time/rate"
+)
+
+// verdictsMax is how many refused rows an answer lists; it counts them all.
+const verdictsMax = 1000
+
+// receipt is the answer to a request of which at least one row is durable.
+type receipt struct {
+	Accepted int       `json:"accepted"`
+	Refused  int       `json:"refused"`
+	Rows     []verdict `json:"rows,omitempty"`
+}
+
+// handler serves the HTTP door.
+func (g *Gateway) handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.count.requests.Add(1)
+		if r.URL.Path != "/v1/telemetry" {
+			problemOf(http.StatusNotFound, "not-found", "there is POST /v1/telemetry here, and nothing else").write(w)
+			return
+		}
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", http.MethodPost)
+			problemOf(http.StatusMethodNotAllowed, "method", "want POST").write(w)
+			return
+		}
+		got, p := g.telemetryRequest(w, r)
+		if p != nil {
+			p.write(w)
+			return
+		}
+		writeJSON(w, http.StatusOK, "application/json", got)
+	})
+}
+
+func (g *Gateway) telemetryRequest(w http.ResponseWriter, r *http.Request) (*receipt, *problem) {
+	id, p := g.authenticate(w, r)
+	if p != nil {
+		return nil, p
+	}
+	if g.draining() {
+		return nil, g.busy("the gateway is going down", ReasonDraining)
+	}
+	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	f, known := formatOf(media)
+	if err != nil || !known {
+		return nil, g.refuseRequest(http.StatusUnsupportedMediaType, "media-type", ReasonMedia, fmt.Sprintf("content type %.80q; %s", r.Header.Get("Content-Type"), mediaReason))
+	}
+	if id.Role != RoleHub {
+		return nil, g.refuseRequest(http.StatusForbidden, "forbidden", ReasonTopic, "these credentials may not send telemetry")
+	}
+	if wait := shortage(id.messages, time.Now(), 1); wait > 0 {
+		return nil, g.tooFast(wait)
+	}
+	body, p := g.body(w, r)
+	if p != nil {
+		return nil, p
+	}
+	if wait := shortage(id.bytes, time.Now(), len(body)); wait > 0 {
+		return nil, g.tooFast(wait)
+	}
+	return g.takeRows(r.Context(), id, f, body)
+}
+
+// authenticate reads Basic credentials, or Bearer with the same "user:password" as its token, plain.
+func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (*identity, *problem) {
+	unauthorized := func(detail string) *problem {
+		w.Header().Set("WWW-Authenticate", `Basic realm="hearthline", charset="UTF-8"`)
+		return problemOf(http.StatusUnauthorized, "credentials", detail)
+	}
+	user, password, ok := r.BasicAuth()
+	if token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); bearer {
+		user, password, ok = strings.Cut(token, ":")
+	}
+	if !ok {
+		g.count.refused[ReasonCredentials].Add(1)
+		return nil, unauthorized("a user and a password are needed: Basic, or Bearer user:password")
+	}
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	id, err := g.door.admit(user, password, host)
+	switch {
+	case errors.Is(err, errAttempts):
+		p := g.refuseRequest(http.StatusTooManyRequests, "attempts", ReasonCredentials, err.Error())
+		p.retryAfter = failureEvery
+		return nil, p
+	case errors.Is(err, errBusy):
+		return nil, g.busy(err.Error(), ReasonRate)
+	case err != nil:
+		return nil, unauthorized(err.Error())
+	}
+	return id, nil
+}
+
+// body reads the request's body, decompressed, within the limits of both.
+func (g *Gateway) body(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
+	if r.ContentLength > int64(g.HTTPPayloadBytesMax) {
+		return nil, g.tooLarge(fmt.Sprintf("a body of %d bytes; at most %d", r.ContentLength, g.HTTPPayloadBytesMax))
+	}
+	var in io.Reader = http.MaxBytesReader(w, r.Body, int64(g.HTTPPayloadBytesMax))
+	limit := g.HTTPPayloadBytesMax
+	broken := func(err error) *problem {
+		return g.refuseRequest(http.StatusBadRequest, "body", ReasonMalformed, fmt.Sprintf("the body cannot be read: %v", err))
+	}
+	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
+	case "", "identity":
+	case "gzip":
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return nil, broken(err)
+		}
+		in, limit = z, g.DecompressedBytesMax
+	case "zstd":
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
+		if err != nil {
+			return nil, broken(err)
+		}
+		defer z.Close()
+		in, limit = z, g.DecompressedBytesMax
+	default:
+		return nil, g.refuseRequest(http.StatusUnsupportedMediaType, "content-encoding", ReasonMedia, fmt.Sprintf("content encoding %.40q; want gzip, zstd or none", encoding))
+	}
+	data, err := io.ReadAll(io.LimitReader(in, int64(limit)+1))
+	var over *http.MaxBytesError
+	switch {
+	case errors.As(err, &over) || len(data) > limit:
+		return nil, g.tooLarge(fmt.Sprintf("more than %d bytes (%d decompressed)", g.HTTPPayloadBytesMax, g.DecompressedBytesMax))
+	case err != nil:
+		return nil, broken(err)
+	case len(data) == 0:
+		return nil, g.refuseRequest(http.StatusBadRequest, "body", ReasonMalformed, "the body is empty")
+	}
+	return data, nil
+}
+
+// takeRows decodes a body, hands its good rows in and waits until they are durable.
+func (g *Gateway) takeRows(ctx context.Context, id *identity, f format, body []byte) (*receipt, *problem) {
+	d := decoders.Get().(*decoder)
+	defer decoders.Put(d)
+	s := &scope{home: id.Home, now: g.clock.now(), rowsMax: g.HTTPRowsMax}
+	if len(id.Devices) > 0 {
+		s.allowed = id.sends
+	}
+	rows, err := d.decode(f, body, s)
+	if err != nil {
+		r := malformed(err)
+		status := http.StatusBadRequest
+		if r.Reason == ReasonPayload {
+			status = http.StatusRequestEntityTooLarge
+		}
+		return nil, g.refuseRequest(status, strings.ReplaceAll(r.Reason.String(), "_", "-"), r.Reason, r.Detail)
+	}
+	got := receipt{}
+	got.Rows, got.Refused = verdicts(rows)
+	g.countRows(rows)
+	if got.Refused == len(rows) {
+		return nil, g.allRefused(rows, &got)
+	}
+	now := time.Now()
+	spend(id.messages, now, 1)
+	spend(id.bytes, now, len(body))
+	if p := g.store(ctx, id.Home, rows, len(body)); p != nil {
+		return nil, p
+	}
+	g.count.messages.Add(1)
+	got.Accepted = len(rows) - got.Refused
+	return &got, nil
+}
+
+func verdicts(rows []row) (out []verdict, refused int) {
+	for i := range rows {
+		if r := rows[i].refused; r != nil {
+			if refused++; len(out) < verdictsMax {
+				out = append(out, verdict{Row: i, Reason: r.Reason.String(), Detail: r.Detail})
+			}
+		}
+	}
+	return out, refused
+}
+
+// allRefused is the answer when no row can be used: 403 when all speak of what is not theirs, else 400.
+func (g *Gateway) allRefused(rows []row, got *receipt) *problem {
+	p := problemOf(http.StatusForbidden, "forbidden", "every row is of another home or device")
+	for i := range rows {
+		if r := rows[i].refused.Reason; r != ReasonHome && r != ReasonDevice {
+			p = problemOf(http.StatusBadRequest, "rows", "no row can be used")
+			break
+		}
+	}
+	g.count.refused[rows[0].refused.Reason].Add(1)
+	p.Refused, p.Rows = got.Refused, got.Rows
+	return p
+}
+
+// store hands rows in, a batch's worth at a time, and waits until all are durable, StoreTimeout at most. Rows handed
+// in before it gave up may yet become durable: the sender repeats the request, and dedupe drops what is double.
+func (g *Gateway) store(ctx context.Context, home string, rows []row, bytes int) *problem {
+	ctx, cancel := context.WithTimeout(ctx, g.StoreTimeout)
+	defer cancel()
+	to := g.homeOf(home)
+	chunk := min(g.RowsMax, max(1, len(rows)*g.BytesMax/max(1, bytes)))
+	t := &ticket{done: make(chan struct{})}
+	t.left.Store(int64((len(rows) + chunk - 1) / chunk))
+	for first := 0; first < len(rows); first += chunk {
+		part := rows[first:min(first+chunk, len(rows))]
+		for {
+			full := to.offer(part, bytes*len(part)/len(rows), t, 0)
+			if full == nil {
+				break
+			}
+			g.count.held.Add(1)
+			select {
+			case <-full:
+			case <-ctx.Done():
+				return g.busy("the log takes no more rows now", ReasonBackPressure)
+			case <-g.live.Done():
+				return g.busy("the gateway is going down", ReasonDraining)
+			}
+		}
+	}
+	select {
+	case <-t.done:
+		return nil
+	case <-ctx.Done():
+	case <-g.live.Done():
+	}
+	return g.busy("the log did not take the rows in time; send them again", ReasonBackPressure)
+}
+
+// ticket waits for the chunks of one request.
+type ticket struct {
+	left atomic.Int64
+	done chan struct{}
+}
+
+func (t *ticket) durable(uint64) bool {
+	if t.left.Add(-1) == 0 {
+		close(t.done)
+	}
+	return false
+}
+
+func (t *ticket) settle() {}
+
+func (g *Gateway) refuseRequest(status int, name string, reason Reason, detail string) *problem {
+	g.count.refused[reason].Add(1)
+	return problemOf(status, name, detail)
+}
+
+func (g *Gateway) tooLarge(detail string) *problem {
+	return g.refuseRequest(http.StatusRequestEntityTooLarge, "too-large", ReasonPayload, detail)
+}
+
+func (g *Gateway) tooFast(wait time.Duration) *problem {
+	p := g.refuseRequest(http.StatusTooManyRequests, "rate", ReasonRate, "over the rate of these credentials")
+	p.retryAfter = wait
+	return p
+}
+
+func (g *Gateway) busy(detail string, reason Reason) *problem {
+	p := g.refuseRequest(http.StatusServiceUnavailable, "unavailable", reason, detail)
+	p.retryAfter = 5 * time.Second
+	return p
+}
+
+// shortage says how long until a limiter has n tokens; what exceeds its burst waits for a full bucket.
+func shortage(lim *rate.Limiter, now time.Time, n int) time.Duration {
+	if lim.Limit() == rate.Inf {
+		return 0
+	}
+	missing := float64(min(n, lim.Burst())) - lim.TokensAt(now)
+	if missing <= 0 {
+		return 0
+	}
+	return max(time.Millisecond, time.Duration(missing/float64(lim.Limit())*float64(time.Second)))
+}
+
+// spend takes n tokens, as many as the bucket can hold.
+func spend(lim *rate.Limiter, now time.Time, n int) { lim.AllowN(now, min(n, lim.Burst())) }

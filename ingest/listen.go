@@ -1,0 +1,130 @@
+package ingest
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// slot is the right to compute one handshake. It is held by one goroutine.
+type slot struct {
+	ctx  context.Context // of the handshake
+	free chan struct{}   // shared: its capacity is the number of slots
+	held bool
+}
+
+func (s *slot) acquire() error {
+	select {
+	case s.free <- struct{}{}:
+		s.held = true
+		return nil
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+}
+
+func (s *slot) release() {
+	if s.held {
+		<-s.free
+		s.held = false
+	}
+}
+
+// accept takes connections until the listener is closed, shakes hands and calls serve with each, on a goroutine of
+// its own. Connections over the limit are closed before the handshake: it is what costs.
+func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Conn, *wire)) error {
+	var pause time.Duration
+	for {
+		c, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil { // out of file descriptors, most likely: it passes
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			g.Logger.Warn("gateway: accept failed; trying again", "in", pause, "err", err)
+			time.Sleep(pause)
+			continue
+		}
+		pause = 0
+		g.count.accepted.Add(1)
+		if g.count.sockets.Add(1) > int64(g.ConnectionsMax) {
+			g.count.sockets.Add(-1)
+			g.count.refused[ReasonConnections].Add(1)
+			c.Close()
+			continue
+		}
+		g.tasks.Go(func() {
+			defer g.count.sockets.Add(-1)
+			defer g.contain(c)
+			conn, w, err := g.handshake(c, config)
+			if err != nil {
+				g.count.handshakesFailed.Add(1)
+				g.Logger.Debug("gateway: handshake failed", "from", c.RemoteAddr(), "err", err)
+				c.Close()
+				return
+			}
+			serve(conn, w)
+		})
+	}
+}
+
+// contain keeps a bug met by one connection from ending the others.
+func (g *Gateway) contain(c net.Conn) {
+	if p := recover(); p != nil {
+		g.count.panics.Add(1)
+		g.Logger.Error("gateway: a connection ended by a panic; this is a bug", "from", c.RemoteAddr(), "panic", p)
+		c.Close()
+	}
+}
+
+func (g *Gateway) handshake(c net.Conn, config *tls.Config) (*tls.Conn, *wire, error) {
+	ctx, cancel := context.WithTimeout(g.open, g.HandshakeTimeout)
+	defer cancel()
+	s := &slot{ctx: ctx, free: g.handshakes}
+	w, err := newWire(c, s)
+	if err != nil {
+		return nil, nil, err
+	}
+	conn := tls.Server(w, config)
+	defer s.release()
+	if err := s.acquire(); err != nil {
+		return nil, nil, fmt.Errorf("handshake: no slot in time: %w", err)
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, nil, fmt.Errorf("handshake: %w", err)
+	}
+	w.slot = nil
+	return conn, w, nil
+}
+
+// handed is a net.Listener whose connections come from accept, handshake done: what http.Server serves.
+type handed struct {
+	addr  net.Addr
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newHanded(addr net.Addr) *handed {
+	return &handed{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handed) Close() error {
+	h.once.Do(func() { close(h.done) })
+	return nil
+}
+
+func (h *handed) Addr() net.Addr { return h.addr }

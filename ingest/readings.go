@@ -1,0 +1,303 @@
+package ingest
+
+import (
+	"bytes"
+	"errors"
+	"math"
+	"strconv"
+	"time"
+
+	"hearthline/flow"
+)
+
+// decoder turns payloads into rows. It is used by one goroutine at a time; what decode returns is valid until
+// the next call and borrows the payload.
+type decoder struct {
+	json jsonReader
+	rows []row
+}
+
+// format is how a payload is written.
+type format uint8
+
+const (
+	formatJSON  format = iota // one reading, or an array of them
+	formatLines               // NDJSON: one reading a line
+	formatSenML               // RFC 8428, JSON
+	formatArrow               // Arrow IPC stream
+)
+
+// decode reads a payload. Rows that cannot be used come with refused set; the error, a *refusal, is for a payload
+// of which nothing can be used.
+func (d *decoder) decode(f format, payload []byte, s *scope) ([]row, error) {
+	clear(d.rows) // attributes and text of the last payload are not kept alive
+	if cap(d.rows) > 4096 {
+		d.rows = nil
+	}
+	d.rows = d.rows[:0]
+	d.json.reset(payload)
+	var err error
+	switch f {
+	case formatJSON:
+		err = d.readings(s)
+	case formatLines:
+		err = d.lines(payload, s)
+	case formatSenML:
+		err = d.senml(s)
+	case formatArrow:
+		err = d.arrow(payload, s)
+	}
+	if err != nil {
+		return nil, malformed(err)
+	}
+	if len(d.rows) == 0 {
+		return nil, refuse(ReasonMalformed, "the payload holds no readings")
+	}
+	return d.rows, nil
+}
+
+// malformed makes a refusal of any error.
+func malformed(err error) *refusal {
+	var r *refusal
+	if errors.As(err, &r) {
+		return r
+	}
+	return refuse(ReasonMalformed, "%v", err)
+}
+
+// next adds an empty row.
+func (d *decoder) next(s *scope) (*row, error) {
+	if len(d.rows) >= s.rowsMax {
+		return nil, refuse(ReasonPayload, "more than %d readings in one payload", s.rowsMax)
+	}
+	d.rows = append(d.rows, row{})
+	return &d.rows[len(d.rows)-1], nil
+}
+
+// readings reads {…} or [{…}, …].
+func (d *decoder) readings(s *scope) error {
+	one := func() error {
+		r, err := d.next(s)
+		if err != nil {
+			return err
+		}
+		return d.reading(r, s)
+	}
+	var err error
+	if d.json.take('[') {
+		err = d.json.elements(one)
+	} else {
+		err = one()
+	}
+	if err == nil && !d.json.end() {
+		err = d.json.fail("more text after the value")
+	}
+	return err
+}
+
+// lines reads NDJSON. A line that is no JSON is one refused row: the lines beside it count.
+func (d *decoder) lines(payload []byte, s *scope) error {
+	for len(payload) > 0 {
+		line, rest, _ := bytes.Cut(payload, []byte{'\n'})
+		payload = rest
+		if line = bytes.TrimSpace(line); len(line) == 0 {
+			continue
+		}
+		r, err := d.next(s)
+		if err != nil {
+			return err
+		}
+		d.json.b, d.json.at = line, 0
+		if err := d.reading(r, s); err != nil {
+			r.refused = malformed(err)
+		} else if !d.json.end() {
+			r.refused = refuse(ReasonMalformed, "more text after the object")
+		}
+	}
+	return nil
+}
+
+// Bits of the members seen, so that none is given twice.
+const (
+	seenHome = 1 << iota
+	seenDevice
+	seenMetric
+	seenValue
+	seenText
+	seenUnit
+	seenTime
+	seenSeq
+	seenAttributes
+)
+
+// reading reads one object into r and checks it. An error is one of syntax: nothing after it can be read.
+func (d *decoder) reading(r *row, s *scope) error {
+	if d.json.peek() != '{' {
+		r.wrong(ReasonField, "want an object")
+		return d.json.skip(0)
+	}
+	d.json.at++
+	seen := 0
+	err := d.json.members(func(name string) error {
+		bit, err := d.member(r, name)
+		if seen&bit != 0 {
+			r.wrong(ReasonField, "%q is given twice", name)
+		}
+		seen |= bit
+		return err
+	})
+	if err == nil {
+		s.check(r)
+	}
+	return err
+}
+
+func (d *decoder) member(r *row, name string) (bit int, err error) {
+	switch name {
+	case "home":
+		return seenHome, d.textMember(r, name, &r.Home, nil)
+	case "device":
+		return seenDevice, d.textMember(r, name, &r.Device, nil)
+	case "metric":
+		return seenMetric, d.textMember(r, name, &r.Metric, nil)
+	case "text":
+		return seenText, d.textMember(r, name, &r.Text, &r.HasText)
+	case "unit":
+		return seenUnit, d.textMember(r, name, &r.Unit, nil)
+	case "value":
+		return seenValue, d.numberMember(r, name, &r.Value, &r.HasValue)
+	case "seq":
+		return seenSeq, d.seqMember(r)
+	case "time":
+		return seenTime, d.timeMember(r)
+	case "attributes":
+		return seenAttributes, d.attributesMember(r)
+	}
+	r.wrong(ReasonField, "unknown member %q; known: device metric value text unit time seq attributes", name)
+	return 0, d.json.skip(1)
+}
+
+// textMember reads a string, or null, which counts as absent.
+func (d *decoder) textMember(r *row, name string, to *string, has *bool) (err error) {
+	if d.json.peek() != '"' {
+		return d.otherwise(r, name, "a string")
+	}
+	if *to, err = d.json.text(); err == nil && has != nil {
+		*has = true
+	}
+	return err
+}
+
+// otherwise passes over a value that is not of the type wanted.
+func (d *decoder) otherwise(r *row, name, want string) error {
+	if d.json.word("null") {
+		return nil
+	}
+	r.wrong(ReasonField, "%q is not %s", name, want)
+	return d.json.skip(1)
+}
+
+// numeric says whether the next value is a number, or would like to be one.
+func (d *decoder) numeric() bool {
+	switch c := d.json.peek(); c {
+	case '"', '{', '[', 't', 'f', 0:
+		return false
+	case 'n': // null, or nan
+		return !bytes.HasPrefix(d.json.b[d.json.at:], []byte("null"))
+	}
+	return true
+}
+
+func (d *decoder) numberMember(r *row, name string, to *float64, has *bool) (err error) {
+	if !d.numeric() {
+		return d.otherwise(r, name, "a number")
+	}
+	if *to, err = d.json.number(); errors.Is(err, errNotFinite) {
+		r.wrong(ReasonNotFinite, "%q is not a finite number", name)
+		return nil
+	}
+	*has = true
+	return err
+}
+
+func (d *decoder) seqMember(r *row) error {
+	if !d.numeric() || d.json.notFinite() {
+		return d.otherwise(r, "seq", "an integer")
+	}
+	lit, integer, err := d.json.literal()
+	if err != nil {
+		return err
+	}
+	if r.Seq, err = strconv.ParseInt(lit, 10, 64); err != nil || !integer {
+		r.wrong(ReasonField, "seq %.40s is not a 64-bit integer", lit)
+	}
+	r.HasSeq = true
+	return nil
+}
+
+// timeMember reads an RFC 3339 string, or a number of milliseconds since 1970.
+func (d *decoder) timeMember(r *row) error {
+	if d.json.peek() == '"' {
+		s, err := d.json.text()
+		if err != nil {
+			return err
+		}
+		t, err := time.Parse(time.RFC3339Nano, s)
+		if err != nil {
+			r.wrong(ReasonTime, "time %.40q is not RFC 3339, such as 2026-01-31T12:00:00.5Z", s)
+			return nil
+		}
+		r.Time, r.timing = flow.MicrosOf(t), timeAbsolute
+		return nil
+	}
+	if !d.numeric() {
+		return d.otherwise(r, "time", "an RFC 3339 string or a number of milliseconds since 1970")
+	}
+	ms, err := d.json.number()
+	if errors.Is(err, errNotFinite) {
+		r.wrong(ReasonTime, "time is not a finite number")
+		return nil
+	}
+	r.Time, r.timing = r.micros(ms, 1000), timeAbsolute
+	return err
+}
+
+// micros is v units of scale µs, refused when no instant of the calendar is meant.
+func (r *row) micros(v, scale float64) flow.Micros {
+	us := math.Round(v * scale)
+	if math.Abs(us) > 1<<62 {
+		r.wrong(ReasonTime, "time %g is out of range (numbers are milliseconds since 1970)", v)
+		return 0
+	}
+	return flow.Micros(us)
+}
+
+// attributesMember reads an object of strings. Numbers and booleans are taken by their text.
+func (d *decoder) attributesMember(r *row) error {
+	if d.json.peek() != '{' {
+		return d.otherwise(r, "attributes", "an object of strings")
+	}
+	d.json.at++
+	r.Attributes = make(map[string]string, 4)
+	return d.json.members(func(name string) error {
+		var value string
+		var err error
+		switch c := d.json.peek(); {
+		case c == '"':
+			value, err = d.json.text()
+		case c == '-' || c >= '0' && c <= '9':
+			value, _, err = d.json.literal()
+		case d.json.word("true"):
+			value = "true"
+		case d.json.word("false"):
+			value = "false"
+		default:
+			r.wrong(ReasonField, "attribute %.40q is no string, number or boolean", name)
+			return d.json.skip(2)
+		}
+		if len(r.Attributes) <= attributesMax { // one more than allowed is enough to refuse it
+			r.Attributes[name] = value
+		}
+		return err
+	})
+}

@@ -1,0 +1,190 @@
+package ingest
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"github.com/sourcegraph/conc"
+)
+
+// listenBoth opens the doors. An address in use is the commonest fault: the error says which setting to change.
+func (g *Gateway) listenBoth() (mqtt, web net.Listener, err error) {
+	if mqtt, err = listenOn("mqtt", g.MQTT); err != nil {
+		return nil, nil, err
+	}
+	if web, err = listenOn("http", g.HTTP); err != nil {
+		if mqtt != nil {
+			mqtt.Close()
+		}
+		return nil, nil, err
+	}
+	return mqtt, web, nil
+}
+
+func listenOn(setting, addr string) (net.Listener, error) {
+	if addr == "" {
+		return nil, nil
+	}
+	// TCP keep-alive finds peers that are gone without a word; MQTT's own comes on top.
+	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 2 * time.Minute, Interval: 30 * time.Second, Count: 4}}
+	ln, err := lc.Listen(context.Background(), "tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s: %s is in use; stop what uses it, or set %s to another address: %w", setting, addr, setting, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: listen on %q: %w", setting, addr, err)
+	}
+	return ln, nil
+}
+
+func address(ln net.Listener) net.Addr {
+	if ln == nil {
+		return nil
+	}
+	return ln.Addr()
+}
+
+func (g *Gateway) tlsConfig(protocols ...string) *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		NextProtos:     protocols,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return g.certificate.Load(), nil },
+	}
+}
+
+// serve starts both doors.
+func (g *Gateway) serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Server {
+	if mqtt != nil {
+		drive := &goroutineLoop{stop: g.stop, bytesMax: g.packetMax()}
+		doors.Go(func() {
+			g.accept(mqtt, g.tlsConfig("mqtt"), func(c *tls.Conn, w *wire) { g.serveMQTT(drive, c, w) })
+		})
+	}
+	if web == nil {
+		return nil
+	}
+	server := &http.Server{
+		Handler:           g.handler(),
+		TLSConfig:         g.tlsConfig("h2", "http/1.1"),
+		ReadHeaderTimeout: g.ConnectTimeout,
+		ReadTimeout:       g.PacketTimeout,
+		WriteTimeout:      g.PacketTimeout + g.StoreTimeout + g.WriteTimeout,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          log.New(quiet{g.Logger}, "", 0),
+	}
+	shaken := newHanded(web.Addr())
+	doors.Go(func() {
+		g.accept(web, server.TLSConfig, func(c *tls.Conn, w *wire) {
+			w.mode = wireBlocking
+			w.closed = make(chan struct{})
+			select {
+			case shaken.conns <- c:
+				<-w.closed // counted as open until net/http has closed it
+			case <-shaken.done:
+				c.Close()
+			}
+		})
+	})
+	doors.Go(func() { server.Serve(shaken) })
+	return server
+}
+
+// quiet passes what net/http has to say of single connections to the debug log.
+type quiet struct{ to *slog.Logger }
+
+func (q quiet) Write(p []byte) (int, error) {
+	q.to.Debug("gateway: http", "says", string(p))
+	return len(p), nil
+}
+
+func (g *Gateway) serveMQTT(drive loop, c *tls.Conn, w *wire) {
+	w.mode = wirePolled
+	l := &link{tls: c, wire: w, tasks: &g.tasks, bytesMax: g.OutboundBytesMax, timeout: g.WriteTimeout, gone: make(chan struct{})}
+	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		host = c.RemoteAddr().String()
+	}
+	s := &session{g: g, link: l, from: host, connectBy: time.Now().Add(g.ConnectTimeout)}
+	g.sessionsMu.Lock()
+	g.links[l] = struct{}{}
+	g.sessionsMu.Unlock()
+	defer func() {
+		g.sessionsMu.Lock()
+		delete(g.links, l)
+		g.sessionsMu.Unlock()
+	}()
+	s.end(drive.serve(l, s))
+}
+
+// reloadEvery is how often the credentials and certificate files are looked at.
+const reloadEvery = time.Second
+
+// reload reads the files again when they change, until the gateway drains. What cannot be read leaves what was read
+// before in force.
+func (g *Gateway) reload() {
+	tick := time.NewTicker(reloadEvery)
+	defer tick.Stop()
+	last := ""
+	for {
+		select {
+		case <-g.stop:
+			return
+		case <-tick.C:
+		}
+		gone, err := g.door.load()
+		err = errors.Join(err, g.loadCertificate())
+		for _, id := range gone {
+			g.evictAll(id)
+		}
+		said := ""
+		if err != nil {
+			said = err.Error()
+			if said != last {
+				g.count.reloadErrors.Add(1)
+				g.Logger.Error("gateway: a changed file cannot be read; what was read before stays in force", "err", err)
+			}
+		}
+		last = said
+	}
+}
+
+// evictAll ends the connections of an identity that is no more, or has another password or home.
+func (g *Gateway) evictAll(id *identity) {
+	g.sessionsMu.Lock()
+	var out []*session
+	for _, s := range g.sessions {
+		if s.id == id {
+			out = append(out, s)
+		}
+	}
+	g.sessionsMu.Unlock()
+	for _, s := range out {
+		s.evict(rcNotAuthorized, "these credentials have changed")
+	}
+}
+
+func (g *Gateway) loadCertificate() error {
+	mark, err := markOf(g.Certificate)
+	if err != nil {
+		return fmt.Errorf("certificate: %w", err)
+	}
+	if mark == g.certMark {
+		return nil
+	}
+	cert, err := tls.LoadX509KeyPair(g.Certificate, g.Key)
+	if err != nil {
+		return fmt.Errorf("certificate %s, key %s: %w", g.Certificate, g.Key, err)
+	}
+	g.certificate.Store(&cert)
+	g.certMark = mark
+	return nil
+}

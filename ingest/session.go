@@ -1,0 +1,418 @@
+package ingest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// session is one MQTT client's connection: the protocol, as a [handler]. Its fields are the reader's alone, but for
+// those under mu.
+type session struct {
+	g    *Gateway
+	link *link
+	from string // address without port
+
+	connectBy  time.Time
+	version    byte
+	id         *identity // nil until CONNECT was accepted
+	clientID   string
+	keepAlive  time.Duration // 0: none
+	lastPacket time.Time
+	partial    time.Time // when a packet began that is not complete; zero: none
+	will       *message
+	aliases    []string // inbound topic aliases, from 1
+	subscribed int
+	explains   bool // the client wants reason strings
+	ended      bool // it said DISCONNECT, or was told
+
+	peerPacketMax int // what the client takes
+	outWindow     int // QoS 1 messages it takes at once
+
+	mu       sync.Mutex
+	acks     ackQueue
+	settling bool          // settle is going to be called
+	space    chan struct{} // closed when the window has room; nil unless the reader waits
+	idle     chan struct{} // closed when no message waits for the log; nil unless the drain waits
+	sent     map[uint16]struct{}
+	lastSent uint16
+	backlog  []message // QoS 1, waiting for room in outWindow
+}
+
+// backlogMax is how many QoS 1 messages wait for a slow client, besides those in its window.
+const backlogMax = 64
+
+// outWindowMax bounds the QoS 1 messages on their way to one client, whatever it asks for.
+const outWindowMax = 32
+
+// ackQueue holds the QoS 1 messages that were taken, in their order, so that they are acknowledged in it (MQTT 5,
+// section 4.6), whatever order they become durable in.
+type ackQueue struct {
+	q    []ack
+	head int
+	base uint64 // token of q[head]
+}
+
+type ack struct {
+	why  string
+	id   uint16
+	code byte
+	done bool
+}
+
+func (a *ackQueue) len() int { return len(a.q) - a.head }
+
+func (a *ackQueue) push(x ack) (token uint64) {
+	if a.head == len(a.q) {
+		a.q, a.head = a.q[:0], 0
+	} else if len(a.q) == cap(a.q) && a.head > 0 {
+		a.q, a.head = a.q[:copy(a.q, a.q[a.head:])], 0
+	}
+	a.q = append(a.q, x)
+	return a.base + uint64(a.len()) - 1
+}
+
+func (a *ackQueue) done(token uint64) {
+	if i := token - a.base; i < uint64(a.len()) {
+		a.q[a.head+int(i)].done = true
+	}
+}
+
+// pop removes the oldest if it is done.
+func (a *ackQueue) pop() (ack, bool) {
+	if a.len() == 0 || !a.q[a.head].done {
+		return ack{}, false
+	}
+	x := a.q[a.head]
+	a.q[a.head] = ack{}
+	a.head++
+	a.base++
+	if a.len() == 0 && cap(a.q) > 16 {
+		a.q, a.head = nil, 0 // an idle connection holds nothing
+	}
+	return x, true
+}
+
+// deadline implements handler.
+func (s *session) deadline() time.Time {
+	if s.id == nil {
+		return s.connectBy
+	}
+	var by time.Time
+	if s.keepAlive > 0 {
+		by = s.lastPacket.Add(s.keepAlive * 3 / 2)
+	}
+	if !s.partial.IsZero() {
+		if p := s.partial.Add(s.g.PacketTimeout); by.IsZero() || p.Before(by) {
+			by = p
+		}
+	}
+	return by
+}
+
+// receive implements handler: it takes as many whole packets as there are, and answers them in one write.
+func (s *session) receive(data []byte) (used int, h hold, err error) {
+	defer s.link.flush()
+	d := decoders.Get().(*decoder)
+	defer decoders.Put(d)
+	for used < len(data) {
+		bytesMax := s.g.packetMax()
+		if s.id == nil {
+			bytesMax = connectBytesMax
+		}
+		kind, flags, body, size, err := frame(data[used:], bytesMax)
+		if err != nil {
+			return used, hold{}, err
+		}
+		if size == 0 {
+			if s.partial.IsZero() {
+				s.partial = time.Now()
+			}
+			return used, hold{}, nil
+		}
+		h, err := s.packet(kind, flags, body, d)
+		if err != nil || !h.empty() {
+			if !h.empty() {
+				s.g.count.held.Add(1)
+			}
+			s.lastPacket, s.partial = time.Now(), time.Time{}
+			return used, h, err
+		}
+		used += size
+	}
+	s.lastPacket, s.partial = time.Now(), time.Time{}
+	return used, hold{}, nil
+}
+
+// connectBytesMax bounds what a stranger can make the gateway hold.
+const connectBytesMax = 16 << 10
+
+var decoders = sync.Pool{New: func() any { return new(decoder) }}
+
+// packet handles one packet. With a hold it has changed nothing.
+func (s *session) packet(kind, flags byte, body []byte, d *decoder) (hold, error) {
+	if s.id == nil {
+		if kind != ptConnect {
+			return hold{}, broken(rcProtocolError, "packet type %d before CONNECT", kind)
+		}
+		return hold{}, s.connect(body)
+	}
+	switch kind {
+	case ptPublish:
+		return s.publish(flags, body, d)
+	case ptPuback:
+		p, err := parseAck(s.version, body)
+		if err == nil {
+			s.acknowledged(p.id)
+		}
+		return hold{}, err
+	case ptSubscribe:
+		return hold{}, s.subscribe(body)
+	case ptUnsubscribe:
+		return hold{}, s.unsubscribe(body)
+	case ptPingreq:
+		if len(body) > 0 {
+			return hold{}, broken(rcMalformed, "a PINGREQ with a body")
+		}
+		return hold{}, s.answer(2, func(b []byte) []byte { return append(b, ptPingresp<<4, 0) })
+	case ptDisconnect:
+		return hold{}, s.disconnect(body)
+	case ptAuth:
+		return hold{}, broken(rcProtocolError, "AUTH without an authentication method")
+	}
+	return hold{}, broken(rcProtocolError, "packet type %d is not for a client to send here", kind)
+}
+
+var errGoodbye = errors.New("the client said goodbye")
+
+func (s *session) disconnect(body []byte) error {
+	code, props, err := parseDisconnect(s.version, body)
+	if err != nil {
+		return err
+	}
+	if props.has(propSessionExpiry) && props.sessionExpiry != 0 {
+		return broken(rcProtocolError, "a session expiry in DISCONNECT where CONNECT had none")
+	}
+	if code != rcDisconnectWithWill {
+		s.will = nil
+	}
+	s.ended = true
+	return errGoodbye
+}
+
+// answer adds a packet to what is written at the end of receive.
+func (s *session) answer(size int, encode func(b []byte) []byte) error {
+	if !s.link.add(size, encode) {
+		s.g.count.refused[ReasonSlowConsumer].Add(1)
+		return errSlow
+	}
+	return nil
+}
+
+var errSlow = errors.New("the client does not read what it is sent")
+
+// end is called once, when the loop has ended with err: it takes leave, publishes the will and forgets the session.
+func (s *session) end(err error) {
+	g := s.g
+	if errors.Is(err, errDraining) && s.id != nil {
+		s.settleAll()
+		s.leave(rcShuttingDown, "the gateway is going down")
+		s.will = nil // the home has not gone: its connection moves to another gateway
+	}
+	var p *protocolError
+	switch {
+	case errors.As(err, &p):
+		g.count.refused[reasonOf(p.code)].Add(1)
+		s.leave(p.code, p.what)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		s.leave(rcKeepAlive, "nothing was heard in time")
+	}
+	s.link.finish()
+	if s.id == nil {
+		return
+	}
+	g.forget(s)
+	g.count.connections.Add(-1)
+	if s.will != nil {
+		g.count.wills.Add(1)
+		g.fanOut(s.id.Home, s.will, nil)
+	}
+	if !s.ended && err != io.EOF && !errors.Is(err, errClosed) {
+		g.Logger.Debug("gateway: connection ended", "user", s.id.User, "client", s.clientID, "from", s.from, "err", err)
+	}
+}
+
+func reasonOf(code byte) Reason {
+	switch code {
+	case rcTooLarge:
+		return ReasonPayload
+	case rcNotAuthorized:
+		return ReasonTopic
+	case rcQoSUnsupported:
+		return ReasonQoS
+	}
+	return ReasonProtocol
+}
+
+// leave tells a version 5 client why it is cut off. Version 3.1.1 has no word for it.
+func (s *session) leave(code byte, why string) {
+	if s.id == nil || s.version != v5 || s.ended {
+		return
+	}
+	s.ended = true
+	if !s.explains {
+		why = ""
+	}
+	s.link.add(8+len(why), func(b []byte) []byte { return appendDisconnect(b, code, why) })
+}
+
+// evict ends the connection from another goroutine.
+func (s *session) evict(code byte, why string) {
+	if s.version == v5 {
+		s.link.add(8+len(why), func(b []byte) []byte { return appendDisconnect(b, code, why) })
+	}
+	s.link.finishApart()
+}
+
+// durable implements waiter.
+func (s *session) durable(token uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.acks.done(token)
+	s.drainAcks()
+	was := s.settling
+	s.settling = true
+	return !was
+}
+
+// settle implements waiter: it writes the acknowledgements, on a goroutine of the connection's own.
+func (s *session) settle() {
+	s.mu.Lock()
+	s.settling = false
+	s.mu.Unlock()
+	s.link.flushApart()
+}
+
+// drainAcks adds the PUBACKs that are due. Callers hold mu.
+func (s *session) drainAcks() {
+	for {
+		a, ok := s.acks.pop()
+		if !ok {
+			break
+		}
+		if !s.link.add(8+len(a.why), func(b []byte) []byte { return appendPuback(b, s.version, a.id, a.code, a.why) }) {
+			s.link.finishApart() // it sends and never reads: what it sent is safe, and sent again
+		}
+	}
+	if s.space != nil && s.acks.len() < s.g.ReceiveMaximum {
+		close(s.space)
+		s.space = nil
+	}
+	if s.idle != nil && s.acks.len() == 0 {
+		close(s.idle)
+		s.idle = nil
+	}
+}
+
+// settleAll waits until everything taken from the client is durable and acknowledged, or until the drain's limit.
+func (s *session) settleAll() {
+	s.mu.Lock()
+	if s.acks.len() == 0 {
+		s.mu.Unlock()
+		return
+	}
+	idle := make(chan struct{})
+	s.idle = idle
+	s.mu.Unlock()
+	select {
+	case <-idle:
+	case <-s.link.gone:
+	case <-s.g.live.Done():
+	}
+}
+
+// acknowledgeNow queues the answer to a message that waits for nothing.
+func (s *session) acknowledgeNow(id uint16, code byte, why string) {
+	if !s.explains {
+		why = ""
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.acks.push(ack{id: id, code: code, why: why, done: true})
+	s.drainAcks()
+}
+
+// deliver sends a message to the client, from any goroutine. qos is at most 1. It says whether the message is on its
+// way; with QoS 1 it may wait for room in the client's window.
+func (s *session) deliver(m *message, qos byte) bool {
+	if m.size() > s.peerPacketMax {
+		return false
+	}
+	ok := false
+	if qos == 0 {
+		ok = s.link.add(m.size(), func(b []byte) []byte { return appendPublish(b, s.version, m, 0, 0) })
+	} else {
+		s.mu.Lock()
+		switch {
+		case len(s.sent) < s.outWindow:
+			ok = s.send(m)
+		case len(s.backlog) < backlogMax:
+			keep := *m
+			keep.payload, keep.props = append([]byte(nil), m.payload...), append([]byte(nil), m.props...)
+			keep.topic = strings.Clone(m.topic)
+			s.backlog = append(s.backlog, keep)
+			ok = true
+		}
+		s.mu.Unlock()
+	}
+	if ok {
+		s.g.count.delivered.Add(1)
+	} else {
+		s.g.count.refused[ReasonSlowConsumer].Add(1)
+	}
+	s.link.flushApart()
+	return ok
+}
+
+// send writes a QoS 1 message. Its packet identifier is of the gateway's own count: the client's count for what it
+// publishes is another one (MQTT 5, section 2.2.1). Callers hold mu.
+func (s *session) send(m *message) bool {
+	for {
+		s.lastSent++
+		if _, used := s.sent[s.lastSent]; s.lastSent != 0 && !used {
+			break
+		}
+	}
+	id := s.lastSent
+	if !s.link.add(m.size(), func(b []byte) []byte { return appendPublish(b, s.version, m, 1, id) }) {
+		return false
+	}
+	if s.sent == nil {
+		s.sent = make(map[uint16]struct{})
+	}
+	s.sent[id] = struct{}{}
+	return true
+}
+
+// acknowledged handles a PUBACK of the client.
+func (s *session) acknowledged(id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sent, id)
+	for len(s.backlog) > 0 && len(s.sent) < s.outWindow {
+		if !s.send(&s.backlog[0]) {
+			break
+		}
+		s.backlog[0] = message{}
+		s.backlog = s.backlog[1:]
+	}
+	if len(s.backlog) == 0 {
+		s.backlog = nil
+	}
+}
+
+func (s *session) String() string { return fmt.Sprintf("%s (%s)", s.clientID, s.from) }

@@ -1,0 +1,107 @@
+package ingest
+
+import (
+	"math/bits"
+	"sync/atomic"
+	"time"
+)
+
+// Stats are a gateway's counters since it began, and its gauges now.
+type Stats struct {
+	Connections      int64 // MQTT clients whose CONNECT was accepted, now
+	Sockets          int64 // TLS connections of every kind, now
+	Accepted         uint64
+	HandshakesFailed uint64
+	ConnectsRefused  uint64 // CONNECTs answered by a refusal
+	LoginsFailed     uint64 // unknown users and wrong passwords, MQTT and HTTP
+	Takeovers        uint64
+	Wills            uint64
+	Messages         uint64            // telemetry messages taken, MQTT and HTTP
+	LiveMessages     uint64            // other messages published by MQTT clients
+	Delivered        uint64            // messages written to subscribers
+	Requests         uint64            // HTTP requests
+	Bytes            uint64            // payload bytes of telemetry taken
+	RowsAccepted     uint64            // rows gathered into a batch
+	RowsDurable      uint64            // rows the log has
+	RowsRefused      map[string]uint64 // by Reason: single rows
+	Refused          map[string]uint64 // by Reason: whole payloads, packets, requests, connections
+	Batches          uint64
+	PublishErrors    uint64    // attempts of a batch that failed; it is tried again
+	Held             uint64    // times a publisher was made to wait: queue full, window full, over its rate
+	Waiting          int64     // rows gathered and not yet durable, now
+	Panics           uint64    // connections that ended by a bug
+	ReloadErrors     uint64    // credentials or certificate files that could not be read again
+	Publish          Histogram // time of one Publish call that succeeded
+	Acknowledge      Histogram // time from a message's arrival to its acknowledgement being due
+}
+
+// Histogram counts durations in buckets that double: bucket i holds those of at most 2^i × 64 µs; the last one all
+// that are longer.
+type Histogram struct {
+	Buckets [histogramBuckets]uint64
+	Count   uint64
+	Sum     time.Duration
+}
+
+const (
+	histogramBuckets = 20 // the last bound is 2^18 × 64 µs = 16.8 s
+	histogramUnit    = 64 * time.Microsecond
+)
+
+// Bound is the upper bound of bucket i. The last bucket has none.
+func (Histogram) Bound(i int) time.Duration { return histogramUnit << i }
+
+type histogram struct {
+	buckets [histogramBuckets]atomic.Uint64
+	sum     atomic.Int64
+}
+
+func (h *histogram) observe(d time.Duration) { h.observeN(d, 1) }
+
+func (h *histogram) observeN(d time.Duration, n uint64) {
+	i := 0
+	if d > histogramUnit {
+		i = min(bits.Len64(uint64((d-1)/histogramUnit)), histogramBuckets-1)
+	}
+	h.buckets[i].Add(n)
+	h.sum.Add(int64(d) * int64(n))
+}
+
+func (h *histogram) read() Histogram {
+	var out Histogram
+	for i := range h.buckets {
+		out.Buckets[i] = h.buckets[i].Load()
+		out.Count += out.Buckets[i]
+	}
+	out.Sum = time.Duration(h.sum.Load())
+	return out
+}
+
+// counters is Stats as it is counted.
+type counters struct {
+	connections, sockets, waiting                                        atomic.Int64
+	accepted, handshakesFailed, connectsRefused, loginsFailed, takeovers atomic.Uint64
+	wills, messages, live, delivered, requests, bytes                    atomic.Uint64
+	rowsAccepted, rowsDurable, batches, publishErrors, held              atomic.Uint64
+	panics, reloadErrors                                                 atomic.Uint64
+	rowsRefused, refused                                                 [reasons]atomic.Uint64
+	publish, acknowledge                                                 histogram
+}
+
+func (c *counters) read() Stats {
+	s := Stats{
+		Connections: c.connections.Load(), Sockets: c.sockets.Load(), Waiting: c.waiting.Load(),
+		Accepted: c.accepted.Load(), HandshakesFailed: c.handshakesFailed.Load(), ConnectsRefused: c.connectsRefused.Load(),
+		LoginsFailed: c.loginsFailed.Load(), Takeovers: c.takeovers.Load(), Wills: c.wills.Load(),
+		Messages: c.messages.Load(), LiveMessages: c.live.Load(), Delivered: c.delivered.Load(), Requests: c.requests.Load(), Bytes: c.bytes.Load(),
+		RowsAccepted: c.rowsAccepted.Load(), RowsDurable: c.rowsDurable.Load(), Batches: c.batches.Load(),
+		PublishErrors: c.publishErrors.Load(), Held: c.held.Load(), Panics: c.panics.Load(), ReloadErrors: c.reloadErrors.Load(),
+		RowsRefused: make(map[string]uint64, reasons), Refused: make(map[string]uint64, reasons),
+		Publish: c.publish.read(), Acknowledge: c.acknowledge.read(),
+	}
+	for r := range reasons {
+		s.RowsRefused[r.String()] = c.rowsRefused[r].Load()
+		s.Refused[r.String()] = c.refused[r].Load()
+	}
+	return s
+}
