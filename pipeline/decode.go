@@ -1,12 +1,14 @@
 package pipeline
 
 import (
+	"cmp"
 	"encoding"
 	"errors"
 	"fmt"
 	"maps"
 	"math"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +24,7 @@ import (
 // ",inline" without a name of their own. Slices are replaced, maps added to. Beyond YAML's scalars:
 //
 //   - time.Duration is written with its unit: 250ms, 30s, 5m, 36h, 7d.
-//   - a whole number with the field tag `unit:"bytes"` may be written as a size: 64KiB, 10MB.
+//   - a whole number whose key speaks of bytes (bytes_max) may be written as a size: 64KiB, 10MB.
 //   - a type with UnmarshalYAML(*yaml.Node) or UnmarshalText is asked.
 //
 // A struct with a method Validate() error is asked at the end, once its fields could be set. Its error becomes
@@ -129,7 +131,7 @@ func fieldsOf(t reflect.Type) []field {
 		case inline && f.Type.Kind() == reflect.Map:
 			fields = append(fields, field{index: f.Index, rest: true})
 		case name != "" && f.IsExported():
-			fields = append(fields, field{key: name, index: f.Index, need: f.Tag.Get("need") == "true", bytes: f.Tag.Get("unit") == "bytes"})
+			fields = append(fields, field{key: name, index: f.Index, need: f.Tag.Get("need") == "true", bytes: strings.Contains(name, "bytes")})
 		}
 	}
 	return fields
@@ -202,22 +204,48 @@ func (d *decoder) custom(n *yaml.Node, v reflect.Value, path string) bool {
 		u.decodeNode(d, n, path)
 	case yaml.Unmarshaler:
 		if err := safely(func() error { return u.UnmarshalYAML(n) }); err != nil {
-			d.find(n, path, "", "%s", plainError(err))
+			d.refused(n, path, err)
 		}
 	case encoding.TextUnmarshaler:
 		if n.Kind != yaml.ScalarNode || isNull(n) {
 			d.want(n, path, "", "a text")
 		} else if err := safely(func() error { return u.UnmarshalText([]byte(n.Value)) }); err != nil {
-			text := plainError(err)
-			if n.Tag == "" && n.Value != "" {
-				text = strings.ReplaceAll(text, n.Value, "${…}")
-			}
-			d.find(n, path, "", "%s", text)
+			d.refused(n, path, err)
 		}
 	default:
 		return false
 	}
 	return true
+}
+
+var errorLine = regexp.MustCompile(`^line (\d+): `)
+
+// refused notes what a type said of n. A message that starts with "line 7: " is shown there.
+func (d *decoder) refused(n *yaml.Node, path string, err error) {
+	text := plainError(err)
+	if n.Tag == "" && n.Value != "" { // from the environment
+		text = strings.ReplaceAll(text, n.Value, "${…}")
+	}
+	if m := errorLine.FindStringSubmatch(text); m != nil {
+		text = text[len(m[0]):]
+		if line, err := strconv.Atoi(m[1]); err == nil && n.Line != line {
+			n = cmp.Or(onLine(n, line), n)
+		}
+	}
+	d.find(n, path, "", "%s", text)
+}
+
+// onLine is the first node of a tree that starts on a line, nil when none does.
+func onLine(n *yaml.Node, line int) *yaml.Node {
+	if n.Line == line {
+		return n
+	}
+	for _, c := range n.Content {
+		if found := onLine(c, line); found != nil {
+			return found
+		}
+	}
+	return nil
 }
 
 // safely turns a panic in a settings struct's own code into an error: lint goes on.

@@ -126,7 +126,7 @@ type scoring struct {
 
 type limits struct {
 	RowsMax  int32  `yaml:"rows_max"`
-	BytesMax uint32 `yaml:"bytes_max" unit:"bytes"`
+	BytesMax uint32 `yaml:"bytes_max"`
 }
 
 type model struct {
@@ -189,7 +189,7 @@ func (inventing) Process(_ context.Context, in arrow.Record) ([]flow.Output, err
 type keeping struct {
 	Address  string `yaml:"address"`
 	Password string `yaml:"password"`
-	Batch    int    `yaml:"batch_bytes" unit:"bytes"`
+	Batch    int    `yaml:"batch_bytes"`
 }
 
 func (*keeping) Write(context.Context, flow.Range, []arrow.Record) error { return nil }

@@ -35,6 +35,11 @@ func (p *planner) nodes() {
 	if p.cat.Gateway != nil {
 		p.plan.Gateway = p.cat.Gateway()
 		g := p.spec.Gateway
+		for i := 0; i+1 < len(g.Settings.Content); i += 2 {
+			if key := g.Settings.Content[i]; key.Value == "to" {
+				p.find(Pos{key.Line, key.Column}, "gateway.settings.to", "leave it out", "the gateway's stream is named beside its settings: gateway.to")
+			}
+		}
 		p.settings(&g.Settings, p.plan.Gateway, "gateway", "the gateway", g.at)
 	}
 }
