@@ -186,7 +186,9 @@ func (e *envelope) read(h header) error {
 		if p[0] != wireFormat {
 			return fmt.Errorf("wire format %d; this program knows %d: it was written by another version", p[0], wireFormat)
 		}
-		b.Kind = flow.Kind(p[1])
+		if b.Kind = flow.Kind(p[1]); b.Kind > flow.KindEnd {
+			return fmt.Errorf("unknown %v", b.Kind)
+		}
 	case headerProducer:
 		b.Lineage.Producer = string(p)
 	case headerStream:
