@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -47,6 +48,7 @@ func catalog() pipeline.Catalog {
 type listening struct {
 	MQTT string `yaml:"mqtt"`
 	HTTP string `yaml:"http"`
+	To   string `yaml:"to"`
 }
 
 func emptyOf(schema *arrow.Schema) arrow.Record {
@@ -101,6 +103,18 @@ func (w *window) UnmarshalText(text []byte) error {
 		return fmt.Errorf("%q is no window; write 5m, or 5m/1m", text)
 	}
 	w.seconds = int(d.Seconds())
+	return nil
+}
+
+func (e *enriching) Check(stream string, schema *arrow.Schema) error {
+	switch {
+	case schema.HasField("room"):
+		return fmt.Errorf("enrich: %s has a column room already", stream)
+	case e.Registry == "missing.csv":
+		return fmt.Errorf("enrich: read registry: %w", &fs.PathError{Op: "open", Path: e.Registry, Err: fs.ErrNotExist})
+	case e.Registry == "broken.csv":
+		return errors.New("enrich: read registry: line 3: no device")
+	}
 	return nil
 }
 

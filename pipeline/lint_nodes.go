@@ -36,7 +36,7 @@ func (p *planner) nodes() {
 		p.plan.Gateway = p.cat.Gateway()
 		g := p.spec.Gateway
 		for i := 0; i+1 < len(g.Settings.Content); i += 2 {
-			if key := g.Settings.Content[i]; key.Value == "to" {
+			if key := g.Settings.Content[i]; key.Value == "to" && slices.Contains(Keys(p.plan.Gateway), "to") {
 				p.find(Pos{key.Line, key.Column}, "gateway.settings.to", "leave it out", "the gateway's stream is named beside its settings: gateway.to")
 			}
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
 	"github.com/apache/arrow/go/v15/arrow/memory"
+	"go.yaml.in/yaml/v3"
 
 	"hearthline/flow"
 )
@@ -38,19 +41,57 @@ func (p *planner) schemas() {
 		}
 		for _, stream := range node.Streams {
 			if s := p.plan.Streams[stream]; s != nil && s.Schema != nil {
-				p.check(checker, s, "sink "+node.Name, node.at.of("from/"+stream, "from"), "sinks."+node.Name+".from")
+				p.check(checker, s, asked{"sink", node.Name, node.Use, &node.Settings, node.at})
 			}
 		}
 	}
 }
 
-// check asks a stage or sink what it thinks of a stream.
-func (p *planner) check(c flow.Checker, s *Stream, who string, at Pos, path string) bool {
+// asked is a node whose Check is called.
+type asked struct {
+	what     string // stage or sink
+	name     string
+	use      string
+	settings *yaml.Node
+	at       places
+}
+
+// check asks a stage or sink what it thinks of a stream. What it says of columns is shown at the stream, the rest at
+// the setting it names, or at the node.
+func (p *planner) check(c flow.Checker, s *Stream, n asked) bool {
 	err := safely(func() error { return c.Check(s.Name, s.Schema) })
-	if err != nil {
-		p.find(at, path, p.columnsOf(s), "%s does not take %s: %s", who, s.Name, plainError(err))
+	if err == nil {
+		return true
 	}
-	return err == nil
+	text := strings.TrimPrefix(plainError(err), flow.ErrBad.Error()+": ")
+	text = strings.TrimPrefix(text, n.use+": ")
+	path := n.what + "s." + n.name
+	switch {
+	case errors.Is(err, flow.ErrBad) || strings.Contains(text, "column"):
+		p.find(n.at.of("from/"+s.Name, "from"), path+".from", p.columnsOf(s), "%s %s does not take %s: %s", n.what, n.name, s.Name, text)
+		return false
+	case errors.Is(err, fs.ErrNotExist):
+		// A plan is also checked where it does not run: what is rendered here may be there.
+		at, down := n.setting(path, text)
+		p.findings = append(p.findings, Finding{File: p.spec.File, Pos: at, Path: down, Level: LevelWarning,
+			Message: fmt.Sprintf("%s %s: %s", n.what, n.name, text), Hint: "it must be there where the pipeline runs"})
+		return true
+	}
+	at, down := n.setting(path, text)
+	p.find(at, down, "", "%s %s: %s", n.what, n.name, text)
+	return false
+}
+
+// setting finds the setting in the file that a message names first, or else the node.
+func (n asked) setting(path, message string) (Pos, string) {
+	at, down, first := n.at.of(""), path, len(message)
+	for i := 0; i+1 < len(n.settings.Content); i += 2 {
+		key, value := n.settings.Content[i], n.settings.Content[i+1]
+		if word := regexp.MustCompile(`\b` + regexp.QuoteMeta(key.Value) + `\b`).FindStringIndex(message); word != nil && word[0] < first {
+			at, down, first = Pos{value.Line, value.Column}, path+".settings."+key.Value, word[0]
+		}
+	}
+	return at, down
 }
 
 // columnsOf says what a stream holds, for a hint.
@@ -72,7 +113,7 @@ func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
 			return nil, false
 		}
 		at := node.at.of("from/"+stream, "from")
-		if c, is := node.New().(flow.Checker); is && !p.check(c, s, "stage "+node.Name, at, path+".from") {
+		if c, is := node.New().(flow.Checker); is && !p.check(c, s, asked{"stage", node.Name, node.Use, &node.Settings, node.at}) {
 			return nil, false
 		}
 		found, err := p.run(node, s.Schema)
