@@ -331,7 +331,7 @@ func (d *decoder) keys(n *yaml.Node, v reflect.Value, path string, fields []fiel
 
 func (d *decoder) unknown(key *yaml.Node, path string, known []string) {
 	down, what := join(path, key.Value), "unknown key"
-	if strings.Contains(path, ".settings") || strings.HasSuffix(path, "settings") {
+	if strings.Contains("."+path+".", ".settings.") {
 		what = "unknown setting"
 	}
 	hint := didYouMean(key.Value, known)
