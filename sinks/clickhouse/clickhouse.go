@@ -10,9 +10,9 @@
 //     many others went into its table.
 //   - Asynchronous inserts and parallel inserts cut blocks as they like, so both are off.
 //
-// Rows carry no stream, partition and offset: in tables sorted by series these are noise, and would cost about as
-// much on disk as all other columns of a reading together; a token of the insert does their work. Dead letters,
-// which are few and are followed back to their origin, do carry them.
+// Rows carry no stream, partition and offset. Measured on 3 M readings they add 0.26 to 7.6 bytes a row, which is little, but
+// they would buy nothing: the token does their work without a look at the table, and where a row came from follows
+// from its home (the partition) and `received` (the place in it). Dead letters, which people do follow back, carry them.
 //
 // Columns go from Arrow to the wire without becoming rows or Go values on the way.
 package clickhouse

@@ -145,15 +145,5 @@ func scalar(t testing.TB, s *Sink, sql string, args ...any) string {
 	if len(result.Rows) != 1 || len(result.Rows[0]) != 1 {
 		t.Fatalf("%s: %v", sql, result.Rows)
 	}
-	return fmt.Sprint(deref(result.Rows[0][0]))
-}
-
-func deref(v any) any {
-	if p, ok := v.(*string); ok {
-		if p == nil {
-			return "NULL"
-		}
-		return *p
-	}
-	return v
+	return fmt.Sprint(result.Rows[0][0])
 }

@@ -27,8 +27,9 @@ var migrationFiles embed.FS
 const dedupWindow = 100_000
 
 // tableSettings are those of every table that inserts reach, directly or through a view. ClickHouse's default window is 0:
-// no deduplication.
-var tableSettings = fmt.Sprintf("non_replicated_deduplication_window = %d, ttl_only_drop_parts = 1", dedupWindow)
+// no deduplication. By default it also leaves it to the kernel when rows reach the disk; with fsync an insert that was
+// acknowledged survives a power cut (measured: 10 ms more for an insert of 10,000 rows).
+var tableSettings = fmt.Sprintf("non_replicated_deduplication_window = %d, fsync_after_insert = 1, fsync_part_directory = 1, ttl_only_drop_parts = 1", dedupWindow)
 
 type migration struct {
 	number     uint32

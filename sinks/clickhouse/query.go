@@ -28,7 +28,7 @@ func (s *Sink) RowCounts(ctx context.Context) (map[string]uint64, error) {
 	return counts, rows.Err()
 }
 
-// Result is the answer to a query: a value a column a row, of the Go type nearest the server's.
+// Result is the answer to a query: a value a column a row, of the Go type nearest the server's; nil is NULL.
 type Result struct {
 	Columns []string
 	Rows    [][]any
@@ -53,7 +53,14 @@ func (s *Sink) Query(ctx context.Context, limit int, sql string, args ...any) (R
 		}
 		row := make([]any, len(targets))
 		for i, t := range targets {
-			row[i] = reflect.ValueOf(t).Elem().Interface()
+			v := reflect.ValueOf(t).Elem()
+			if v.Kind() == reflect.Pointer { // a nullable column
+				if v.IsNil() {
+					continue
+				}
+				v = v.Elem()
+			}
+			row[i] = v.Interface()
 		}
 		result.Rows = append(result.Rows, row)
 	}

@@ -121,25 +121,26 @@ func sameInstant(t *arrow.TimestampType, server string) bool {
 	return strings.TrimSpace(precision) == fmt.Sprint(3*int(t.Unit))
 }
 
-// stringBytesOf is the size of the strings in a, at any depth, but those in dictionaries.
-func stringBytesOf(a arrow.Array) int64 {
+// stringBytesOf is the size of the strings in rows [from, to) of a, at any depth, but those in dictionaries.
+func stringBytesOf(a arrow.Array, from, to int) int64 {
+	if from == to {
+		return 0
+	}
 	switch a := a.(type) {
 	case *array.String:
-		if a.Len() > 0 {
-			return int64(a.ValueOffset(a.Len()) - a.ValueOffset(0))
-		}
+		return int64(a.ValueOffset(to) - a.ValueOffset(from))
 	case *array.LargeString:
-		if a.Len() > 0 {
-			return a.ValueOffset(a.Len()) - a.ValueOffset(0)
-		}
+		return a.ValueOffset(to) - a.ValueOffset(from)
 	case *array.Binary:
-		if a.Len() > 0 {
-			return a.ValueOffset64(a.Len()) - a.ValueOffset64(0)
-		}
-	case *array.Map:
-		return stringBytesOf(a.Keys()) + stringBytesOf(a.Items())
+		return a.ValueOffset64(to) - a.ValueOffset64(from)
 	case array.ListLike:
-		return stringBytesOf(a.ListValues())
+		bounds := offsetsOf(a)
+		first, _ := bounds(from)
+		_, last := bounds(to - 1)
+		if m, ok := a.(*array.Map); ok {
+			return stringBytesOf(m.Keys(), first, last) + stringBytesOf(m.Items(), first, last)
+		}
+		return stringBytesOf(a.ListValues(), first, last)
 	}
 	return 0
 }

@@ -132,7 +132,7 @@ func cut(recs []arrow.Record, rowsMax int, bytesMax int64) [][]part {
 func stringBytes(rec arrow.Record) int64 {
 	var n int64
 	for _, col := range rec.Columns() {
-		n += stringBytesOf(col)
+		n += stringBytesOf(col, 0, col.Len())
 	}
 	return n
 }
