@@ -70,6 +70,7 @@ func newHub(r *run, p *plan, number int, m *hubMark) *hub {
 	}
 	h.noted = h.sent
 	h.inherited = m.reserved
+	h.reserved.Store(m.reserved)
 	return h
 }
 
@@ -219,7 +220,7 @@ func (h *hub) pick(now time.Time, stopping bool) (e *entry, link Fault, again ti
 	if m.kind == Duplicate {
 		h.r.count.duplicates.Add(1)
 	} else {
-		h.r.count.generated.Add(int64(h.plan.rows[m.device]))
+		h.r.count.generated.Add(h.plan.readings(m))
 	}
 	return &h.out[len(h.out)-1], link, time.Time{}
 }
@@ -295,7 +296,7 @@ func (h *hub) settle() {
 		e := &h.out[n]
 		n++
 		if e.kind != Duplicate {
-			h.done[e.kind] += int64(h.plan.rows[e.device])
+			h.done[e.kind] += h.plan.readings(e.message)
 		}
 		if !e.last {
 			continue

@@ -41,6 +41,20 @@ type plan struct {
 
 func (p *plan) devices() int64 { return int64(len(p.rows)) }
 
+// readings is how many rows a message holds, or would hold if it were whole.
+func (p *plan) readings(m message) int64 {
+	if m.kind != WrongUnit {
+		return int64(p.rows[m.device])
+	}
+	var n int64
+	for _, met := range p.home.kit[m.device].metrics {
+		if met.unit != "" {
+			n++
+		}
+	}
+	return n
+}
+
 // device is a device's name.
 func (p *plan) device(i int) string {
 	if p.home != nil {
@@ -118,7 +132,7 @@ func (p *plan) slot(pos int64) slot {
 	fields := f.fields()
 	for kind := WrongUnit; kind <= OtherHome; kind++ {
 		if u -= *fields[kind]; u < 0 {
-			s.messages[0].kind = kind
+			s.messages[0].kind, s.link = kind, Good // one thing at a time: its answer is to be seen
 			break
 		}
 	}
@@ -196,6 +210,7 @@ func (p *plan) recorded(b []byte, m message, when []byte) []byte {
 func (p *plan) simulated(b []byte, m message, when []byte) []byte {
 	now := p.home.moment(microsTime(p.time(m.device, m.round)))
 	drop := p.dice.with(diceDetail).with(uint64(m.round)) // what a MissingField lacks
+	said := 0
 	for i := range p.home.kit[m.device].metrics {
 		met := &p.home.kit[m.device].metrics[i]
 		name, unit := met.name, met.unit
@@ -203,15 +218,17 @@ func (p *plan) simulated(b []byte, m message, when []byte) []byte {
 			name = ""
 		}
 		if m.kind == WrongUnit {
+			if unit == "" {
+				continue // it has no unit that could be wrong
+			}
 			unit = "parsec"
 		}
-		b = openReading(b, i, name)
+		b = openReading(b, said, name)
+		said++
 		switch {
 		case m.kind == MissingField && drop%2 == 1:
 		case m.kind == NaN:
 			b = append(b, `"value":NaN,`...)
-		case met.text && m.kind == WrongUnit:
-			b = append(b, `"value":1,`...) // a text has no unit to be wrong
 		case met.text:
 			b = append(append(append(b, `"text":"`...), p.home.state(now)...), `",`...)
 		default:

@@ -153,6 +153,19 @@ func (g *gateway) check() {
 	}
 }
 
+// forget drops what a home sent after its first rounds.
+func (g *gateway) forget(home string, rounds int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for key, rows := range g.rows {
+		for seq := range rows {
+			if key.home == home && seq > rounds {
+				delete(rows, seq)
+			}
+		}
+	}
+}
+
 type hook struct {
 	mqtt.HookBase
 	g *gateway
