@@ -144,6 +144,7 @@ func (s *Stage) empty() *series.Table[state] {
 type reading struct {
 	time, received arrow.Timestamp
 	value, score   float64
+	bad            string // why it cannot be used
 }
 
 // Process tells of each alert that changes.
@@ -159,8 +160,8 @@ func (s *Stage) Process(ctx context.Context, in arrow.Record) ([]flow.Output, er
 	defer out.b.Release()
 	var bad flow.BadRows
 	for i, r := range rows {
-		if math.IsNaN(r.score) || math.IsInf(r.score, 0) {
-			bad.Add(i, fmt.Sprintf("score is %v; allowed: finite numbers", r.score))
+		if r.bad != "" {
+			bad.Add(i, r.bad)
 			continue
 		}
 		e, _ := t.At(i, flow.Micros(r.received))
@@ -195,9 +196,12 @@ func readings(in arrow.Record) (rows []reading, home, device, metric flow.String
 	}
 	rows = make([]reading, in.NumRows())
 	for i := range rows {
-		rows[i] = reading{times[i], received[i], value.Value(i), score.Value(i)}
-		if score.IsNull(i) {
-			rows[i].score = math.NaN()
+		rows[i] = reading{time: times[i], received: received[i], value: value.Value(i), score: score.Value(i)}
+		switch v := score.Value(i); {
+		case score.IsNull(i) || value.IsNull(i):
+			rows[i].bad = "score is missing, or value"
+		case math.IsNaN(v) || math.IsInf(v, 0):
+			rows[i].bad = fmt.Sprintf("score is %v; allowed: finite numbers", v)
 		}
 	}
 	return

@@ -157,9 +157,7 @@ func (s *Stage) score(ctx context.Context, in arrow.Record, ev flow.Events, rows
 	}
 	var cols []arrow.Array
 	for _, f := range Schema.Fields()[:7] {
-		c := picked.Column(picked.Schema().FieldIndices(f.Name)[0])
-		c.Retain()
-		cols = append(cols, c)
+		cols = append(cols, columns.As(mem, picked.Column(picked.Schema().FieldIndices(f.Name)[0]), f.Type))
 	}
 	cols = append(cols, columns.Float64s(mem, scores, nil), model.Column(mem))
 	return columns.Record(Schema, cols...), nil

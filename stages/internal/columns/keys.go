@@ -125,3 +125,27 @@ func Replace(rec arrow.Record, with map[string]arrow.Array) arrow.Record {
 	}
 	return out
 }
+
+// As gives a, retained, or, where a key column is wanted and a is strings in another encoding, the same strings as
+// [flow.KeyType]. The caller releases it.
+func As(mem memory.Allocator, a arrow.Array, want arrow.DataType) arrow.Array {
+	if arrow.TypeEqual(a.DataType(), want) || !arrow.TypeEqual(want, flow.KeyType) {
+		a.Retain()
+		return a
+	}
+	var k Keys
+	k.Grow(a.Len())
+	for i := range a.Len() {
+		if a.IsNull(i) {
+			k.Append(Null)
+			continue
+		}
+		switch a := a.(type) {
+		case *array.Dictionary:
+			k.AppendString(a.Dictionary().ValueStr(a.GetValueIndex(i)))
+		default:
+			k.AppendString(a.ValueStr(i))
+		}
+	}
+	return k.Column(mem)
+}

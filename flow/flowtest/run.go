@@ -1,0 +1,459 @@
+package flowtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/compute/exec"
+	"github.com/apache/arrow/go/v15/arrow/ipc"
+	"github.com/apache/arrow/go/v15/arrow/memory"
+
+	"hearthline/flow"
+)
+
+// rounds is how often a case is cut at random.
+const rounds = 12
+
+// Run runs the cases of a file, or of the .yaml files of a directory, against the stage that newStage makes. See the
+// package's documentation for their form and for what is run beside them.
+func Run(t *testing.T, newStage func() flow.Stage, path string) {
+	t.Helper()
+	cases, err := load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed := rand.Uint64()
+	if s := os.Getenv("FLOWTEST_SEED"); s != "" {
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("FLOWTEST_SEED: %v", err)
+		}
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			if err := c.check(t.Context(), newStage, seed); err != nil {
+				t.Errorf("%s: %s: %v\n(FLOWTEST_SEED=%d repeats it)", c.at, c.name, err, seed)
+			}
+		})
+	}
+}
+
+// check runs a case in all ways. A panic of the stage is an error.
+func (c *testCase) check(ctx context.Context, newStage func() flow.Stage, seed uint64) (err error) {
+	made := func() (flow.Stage, error) { return c.open(ctx, newStage) }
+	if c.refuses != "" {
+		return c.checkRefuses(made)
+	}
+	if err := c.asWritten(ctx, made, false); err != nil {
+		return err
+	}
+	// An input that the stage refuses as a whole, it refuses without rows too.
+	if slices.ContainsFunc(c.steps, func(s step) bool { return s.err == "" }) {
+		if err := c.asWritten(ctx, made, true); err != nil {
+			return fmt.Errorf("with zero rows first: %w", err)
+		}
+	}
+	if slices.ContainsFunc(c.steps, func(s step) bool { return s.kind == "restore" || s.err != "" }) {
+		return nil // what is undone or fails as a whole cannot be cut in other ways
+	}
+	want, err := c.play(ctx, made, plan{})
+	if err != nil {
+		return err
+	}
+	again, err := c.play(ctx, made, plan{})
+	if err == nil {
+		err = want.same(again, true)
+	}
+	if err != nil {
+		return fmt.Errorf("a second time: %w", err)
+	}
+	restarted, err := c.play(ctx, made, plan{restart: func() bool { return true }})
+	if err == nil {
+		err = want.same(restarted, true)
+	}
+	if err != nil {
+		return fmt.Errorf("restored after each step: %w", err)
+	}
+	for i := range rounds {
+		rng := rand.New(rand.NewPCG(seed, uint64(i)))
+		for _, moreTime := range []bool{false, true} {
+			cut, err := c.play(ctx, made, plan{cut: rng, moreTime: moreTime, restart: func() bool { return rng.IntN(3) == 0 }})
+			if err == nil {
+				err = want.same(cut, false)
+			}
+			if err != nil && moreTime {
+				return fmt.Errorf("cut at random (round %d), with further watermarks: %w", i, err)
+			}
+			if err != nil {
+				return fmt.Errorf("cut at random (round %d): %w", i, err)
+			}
+		}
+	}
+	return nil
+}
+
+// open makes a stage with the settings of the case.
+func (c *testCase) open(ctx context.Context, newStage func() flow.Stage) (flow.Stage, error) {
+	s := newStage()
+	if c.settings != nil {
+		if err := decodeStrictly(c.settings, s); err != nil {
+			return nil, fmt.Errorf("settings: %w", err)
+		}
+	}
+	if o, ok := s.(flow.Opener); ok {
+		if err := o.Open(ctx); err != nil {
+			return nil, fmt.Errorf("open: %w", err)
+		}
+	}
+	return s, nil
+}
+
+func shut(s flow.Stage) error {
+	if c, ok := s.(flow.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+func (c *testCase) checkRefuses(made func() (flow.Stage, error)) error {
+	s, err := made()
+	if err == nil {
+		if checker, ok := s.(flow.Checker); ok {
+			err = checker.Check("input", c.schema)
+		}
+		if err := shut(s); err != nil {
+			return err
+		}
+	}
+	switch {
+	case err == nil:
+		return fmt.Errorf("the settings were taken; want an error that holds %q", c.refuses)
+	case !strings.Contains(err.Error(), c.refuses):
+		return fmt.Errorf("got the error %q; want one that holds %q", err, c.refuses)
+	}
+	return nil
+}
+
+// runner runs one stage, and holds it to what can be seen of every call.
+type runner struct {
+	ctx     context.Context
+	made    func() (flow.Stage, error)
+	mem     *memory.CheckedAllocator
+	stage   flow.Stage
+	schemas map[string]*arrow.Schema // of outputs, as first seen
+}
+
+func newRunner(ctx context.Context, made func() (flow.Stage, error)) (*runner, error) {
+	r := &runner{made: made, mem: memory.NewCheckedAllocator(memory.NewGoAllocator()), schemas: map[string]*arrow.Schema{}}
+	r.ctx = exec.WithAllocator(ctx, r.mem)
+	var err error
+	r.stage, err = made()
+	return r, err
+}
+
+// result is what one call gave.
+type result struct {
+	rows  map[string][]outRow
+	bytes []byte // of the outputs
+	bad   flow.BadRows
+	err   error
+}
+
+func (r *runner) process(in arrow.Record) (res result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("Process panicked: %v", p)
+		}
+	}()
+	before, err := ipcBytes(in)
+	if err != nil {
+		return res, err
+	}
+	outs, procErr := r.stage.Process(r.ctx, in)
+	res, err = r.take(outs)
+	if err != nil {
+		return res, err
+	}
+	after, err := ipcBytes(in)
+	if err != nil {
+		return res, err
+	}
+	if !bytes.Equal(before, after) {
+		return res, errors.New("Process changed its input, which is only borrowed")
+	}
+	var bad *flow.BadRows
+	switch {
+	case errors.As(procErr, &bad):
+		res.bad = *bad
+		return res, checkBad(bad, in.NumRows())
+	case procErr != nil && len(outs) > 0:
+		return res, fmt.Errorf("Process returned outputs beside an error that is no BadRows: %w", procErr)
+	}
+	res.err = procErr
+	return res, nil
+}
+
+func checkBad(bad *flow.BadRows, rows int64) error {
+	if len(bad.Rows) != len(bad.Reasons) || len(bad.Rows) == 0 {
+		return fmt.Errorf("BadRows has %d rows and %d reasons", len(bad.Rows), len(bad.Reasons))
+	}
+	for i, row := range bad.Rows {
+		if row < 0 || int64(row) >= rows || i > 0 && row <= bad.Rows[i-1] {
+			return fmt.Errorf("BadRows.Rows is %v of %d rows; it must be ascending and within", bad.Rows, rows)
+		}
+		if bad.Reasons[i] == "" {
+			return fmt.Errorf("row %d is bad without a reason", row)
+		}
+	}
+	return nil
+}
+
+func (r *runner) advance(to flow.Micros) (res result, err error) {
+	timed, ok := r.stage.(flow.Timed)
+	if !ok {
+		return res, nil
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("Advance panicked: %v", p)
+		}
+	}()
+	outs, advErr := timed.Advance(r.ctx, to)
+	res, err = r.take(outs)
+	res.err = advErr
+	return res, err
+}
+
+// take reads the outputs of a call and gives them back.
+func (r *runner) take(outs []flow.Output) (result, error) {
+	res := result{rows: map[string][]outRow{}}
+	for _, o := range outs {
+		if o.Record == nil {
+			return res, fmt.Errorf("output %q has no record", o.To)
+		}
+		defer o.Record.Release()
+		if s, seen := r.schemas[o.To]; !seen {
+			r.schemas[o.To] = o.Record.Schema()
+		} else if !s.Equal(o.Record.Schema()) {
+			return res, fmt.Errorf("output %q had the schema\n%v\nand now has\n%v", o.To, s, o.Record.Schema())
+		}
+		for i, f := range o.Record.Schema().Fields() {
+			if !f.Nullable && o.Record.Column(i).NullN() > 0 {
+				return res, fmt.Errorf("output %q: column %q has %d nulls and is not nullable", o.To, f.Name, o.Record.Column(i).NullN())
+			}
+		}
+		res.rows[o.To] = append(res.rows[o.To], rowsOfRecord(o.Record)...)
+		b, err := ipcBytes(o.Record)
+		if err != nil {
+			return res, err
+		}
+		res.bytes = append(append(res.bytes, o.To...), b...)
+	}
+	return res, nil
+}
+
+// zeroRows sends zero rows: nothing may come of it but the schemas of all outputs.
+func (r *runner) zeroRows(schema *arrow.Schema) error {
+	in, err := (&testCase{schema: schema}).record(r.mem, nil)
+	if err != nil {
+		return err
+	}
+	defer in.Release()
+	res, err := r.process(in)
+	if err == nil {
+		err = res.err
+	}
+	if err != nil {
+		return fmt.Errorf("zero rows: %w", err)
+	}
+	for name, rows := range res.rows {
+		if len(rows) > 0 {
+			return fmt.Errorf("zero rows gave %d rows of %q", len(rows), name)
+		}
+	}
+	return nil
+}
+
+func (r *runner) snapshot() ([]byte, error) {
+	s, ok := r.stage.(flow.Stateful)
+	if !ok {
+		return nil, nil
+	}
+	var b, again bytes.Buffer
+	if err := s.Snapshot(&b); err != nil {
+		return nil, fmt.Errorf("Snapshot: %w", err)
+	}
+	if err := s.Snapshot(&again); err != nil {
+		return nil, fmt.Errorf("Snapshot: %w", err)
+	}
+	if !bytes.Equal(b.Bytes(), again.Bytes()) {
+		return nil, errors.New("two snapshots of the same state differ")
+	}
+	return b.Bytes(), nil
+}
+
+// restore gives a snapshot to a fresh instance, which must then give the same snapshot.
+func (r *runner) restore(snap []byte) error {
+	if _, ok := r.stage.(flow.Stateful); !ok {
+		return nil
+	}
+	if err := shut(r.stage); err != nil {
+		return fmt.Errorf("Close: %w", err)
+	}
+	var err error
+	if r.stage, err = r.made(); err != nil {
+		return err
+	}
+	if err := r.stage.(flow.Stateful).Restore(bytes.NewReader(snap)); err != nil {
+		return fmt.Errorf("Restore: %w", err)
+	}
+	back, err := r.snapshot()
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(snap, back) {
+		return fmt.Errorf("restored, the state gives another snapshot (%d bytes, were %d)", len(back), len(snap))
+	}
+	return nil
+}
+
+// close ends the stage and counts what is still allocated.
+func (r *runner) close() error {
+	err := shut(r.stage)
+	if n := r.mem.CurrentAlloc(); n != 0 {
+		err = errors.Join(err, fmt.Errorf("%d bytes of Arrow memory were not given back: a Release is missing", n))
+	}
+	return err
+}
+
+func ipcBytes(rec arrow.Record) ([]byte, error) {
+	var b bytes.Buffer
+	w := ipc.NewWriter(&b, ipc.WithSchema(rec.Schema()))
+	if err := w.Write(rec); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), w.Close()
+}
+
+// asWritten runs the steps as they are, and compares each with what it wants.
+func (c *testCase) asWritten(ctx context.Context, made func() (flow.Stage, error), zeroFirst bool) (err error) {
+	r, err := newRunner(ctx, made)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
+	if zeroFirst {
+		if err := r.zeroRows(c.schema); err != nil {
+			return err
+		}
+	}
+	outputs := slices.Sorted(maps.Keys(r.schemas))
+	snapshots := map[string][]byte{}
+	for _, s := range c.steps {
+		if err := c.runStep(r, s, snapshots); err != nil {
+			return fmt.Errorf("line %d: %w", s.line, err)
+		}
+	}
+	if seen := slices.Sorted(maps.Keys(r.schemas)); zeroFirst && !slices.Equal(outputs, seen) {
+		return fmt.Errorf("zero rows told of the outputs %v; there were %v", outputs, seen)
+	}
+	return nil
+}
+
+func (c *testCase) runStep(r *runner, s step, snapshots map[string][]byte) error {
+	var res result
+	switch s.kind {
+	case "in":
+		in, err := c.record(r.mem, s.in)
+		if err != nil {
+			return err
+		}
+		defer in.Release()
+		if res, err = r.process(in); err != nil {
+			return err
+		}
+	case "advance":
+		if _, ok := r.stage.(flow.Timed); !ok {
+			return errors.New("advance: the stage is not one that acts on time")
+		}
+		var err error
+		if res, err = r.advance(s.advance); err != nil {
+			return err
+		}
+	case "snapshot":
+		if _, ok := r.stage.(flow.Stateful); !ok {
+			return errors.New("snapshot: the stage keeps no state")
+		}
+		snap, err := r.snapshot()
+		if err != nil {
+			return err
+		}
+		snapshots[s.name] = snap
+	case "restore":
+		snap, ok := snapshots[s.name]
+		if !ok {
+			return fmt.Errorf("restore: no snapshot %q was made before", s.name)
+		}
+		if err := r.restore(snap); err != nil {
+			return err
+		}
+	}
+	return c.compare(r, s, res)
+}
+
+func (c *testCase) compare(r *runner, s step, res result) error {
+	if s.err != "" || res.err != nil {
+		if s.err == "" || res.err == nil || !strings.Contains(res.err.Error(), s.err) {
+			return fmt.Errorf("got the error %v; want one that holds %q", res.err, s.err)
+		}
+		return nil
+	}
+	var b strings.Builder
+	if !s.any {
+		all := slices.Collect(maps.Keys(s.want))
+		all = slices.AppendSeq(all, maps.Keys(res.rows))
+		slices.Sort(all)
+		for _, name := range slices.Compact(all) {
+			if schema := r.schemas[name]; schema == nil {
+				fmt.Fprintf(&b, "there is no output %q; there are %v\n", name, slices.Sorted(maps.Keys(r.schemas)))
+			} else {
+				b.WriteString(c.diff(name, res.rows[name], schema, s.want[name]))
+			}
+		}
+	}
+	for i := range max(len(s.dead), len(res.bad.Rows)) {
+		switch {
+		case i >= len(s.dead):
+			fmt.Fprintf(&b, "row %d is bad and should not be: %s\n", res.bad.Rows[i], res.bad.Reasons[i])
+		case i >= len(res.bad.Rows):
+			fmt.Fprintf(&b, "row %d should be bad (%s) and is not\n", s.dead[i].row, s.dead[i].reason)
+		case s.dead[i].row != res.bad.Rows[i] || !strings.Contains(res.bad.Reasons[i], s.dead[i].reason):
+			fmt.Fprintf(&b, "bad row: got %d, %q; want %d, %q\n", res.bad.Rows[i], res.bad.Reasons[i], s.dead[i].row, s.dead[i].reason)
+		}
+	}
+	if len(s.counters) > 0 {
+		counting, ok := r.stage.(interface{ Counters() map[string]int64 })
+		if !ok {
+			return errors.New("counters: the stage has no method Counters() map[string]int64")
+		}
+		got := counting.Counters()
+		for _, name := range slices.Sorted(maps.Keys(s.counters)) {
+			if v, ok := got[name]; !ok || v != s.counters[name] {
+				fmt.Fprintf(&b, "counter %s is %d, want %d\n", name, v, s.counters[name])
+			}
+		}
+	}
+	if b.Len() > 0 {
+		return fmt.Errorf("not what was wanted:\n%s", b.String())
+	}
+	return nil
+}

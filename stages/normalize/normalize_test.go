@@ -1,0 +1,12 @@
+package normalize
+
+import (
+	"testing"
+
+	"hearthline/flow"
+	"hearthline/flow/flowtest"
+)
+
+func TestCases(t *testing.T) {
+	flowtest.Run(t, func() flow.Stage { return New() }, "cases")
+}
