@@ -169,7 +169,7 @@ var usersXML = xmlTemplate(usersFile, `<clickhouse>
       <profile>default</profile><quota>default</quota>
       <grants>
         <query>GRANT ALL ON {{x .Database}}.*</query>
-        <query>GRANT SELECT ON system.*</query>
+        <query>GRANT SELECT ON system.parts</query>
         <query>GRANT TABLE ENGINE ON MergeTree, TABLE ENGINE ON AggregatingMergeTree, TABLE ENGINE ON ReplacingMergeTree, TABLE ENGINE ON SummingMergeTree</query>
       </grants>
     </writer>

@@ -125,7 +125,8 @@ type download struct {
 
 // to leaves the library at path, whole and checked, or nothing.
 func (d *download) to(ctx context.Context, path string) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), libraryFile+".part-*")
+	// One name, under the lock: what a killed process left is written over.
+	tmp, err := os.OpenFile(path+".part", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
 	if err != nil {
 		return err
 	}
@@ -134,7 +135,7 @@ func (d *download) to(ctx context.Context, path string) error {
 	if err := d.unpack(ctx, tmp); err != nil {
 		return err
 	}
-	if err := errors.Join(tmp.Chmod(0o755), tmp.Sync(), tmp.Close()); err != nil {
+	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
 		return err
 	}
 	return os.Rename(tmp.Name(), path)
