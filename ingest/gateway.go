@@ -61,6 +61,7 @@ type Gateway struct {
 	DrainTimeout     time.Duration `yaml:"drain_timeout"`     // from the end of Run's context to its return, at most
 
 	Publisher  Publisher          `yaml:"-"`
+	TooLarge   func(error) bool   `yaml:"-"` // says of Publisher's error that smaller batches would pass; may be nil
 	Partitions int                `yaml:"-"` // of the stream
 	Instance   string             `yaml:"-"` // unique among the gateways of a stream, and stable; the host's name by default
 	RunID      string             `yaml:"-"` // when set, Run ends with a KindEnd of this run in every partition
@@ -251,7 +252,7 @@ func (g *Gateway) prepare() error {
 	for i := range g.Partitions {
 		g.partitions = append(g.partitions, &gatherer{
 			partition: int32(i), stream: g.To, source: flow.Source{Producer: "gateway/" + g.Instance, Partition: int32(i)},
-			publisher: g.Publisher, linger: g.Linger, rowsMax: g.RowsMax, bytesMax: g.BytesMax, queueMax: g.QueueMax,
+			publisher: g.Publisher, tooLarge: g.TooLarge, linger: g.Linger, rowsMax: g.RowsMax, bytesMax: g.BytesMax, queueMax: g.QueueMax,
 			heartbeat: g.Heartbeat, attemptMax: g.PublishTime, run: g.RunID, clock: g.clock, count: &g.count, logger: g.Logger,
 			builder: flow.NewEventBuilder(memory.DefaultAllocator), position: boot, wake: make(chan struct{}, 1),
 		})

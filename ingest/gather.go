@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/cenkalti/backoff/v5"
 
 	"hearthline/flow"
@@ -39,6 +41,7 @@ type sealed struct {
 	batch   flow.Batch
 	waiters []waiting
 	rows    int
+	oldest  flow.Micros // arrival of its first row
 }
 
 // gatherer makes batches of one partition's rows and publishes them. Rows are gathered while the batch before them is
@@ -50,6 +53,7 @@ type gatherer struct {
 	stream     string
 	source     flow.Source
 	publisher  Publisher
+	tooLarge   func(error) bool // says of an error of publisher that smaller batches would pass; may be nil
 	linger     time.Duration
 	rowsMax    int
 	bytesMax   int
@@ -67,7 +71,8 @@ type gatherer struct {
 	builder  *flow.EventBuilder
 	bytes    int
 	waiters  []waiting
-	firstAt  time.Time // arrival of the oldest row in builder
+	firstAt  time.Time   // arrival of the oldest row in builder
+	oldest   flow.Micros // the same, by the arrival clock
 	queue    []sealed
 	position int64
 	room     chan struct{} // closed when there is room again; nil unless somebody waits
@@ -92,10 +97,10 @@ func (g *gatherer) offer(rows []row, bytes int, to waiter, token uint64) (full <
 	if g.isFull() {
 		g.seal()
 	}
-	if g.builder.Len() == 0 {
-		g.firstAt = time.Now()
-	}
 	now, before := g.clock.now(), g.builder.Len()
+	if before == 0 {
+		g.firstAt, g.oldest = time.Now(), now
+	}
 	for i := range rows {
 		r := &rows[i]
 		if r.refused != nil {
@@ -141,7 +146,7 @@ func (g *gatherer) seal() {
 	rec, bounds := g.builder.Record()
 	b := g.next(flow.KindRows)
 	b.Record, b.Bounds = rec, bounds
-	g.queue = append(g.queue, sealed{batch: b, waiters: g.waiters, rows: int(rec.NumRows())})
+	g.queue = append(g.queue, sealed{batch: b, waiters: g.waiters, rows: int(rec.NumRows()), oldest: g.oldest})
 	g.waiters, g.bytes = nil, 0
 }
 
@@ -214,40 +219,100 @@ func (g *gatherer) loop(ctx context.Context) error {
 	}
 }
 
-// publish retries until the batches are durable or ctx ends, then acknowledges them.
+// publish makes batches durable and acknowledges them. After a failure they go one by one: what is acknowledged no
+// longer waits for what is not.
 func (g *gatherer) publish(ctx context.Context, due []sealed) error {
-	batches := make([]flow.Batch, len(due))
-	for i := range due {
-		batches[i] = due[i].batch
+	defer g.release(due)
+	if len(due) > 1 {
+		if err := g.attempt(ctx, due); err == nil {
+			g.succeeded(due)
+			return nil
+		} else {
+			g.failed(err)
+		}
 	}
+	for i := range due {
+		if err := g.persist(ctx, due[i:i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// persist retries one batch until it is durable or ctx ends.
+func (g *gatherer) persist(ctx context.Context, one []sealed) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 20*time.Millisecond, 2*time.Second
-	start := time.Now()
 	for {
-		err := g.attempt(ctx, batches)
+		err := g.attempt(ctx, one)
 		if err == nil {
-			break
+			g.succeeded(one)
+			return nil
 		}
-		g.count.publishErrors.Add(1)
-		if !g.failing.Swap(true) {
-			g.logger.Warn("gateway: the log takes nothing; publishers wait until it does", "stream", g.stream, "partition", g.partition, "err", err)
+		g.failed(err)
+		if g.tooLarge != nil && g.tooLarge(err) && one[0].rows > 1 {
+			return g.halves(ctx, one[0])
 		}
 		select {
 		case <-time.After(pause.NextBackOff()):
 		case <-ctx.Done():
-			g.release(due)
 			return fmt.Errorf("publish to %s/%d: %w (last error: %v)", g.stream, g.partition, context.Cause(ctx), err)
 		}
 	}
-	if g.failing.Swap(false) {
-		g.logger.Info("gateway: the log takes batches again", "stream", g.stream, "partition", g.partition, "after", time.Since(start))
+}
+
+// halves publishes a batch that the log refused for its size, which it has therefore not appended, in two. They keep
+// the batch's offset; K is the first of its rows that a part holds, so positions rise. The second half carries the
+// waiters: what is durable last acknowledges all. The first half's
+// watermark is the arrival of the batch's oldest row, since rows of the second half may be as old.
+func (g *gatherer) halves(ctx context.Context, s sealed) error {
+	rows, first := int64(s.rows), s.batch.Lineage.K
+	for i, cut := range [][2]int64{{0, rows / 2}, {rows / 2, rows}} {
+		part := s
+		part.batch.Record, part.rows = s.batch.Record.NewSlice(cut[0], cut[1]), int(cut[1]-cut[0])
+		part.batch.Lineage.K = first + int32(cut[0])
+		part.batch.Bounds = boundsOf(part.batch.Record)
+		if i == 0 {
+			part.waiters = nil
+			part.batch.Watermark = s.oldest
+		}
+		err := g.persist(ctx, []sealed{part})
+		part.batch.Record.Release()
+		if err != nil {
+			return err
+		}
 	}
-	g.release(due)
-	g.acknowledge(due)
 	return nil
 }
 
-func (g *gatherer) attempt(ctx context.Context, batches []flow.Batch) error {
+// boundsOf are the event times' bounds of a record that flow.EventBuilder made.
+func boundsOf(rec arrow.Record) flow.Bounds {
+	times, err := flow.Instants(rec, flow.ColTime)
+	if err != nil || len(times) == 0 {
+		return flow.Bounds{}
+	}
+	return flow.Bounds{First: flow.Micros(slices.Min(times)), Last: flow.Micros(slices.Max(times))}
+}
+
+func (g *gatherer) failed(err error) {
+	g.count.publishErrors.Add(1)
+	if !g.failing.Swap(true) {
+		g.logger.Warn("gateway: the log does not take batches; publishers wait until it does", "stream", g.stream, "partition", g.partition, "err", err)
+	}
+}
+
+func (g *gatherer) succeeded(done []sealed) {
+	if g.failing.Swap(false) {
+		g.logger.Info("gateway: the log takes batches again", "stream", g.stream, "partition", g.partition)
+	}
+	g.acknowledge(done)
+}
+
+func (g *gatherer) attempt(ctx context.Context, due []sealed) error {
+	batches := make([]flow.Batch, len(due))
+	for i := range due {
+		batches[i] = due[i].batch
+	}
 	ctx, cancel := context.WithTimeout(ctx, g.attemptMax)
 	defer cancel()
 	start := time.Now()

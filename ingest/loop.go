@@ -115,6 +115,9 @@ func (g *goroutineLoop) serve(l *link, h handler) error {
 			buf = nil
 		}
 		if err := l.wire.wait(h.deadline(), g.stopped); err != nil {
+			if g.stopped() { // it was woken to be told so
+				return errDraining
+			}
 			return err
 		}
 	}

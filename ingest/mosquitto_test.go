@@ -67,7 +67,7 @@ func TestMosquittoSubscribes(t *testing.T) {
 			if out, err := r.pub(version, "anna", "-q", "1", "-t", "homes/h1/devices/lamp/telemetry", "-m", `{"metric":"power","value":1}`); err != nil {
 				t.Fatal(err, out)
 			}
-			if out, err := r.pub("mqttv5", "anna", "-q", "0", "-t", "homes/h1/hello", "-m", "world"); err != nil {
+			if out, err := r.pub("mqttv5", "anna", "-q", "1", "-t", "homes/h1/hello", "-m", "world"); err != nil {
 				t.Fatal(err, out)
 			}
 			if n, err := r.Send("h1", "devices/lamp/commands", []byte("on"), 1); n != 1 || err != nil {
