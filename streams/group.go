@@ -72,7 +72,7 @@ func (c *Client) Join(ctx context.Context, cfg GroupConfig, handle func(context.
 	if err := cfg.check(); err != nil {
 		return err
 	}
-	m := &member{c: c, cfg: cfg, patient: &kafka.Client{Addr: c.addr, Transport: c.transport, Timeout: cfg.RebalanceTimeout + c.cfg.RequestTimeout}}
+	m := &member{c: c, cfg: cfg, generation: -1}
 	defer m.leave(ctx)
 	trouble := trouble{c: c, what: "join group " + cfg.ID}
 	for ctx.Err() == nil {
@@ -96,70 +96,64 @@ func (c *Client) Join(ctx context.Context, cfg GroupConfig, handle func(context.
 
 // member is this client's place in a group.
 type member struct {
-	c       *Client
-	cfg     GroupConfig
-	patient *kafka.Client // waits as long as a rebalance may take
-	id      string
+	c   *Client
+	cfg GroupConfig
+	id  string
+	// What it had in the last generation it lived through, to keep it if that may be.
+	generation int32
+	owned      []int32
 }
 
 // join takes part in one rebalance.
 func (m *member) join(ctx context.Context) (*Generation, error) {
-	joined, err := m.askToJoin(ctx)
+	j, err := m.askToJoin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var plan []kafka.SyncGroupRequestAssignment
-	if joined.LeaderID == joined.MemberID {
-		if plan, err = m.assign(ctx, joined.Members); err != nil {
-			return nil, err
+	var plan map[string][]int32
+	if j.leader == j.id {
+		if j.damaged != nil {
+			return nil, final{j.damaged}
 		}
-	}
-	m.c.count.jn.Add(1)
-	synced, err := m.patient.SyncGroup(ctx, &kafka.SyncGroupRequest{
-		GroupID: m.cfg.ID, GenerationID: joined.GenerationID, MemberID: m.id, GroupInstanceID: m.cfg.Instance,
-		ProtocolType: "consumer", ProtocolName: joined.ProtocolName, Assignments: plan,
-	})
-	if err == nil {
-		err = synced.Error
-	}
-	if err != nil {
-		return nil, m.lost(err)
-	}
-	g := &Generation{m: m, memberID: m.id, id: joined.GenerationID}
-	for _, p := range synced.Assignment.AssignedPartitions[m.cfg.Streams[0]] {
-		g.partitions = append(g.partitions, int32(p))
-	}
-	slices.Sort(g.partitions)
-	return g, nil
-}
-
-func (m *member) askToJoin(ctx context.Context) (*kafka.JoinGroupResponse, error) {
-	for {
-		m.c.count.jn.Add(1)
-		res, err := m.patient.JoinGroup(ctx, &kafka.JoinGroupRequest{
-			GroupID: m.cfg.ID, MemberID: m.id, GroupInstanceID: m.cfg.Instance,
-			SessionTimeout: m.cfg.SessionTimeout, RebalanceTimeout: m.cfg.RebalanceTimeout, ProtocolType: "consumer",
-			Protocols: []kafka.GroupProtocol{{Name: balancer.ProtocolName(), Metadata: kafka.GroupProtocolSubscription{Topics: m.cfg.Streams}}},
-		})
+		n, err := m.partitions(ctx)
 		if err != nil {
 			return nil, err
 		}
+		plan = shareOut(j.members, n)
+	}
+	s, err := m.syncGroup(ctx, j.generation, plan)
+	if err != nil {
+		return nil, err
+	}
+	if s.code != 0 {
+		return nil, m.lost(s.code)
+	}
+	slices.Sort(s.partitions)
+	m.generation, m.owned = j.generation, s.partitions
+	return &Generation{m: m, memberID: m.id, id: int(j.generation), partitions: s.partitions}, nil
+}
+
+func (m *member) askToJoin(ctx context.Context) (joined, error) {
+	for {
+		j, err := m.joinGroup(ctx)
+		if err != nil {
+			return j, err
+		}
 		// The first answer to a new member is only its id (KIP-394).
-		if errors.Is(res.Error, kafka.MemberIDRequired) && m.id != res.MemberID {
-			m.id = res.MemberID
+		if j.code == kafka.MemberIDRequired && m.id != j.id {
+			m.id = j.id
 			continue
 		}
-		if res.Error != nil {
-			return nil, m.lost(res.Error)
+		if j.code != 0 {
+			return j, m.lost(j.code)
 		}
-		m.id = res.MemberID
-		return res, nil
+		m.id = j.id
+		return j, nil
 	}
 }
 
 // lost is what an error of the coordinator means for this member: some are mended by joining again.
-func (m *member) lost(err error) error {
-	code, _ := asCode(err)
+func (m *member) lost(code kafka.Error) error {
 	switch code {
 	case kafka.UnknownMemberId:
 		m.id = ""
@@ -173,7 +167,7 @@ func (m *member) lost(err error) error {
 	case kafka.InvalidSessionTimeout:
 		return final{fmt.Errorf("session timeout %v is outside of the broker's limits (group.min.session.timeout.ms): %w", m.cfg.SessionTimeout, code)}
 	}
-	return err
+	return code
 }
 
 // run lives through one generation. It returns handle's error if that is to end the membership.
@@ -218,7 +212,7 @@ func (m *member) keepAlive(live context.Context, end context.CancelFunc, done <-
 			case err == nil:
 				heard = time.Now()
 			case answered && !passing(code):
-				_ = m.lost(err) // forgets the id if that is gone
+				_ = m.lost(code) // forgets the id if that is gone
 				end()
 			case time.Since(heard) > m.cfg.SessionTimeout:
 				end()
@@ -235,14 +229,11 @@ func (m *member) keepAlive(live context.Context, end context.CancelFunc, done <-
 func (m *member) heartbeat(ctx context.Context, g *Generation) error {
 	ctx, cancel := context.WithTimeout(ctx, max(m.cfg.SessionTimeout/3, m.cfg.Heartbeat))
 	defer cancel()
-	m.c.count.hb.Add(1)
-	res, err := m.c.kafka.Heartbeat(ctx, &kafka.HeartbeatRequest{
-		GroupID: m.cfg.ID, GenerationID: int32(g.id), MemberID: g.memberID, GroupInstanceID: m.cfg.Instance,
-	})
-	if err != nil {
-		return err
+	code, err := m.sendHeartbeat(ctx, int32(g.id), g.memberID)
+	if err == nil && code != 0 {
+		err = code
 	}
-	return res.Error
+	return err
 }
 
 // leave gives the partitions to the others at once. A member with a lasting name stays: it is expected back.
@@ -252,43 +243,26 @@ func (m *member) leave(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	m.c.count.jn.Add(1)
-	_, err := m.c.kafka.LeaveGroup(ctx, &kafka.LeaveGroupRequest{GroupID: m.cfg.ID, Members: []kafka.LeaveGroupRequestMember{{ID: m.id}}})
+	_, err := m.leaveGroup(ctx)
 	if err != nil {
 		m.c.log.Warn("streams: the group was not told that this member leaves; it will wait for it",
 			"group", m.cfg.ID, "for", m.cfg.SessionTimeout, "error", err)
 	}
 }
 
-var balancer = kafka.RangeGroupBalancer{}
-
-// assign is done by the member whom the coordinator made leader.
-func (m *member) assign(ctx context.Context, members []kafka.JoinGroupResponseMember) ([]kafka.SyncGroupRequestAssignment, error) {
-	var topics []kafka.Partition
-	n := -1
-	for _, s := range m.cfg.Streams {
+// partitions is how many the group's streams have, each.
+func (m *member) partitions(ctx context.Context) (int, error) {
+	n := 0
+	for i, s := range m.cfg.Streams {
 		info, err := m.c.Info(ctx, s)
 		if err != nil {
-			return nil, final{err}
+			return 0, err
 		}
-		if n < 0 {
-			n = info.Partitions
-		}
-		if info.Partitions != n {
-			return nil, final{fmt.Errorf("stream %s has %d partitions, stream %s has %d: streams that are read together need the same number",
+		if i > 0 && info.Partitions != n {
+			return 0, final{fmt.Errorf("stream %s has %d partitions, stream %s has %d: streams that are read together need the same number",
 				m.cfg.Streams[0], n, s, info.Partitions)}
 		}
-		for p := range info.Partitions {
-			topics = append(topics, kafka.Partition{Topic: s, ID: p})
-		}
+		n = info.Partitions
 	}
-	var all []kafka.GroupMember
-	for _, mm := range members {
-		all = append(all, kafka.GroupMember{ID: mm.ID, Topics: mm.Metadata.Topics})
-	}
-	var plan []kafka.SyncGroupRequestAssignment
-	for id, byTopic := range balancer.AssignGroups(all, topics) {
-		plan = append(plan, kafka.SyncGroupRequestAssignment{MemberID: id, Assignment: kafka.GroupProtocolAssignment{AssignedPartitions: byTopic}})
-	}
-	return plan, nil
+	return n, nil
 }

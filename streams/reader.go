@@ -165,7 +165,7 @@ const (
 	troubleQuiet = 3 * time.Second
 	troubleEvery = 30 * time.Second
 	// A stream that was just made is not known everywhere at once.
-	missingMax = 5 * time.Second
+	missingMax = 2 * time.Second
 )
 
 // met waits after a failed attempt; it returns an error when there should be no other.

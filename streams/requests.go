@@ -83,6 +83,8 @@ func (c *Client) checkVersions(ctx context.Context) error {
 	for api, want := range map[protocol.ApiKey]int16{
 		protocol.Produce: versionProduce, protocol.Fetch: versionFetch, protocol.ListOffsets: versionListOffsets,
 		protocol.Metadata: versionMetadata, protocol.InitProducerId: versionInitProducerID,
+		protocol.JoinGroup: versionJoinGroup, protocol.SyncGroup: versionSyncGroup, protocol.Heartbeat: versionHeartbeat,
+		protocol.LeaveGroup: versionLeaveGroup,
 	} {
 		if s, ok := spans[api]; !ok || want < s.min || want > s.max {
 			return fmt.Errorf("the broker is too old: it speaks %v versions %d to %d; want %d: use Apache Kafka 2.8 or newer", api, s.min, s.max, want)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -26,14 +28,20 @@ type Info struct {
 	Partitions int
 }
 
+// streamName is what Kafka takes for a topic.
+var streamName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
+
 // Ensure creates the streams that are missing, the schema stream among them, and waits until they can be used.
 // A stream that exists must have as many partitions as its spec says; its other settings are left as they are.
 func (c *Client) Ensure(ctx context.Context, specs []Spec) error {
 	specs = append([]Spec{schemaSpec}, specs...)
 	names := make([]string, len(specs))
 	for i, s := range specs {
-		if s.Name == "" || len(s.Name) > streamBytesMax || s.Partitions < 1 {
-			return fmt.Errorf("ensure stream %q with %d partitions: want a name of 1 to %d bytes and at least 1 partition", s.Name, s.Partitions, streamBytesMax)
+		if !streamName.MatchString(s.Name) || strings.Trim(s.Name, ".") == "" {
+			return fmt.Errorf("ensure stream %q: a name has 1 to %d of a–z, A–Z, 0–9, '.', '_' and '-', and not only dots", s.Name, streamBytesMax)
+		}
+		if s.Partitions < 1 {
+			return fmt.Errorf("ensure stream %s: %d partitions; want at least 1", s.Name, s.Partitions)
 		}
 		names[i] = s.Name
 	}
