@@ -96,3 +96,23 @@ func (s *services) endAll() {
 	}
 	s.wait.Wait()
 }
+
+// retryUntil calls f until it succeeds or ctx ends: what is started together need not be ready together. It says
+// once what it is waiting for.
+func retryUntil[T any](ctx context.Context, log *slog.Logger, what string, f func() (T, error)) (T, error) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 200*time.Millisecond, 5*time.Second
+	said := false
+	v, err := backoff.Retry(ctx, func() (T, error) {
+		v, err := f()
+		if err != nil && !said {
+			said = true
+			log.Warn("not ready, waiting", "for", what, "error", err)
+		}
+		return v, err
+	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(0))
+	if err == nil && said {
+		log.Info("ready", "what", what)
+	}
+	return v, err
+}

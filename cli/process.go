@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"hearthline/blobs"
+	"hearthline/flow"
+	"hearthline/ingest"
+	"hearthline/pipeline"
+	"hearthline/sinks/clickhouse"
+	"hearthline/stages/enrich"
+	"hearthline/streams"
+)
+
+// process is what every role needs: the plan, Kafka, the checkpoint store, metrics.
+type process struct {
+	*options
+	plan     *pipeline.Plan
+	client   *streams.Client
+	store    blobs.Store
+	meter    *pipeline.Meter
+	registry *prometheus.Registry
+}
+
+func newProcess(o *options, plan *pipeline.Plan) (*process, error) {
+	store, err := blobs.Dir(filepath.Join(o.data, "checkpoints"))
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint store: %w", err)
+	}
+	p := &process{options: o, plan: plan, store: store, meter: pipeline.NewMeter(), registry: prometheus.NewRegistry()}
+	p.registry.MustRegister(p.meter, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return p, nil
+}
+
+// connect reaches Kafka and sees to the streams. A broker that is not there yet is waited for.
+func (p *process) connect(ctx context.Context, brokers []string) error {
+	c := streams.New()
+	c.Brokers, c.Compression = brokers, p.plan.Spec.Kafka.Compression
+	client, err := retryUntil(ctx, p.log, "kafka", func() (*streams.Client, error) { return streams.Dial(ctx, c, p.log) })
+	if err != nil {
+		return err
+	}
+	p.client = client
+	_, err = retryUntil(ctx, p.log, "streams", func() (struct{}, error) { return struct{}{}, p.runner(pipeline.Drain{}, nil).Ensure(ctx) })
+	return err
+}
+
+func (p *process) runner(drain pipeline.Drain, tap pipeline.TapFunc) *pipeline.Runner {
+	return &pipeline.Runner{Plan: p.plan, Client: p.client, Store: p.store, Log: p.log, Meter: p.meter, Drain: drain, Tap: tap}
+}
+
+// brokers says where Kafka is for a role that starts none.
+func (p *process) brokers() []string {
+	if b := p.plan.Spec.Kafka.Brokers; len(b) > 0 {
+		return b
+	}
+	return []string{p.plan.Spec.Kafka.Listen}
+}
+
+// configure gives the plan's instances what settings cannot hold: loggers, and where the embedded servers are.
+func (p *process) configure(ch *clickhouseUser) {
+	for _, s := range p.plan.Sinks {
+		made := s.New
+		s.New = func() flow.Sink {
+			sink := made()
+			if c, ok := sink.(*clickhouse.Sink); ok {
+				c.Logger = p.log.With("node", s.Name)
+				if ch != nil && c.Address == clickhouse.AddressEmbedded {
+					c.Address, c.User, c.Password = ch.address, ch.user, ch.password
+				}
+			}
+			return sink
+		}
+	}
+	for _, u := range p.plan.Units {
+		for _, s := range u.Stages {
+			made := s.New
+			s.New = func() flow.Stage {
+				stage := made()
+				if e, ok := stage.(*enrich.Stage); ok {
+					e.Log = p.log.With("node", s.Name)
+				}
+				return stage
+			}
+		}
+	}
+}
+
+// clickhouseUser is how sinks reach the embedded ClickHouse.
+type clickhouseUser struct{ address, user, password string }
+
+// gateway gives the plan's gateway, ready but for its credentials and certificates.
+func (p *process) gateway(instance string) *ingest.Gateway {
+	g := p.plan.Gateway.(*ingest.Gateway)
+	g.To, g.Partitions, g.Instance = p.plan.Spec.Gateway.To, p.plan.Spec.Partitions, instance
+	g.Publisher, g.Logger = p.client.NewProducer(), p.log.With("node", "gateway")
+	return g
+}
+
+// usesEmbeddedClickHouse says whether some sink wants the server that `up` starts.
+func usesEmbeddedClickHouse(plan *pipeline.Plan) bool {
+	return slices.ContainsFunc(plan.Sinks, func(s *pipeline.SinkNode) bool {
+		c, ok := s.New().(*clickhouse.Sink)
+		return ok && c.Address == clickhouse.AddressEmbedded
+	})
+}

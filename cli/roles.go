@@ -1,0 +1,176 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hearthline/console"
+	"hearthline/pipeline"
+)
+
+// role is one part of a pipeline as a process of its own, as on a cluster.
+type role struct {
+	*options
+	ops string
+}
+
+func (r *role) flags(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVar(&r.ops, "ops", envOr("HEARTHLINE_OPS", "127.0.0.1:9600"),
+		"address of /healthz, /readyz, /metrics and the console of this process")
+	return cmd
+}
+
+const roleNote = `
+It reads the same pipeline.yaml as every other role, and needs Kafka: set kafka.brokers. SIGTERM
+makes it finish what it has in hand, checkpoint and leave; another process goes on from there.
+
+Exit code 0: told to stop. 1: the world failed for too long; start it again. 2: pipeline.yaml or the
+command line is wrong.`
+
+func newGateway(o *options) *cobra.Command {
+	r := &role{options: o}
+	return r.flags(&cobra.Command{
+		Use:   "gateway",
+		Short: "Run the gateway: MQTT and HTTP over TLS into Kafka",
+		Long:  "Runs one gateway of the pipeline. Run as many as there are connections to carry.\n" + roleNote,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return r.run(cmd, func(ctx context.Context, p *process, ready *readiness) error {
+				instance, err := os.Hostname()
+				if err != nil {
+					return fmt.Errorf("name of this gateway: %w", err)
+				}
+				g := p.gateway(envOr("HEARTHLINE_INSTANCE", instance))
+				if g.Certificate == "" || g.Key == "" || g.Credentials == "" {
+					return usagef("%s: gateway.settings needs certificate, key and credentials; only `up` makes its own", p.plan.Spec.File)
+				}
+				ready.set(g.Health, g.Readiness)
+				p.registry.MustRegister(gatewayCollector{g.Stats})
+				return g.Run(ctx)
+			})
+		},
+	})
+}
+
+func newStage(o *options) *cobra.Command {
+	r := &role{options: o}
+	return r.flags(&cobra.Command{
+		Use:   "stage NAME",
+		Short: "Run one stage (or the group it is in): Kafka → stage → Kafka",
+		Long: `Runs one stage of the pipeline, with those it stands together with. Run as many processes of it as it
+takes, up to the number of partitions: they share the partitions among them.
+` + roleNote,
+		Example: "  hearthline stage features\n  hearthline stage normalize     # runs the group normalize+dedupe+enrich",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return r.run(cmd, func(ctx context.Context, p *process, ready *readiness) error {
+				if p.plan.Node(args[0]) == nil {
+					return usagef("no stage %q in %s; it has %s", args[0], p.plan.Spec.File, stageNames(p.plan))
+				}
+				ready.set(alive, alive)
+				return p.runner(pipeline.Drain{}, nil).Unit(ctx, args[0])
+			})
+		},
+	})
+}
+
+func newSink(o *options) *cobra.Command {
+	r := &role{options: o}
+	return r.flags(&cobra.Command{
+		Use:     "sink NAME",
+		Short:   "Run one sink: Kafka → ClickHouse, Parquet, webhook",
+		Long:    "Runs one sink of the pipeline. Several processes of it share the partitions among them.\n" + roleNote,
+		Example: "  hearthline sink clickhouse",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return r.run(cmd, func(ctx context.Context, p *process, ready *readiness) error {
+				if !hasSink(p.plan, args[0]) {
+					return usagef("no sink %q in %s; it has %s", args[0], p.plan.Spec.File, sinkNames(p.plan))
+				}
+				ready.set(alive, alive)
+				return p.runner(pipeline.Drain{}, nil).Sink(ctx, args[0])
+			})
+		},
+	})
+}
+
+func alive() error { return nil }
+
+// run does what every role does: the plan, the operations endpoints, Kafka; then work until told to stop.
+func (r *role) run(cmd *cobra.Command, work func(context.Context, *process, *readiness) error) (err error) {
+	if err := os.Setenv("HEARTHLINE_DATA", r.data); err != nil {
+		return err
+	}
+	plan, err := load(cmd.Context(), cmd, r.options, newCatalog())
+	if err != nil {
+		return err
+	}
+	p, err := newProcess(r.options, plan)
+	if err != nil {
+		return err
+	}
+	p.configure(nil)
+	ctx, fatal := context.WithCancelCause(cmd.Context())
+	defer fatal(nil)
+	s := services{log: r.log, fatal: fatal}
+	defer s.endAll()
+	ready := newReadiness("connecting to Kafka")
+	ops := &console.Server{
+		Listen: r.ops, Plan: plan, Meter: p.meter, Gatherer: p.registry, Log: r.log.With("node", "console"),
+		Live: ready.live, ReadyErr: ready.ready, Ready: func(addr string) { r.log.Info("operations endpoints", "address", addr) },
+	}
+	s.start(ctx, "operations endpoints", ops.Run)
+	if err := p.connect(ctx, p.brokers()); err != nil {
+		return firstCause(ctx, err)
+	}
+	err = work(ctx, p, ready)
+	if cmd.Context().Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		return nil // told to stop, and it has
+	}
+	return firstCause(ctx, err)
+}
+
+// firstCause says why ctx ended, if that is why err came.
+func firstCause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+func newHealth(*options) *cobra.Command {
+	var addr string
+	cmd := &cobra.Command{
+		Use:   "health",
+		Short: "Ask a role of this machine whether it is ready (for container health checks)",
+		Long:  "Asks /readyz of a role's operations endpoint. Exit code 0: ready. 1: not, with the reason.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 3*time.Second)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/readyz", nil)
+			if err != nil {
+				return usageError{err}
+			}
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return err
+			}
+			defer res.Body.Close()
+			var why [512]byte
+			n, _ := res.Body.Read(why[:])
+			if res.StatusCode != http.StatusOK {
+				return fmt.Errorf("not ready: %s", why[:n])
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&addr, "ops", envOr("HEARTHLINE_OPS", "127.0.0.1:9600"), "address of the role's operations endpoint")
+	return cmd
+}

@@ -1,0 +1,304 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow"
+
+	"hearthline/blobs"
+	"hearthline/console"
+	"hearthline/flow"
+	"hearthline/pipeline"
+	"hearthline/sinks/clickhouse"
+	"hearthline/sinks/parquet"
+	"hearthline/streams"
+)
+
+// askWait bounds one look at ClickHouse or the Parquet files: a status line must not wait for what it reports on.
+const askWait = 5 * time.Second
+
+// ledger asks every place that keeps readings how many it has.
+type ledger struct {
+	stream   string // of the readings
+	engine   *clickhouse.Sink
+	files    *parquet.Counter
+	acked    func() (int64, error)
+	homes    bool
+	opened   bool
+	openFail error
+}
+
+// entries are the numbers of one moment; -1 is unknown.
+type entries struct {
+	acknowledged, clickhouse, parquet, parquetFiles, dead, scores, alerts int64
+}
+
+// newLedger finds the plan's ClickHouse and Parquet sinks.
+func (u *up) newLedger() (*ledger, error) {
+	l := &ledger{stream: "readings", acked: u.sim.ExpectedRows, homes: u.hasHomes()}
+	for _, s := range u.plan.Sinks {
+		switch sink := s.New().(type) {
+		case *clickhouse.Sink:
+			l.engine = sink
+		case *parquet.Sink:
+			store, err := blobs.Dir(sink.To)
+			if err != nil {
+				return nil, err
+			}
+			l.files = &parquet.Counter{Store: store}
+		}
+	}
+	return l, nil
+}
+
+func (l *ledger) read(ctx context.Context) (entries, error) {
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	e := entries{-1, -1, -1, -1, -1, -1, -1}
+	var errs []error
+	if l.homes {
+		n, err := l.acked()
+		if err != nil {
+			errs = append(errs, err)
+		} else {
+			e.acknowledged = n
+		}
+	}
+	if l.engine != nil {
+		errs = append(errs, l.askEngine(ctx, &e))
+	}
+	if l.files != nil {
+		c, err := l.files.Count(ctx, l.stream)
+		if err != nil {
+			errs = append(errs, err)
+		} else {
+			e.parquet, e.parquetFiles = c.Rows, int64(c.Files)
+		}
+	}
+	return e, errors.Join(errs...)
+}
+
+func (l *ledger) askEngine(ctx context.Context, e *entries) error {
+	if !l.opened {
+		if err := l.engine.Open(ctx); err != nil {
+			return err
+		}
+		l.opened = true
+	}
+	counts, err := l.engine.RowCounts(ctx)
+	if err != nil {
+		return err
+	}
+	e.clickhouse, e.dead = int64(counts[l.stream]), int64(counts["dead"])
+	e.scores, e.alerts = int64(counts["scores"]), int64(counts["alerts"])
+	return nil
+}
+
+// startConsole starts the web page with everything `up` knows.
+func (u *up) startConsole(ctx context.Context) error {
+	books, err := u.newLedger()
+	if err != nil {
+		return err
+	}
+	u.books = books
+	r := u.runner(pipeline.Drain{}, nil)
+	ready := make(chan string, 1)
+	s := &console.Server{
+		Listen: u.plan.Spec.Console.Listen, Plan: u.plan, Meter: u.meter, Gatherer: u.registry, Log: u.log.With("node", "console"),
+		Live: u.gateway.Health, ReadyErr: u.gateway.Readiness,
+		Lag: r.Lag, Taps: u.taps, Links: u.links(), Ready: func(addr string) { ready <- addr },
+		Numbers: u.numbers, Alerts: u.alerts,
+		Tail: func(ctx context.Context, stream string, give func(int32, arrow.Record)) error {
+			return r.Tail(ctx, stream, func(m streams.Message) { give(m.Partition, m.Batch.Record) })
+		},
+	}
+	for _, e := range clickhouse.Examples() {
+		s.Queries = append(s.Queries, console.Query{Title: e.Title, SQL: e.SQL})
+	}
+	u.start(ctx, "console", s.Run)
+	u.page, err = await(ctx, ready)
+	return err
+}
+
+func (u *up) links() []console.Link {
+	links := []console.Link{
+		{Name: "MQTT over TLS", URL: "mqtts://" + u.mqtt, User: "demo", Note: "password in " + u.data + "/gateway/passwords.json"},
+		{Name: "HTTP ingest", URL: "https://" + u.http + "/v1/telemetry", User: "demo", Note: "the same password"},
+	}
+	if u.clickhouse.HTTP != "" {
+		links = append(links, console.Link{Name: "ClickHouse", URL: "http://" + u.clickhouse.HTTP + "/play",
+			User: u.clickhouse.Dashboard.Name, Note: "password: " + u.clickhouse.Dashboard.Password + " (may only read)"})
+	}
+	return append(links, console.Link{Name: "Kafka", URL: "kafka://" + u.kafka})
+}
+
+func (u *up) numbers(ctx context.Context) ([]console.Number, error) {
+	e, err := u.books.read(ctx)
+	var numbers []console.Number
+	add := func(label, same string, v int64, note string) {
+		if v >= 0 {
+			numbers = append(numbers, console.Number{Label: label, Value: v, Unit: "rows", Same: same, Note: note})
+		}
+	}
+	add("acknowledged to homes", "readings", e.acknowledged, "")
+	add("in ClickHouse", "readings", e.clickhouse, "")
+	add("in Parquet", "readings", e.parquet, fmt.Sprintf("%s files", count(e.parquetFiles)))
+	add("dead letters", "", e.dead, "")
+	add("scores", "", e.scores, "")
+	add("alerts", "", e.alerts, "raised and resolved")
+	return numbers, err
+}
+
+func (u *up) alerts(ctx context.Context) ([]console.Alert, error) {
+	if u.books.engine == nil || !u.books.opened {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	res, err := u.books.engine.Query(ctx, 20, `SELECT time, started, home, device, metric, state, severity, score, value, threshold
+		FROM alerts ORDER BY received DESC, time DESC LIMIT 20`)
+	if err != nil {
+		return nil, err
+	}
+	var alerts []console.Alert
+	for _, r := range res.Rows {
+		alerts = append(alerts, console.Alert{
+			Time: micros(r[0]), Started: micros(r[1]), Home: text(r[2]), Device: text(r[3]), Metric: text(r[4]),
+			State: text(r[5]), Severity: text(r[6]), Score: number(r[7]), Value: number(r[8]), Threshold: number(r[9]),
+		})
+	}
+	return alerts, nil
+}
+
+func micros(v any) flow.Micros {
+	t, _ := v.(time.Time)
+	return flow.MicrosOf(t)
+}
+
+func text(v any) string { s, _ := v.(string); return s }
+
+func number(v any) float64 { f, _ := v.(float64); return f }
+
+// showAddresses prints where everything is, and how to look at it.
+func (u *up) showAddresses(s *screen) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nHearthline is up (%v). Everything is in %s.\n\n", time.Since(u.started).Round(100*time.Millisecond), u.data)
+	line := func(what, where, note string) { fmt.Fprintf(&b, "  %-11s %-34s %s\n", what, where, note) }
+	line("console", "http://"+u.page, "the graph, live")
+	if u.clickhouse.HTTP != "" {
+		line("ClickHouse", "http://"+u.clickhouse.HTTP+"/play",
+			fmt.Sprintf("user %s, password %s (reads only)", u.clickhouse.Dashboard.Name, u.clickhouse.Dashboard.Password))
+	}
+	line("gateway", "mqtts://"+u.mqtt, fmt.Sprintf("user demo, password %s, CA %s", u.passwords["demo"], u.certs.CA))
+	line("", "https://"+u.http, "POST /v1/telemetry, the same user")
+	line("Kafka", u.kafka, "hearthline tap readings")
+	if u.clickhouse.HTTP != "" {
+		fmt.Fprintf(&b, "\n  curl -s http://%s -u %s:%s --data-binary \\\n    \"SELECT home, device, metric, value, score FROM %s.scores ORDER BY score DESC LIMIT 5 FORMAT PrettyCompact\"\n",
+			u.clickhouse.HTTP, u.clickhouse.Dashboard.Name, u.clickhouse.Dashboard.Password, u.clickhouse.Database)
+	}
+	s.say("%s", b.String())
+}
+
+// watch shows what happens until ctx ends.
+func (u *up) watch(ctx context.Context, s *screen) {
+	every := 5 * time.Second
+	if s.live {
+		every = time.Second
+	}
+	rates := newRates(u.meter)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		e, err := u.books.read(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		rates.sample(time.Now())
+		if s.live {
+			s.draw(u.table(e, rates, err))
+		} else {
+			s.say("%s", u.line(e, rates))
+		}
+	}
+}
+
+func known(n int64) string {
+	if n < 0 {
+		return "?"
+	}
+	return count(n)
+}
+
+func (u *up) line(e entries, r *rates) string {
+	return fmt.Sprintf("%8s  raw %s rows/s  acknowledged %s  ClickHouse %s  Parquet %s (%s files)  dead %s  alerts %s",
+		time.Since(u.started).Round(time.Second), count(int64(r.of(pipelineGateway(u.plan), "raw"))), known(e.acknowledged), known(e.clickhouse),
+		known(e.parquet), known(e.parquetFiles), known(e.dead), known(e.alerts))
+}
+
+// table is the live view: numbers, then a line an edge.
+func (u *up) table(e entries, r *rates, err error) string {
+	var b strings.Builder
+	sim := u.sim.Stats()
+	fmt.Fprintf(&b, "%s   homes %d of %d   p99 publish→ack %v   Ctrl-C drains\n", time.Since(u.started).Round(time.Second), sim.Connected, sim.Homes,
+		sim.LatencyP99.Round(100*time.Microsecond))
+	fmt.Fprintf(&b, "rows: acknowledged %s · ClickHouse %s · Parquet %s in %s files · dead letters %s · scores %s · alerts %s\n\n",
+		known(e.acknowledged), known(e.clickhouse), known(e.parquet), known(e.parquetFiles), known(e.dead), known(e.scores), known(e.alerts))
+	fmt.Fprintf(&b, "%-14s %-24s %-14s %12s %14s\n", "from", "stream", "to", "rows/s", "rows")
+	for _, name := range sortedStreams(u.plan) {
+		st := u.plan.Streams[name]
+		for _, reader := range st.Readers {
+			rows := r.rows(reader, name)
+			if rows == 0 && strings.HasSuffix(name, ".dead") {
+				continue
+			}
+			fmt.Fprintf(&b, "%-14s %-24s %-14s %12s %14s\n", st.Writer, name, reader, count(int64(r.of(reader, name))), count(rows))
+		}
+	}
+	for _, n := range u.meter.Nodes() {
+		if n.Restarts.Load() > 0 || n.Bad.Load() > 0 {
+			fmt.Fprintf(&b, "%s: %s rows set aside, %d restarts\n", n.Name, count(n.Bad.Load()), n.Restarts.Load())
+		}
+	}
+	if err != nil {
+		fmt.Fprintf(&b, "status: %v\n", err)
+	}
+	return b.String()
+}
+
+// compareWait is how long the numbers may take to agree once everything has drained.
+const compareWait = 10 * time.Second
+
+// compare prints whether what the homes were told is what is stored.
+func (u *up) compare(ctx context.Context, s *screen) error {
+	deadline := time.Now().Add(compareWait)
+	for {
+		e, err := u.books.read(ctx)
+		equal := err == nil && e.clickhouse == e.parquet && (e.acknowledged < 0 || e.acknowledged == e.clickhouse)
+		if !equal && time.Now().Before(deadline) {
+			time.Sleep(200 * time.Millisecond)
+			continue
+		}
+		s.say("drained.  rows acknowledged %s   in ClickHouse %s   in Parquet %s (%s files)   dead letters %s   alerts %s",
+			known(e.acknowledged), known(e.clickhouse), known(e.parquet), known(e.parquetFiles), known(e.dead), known(e.alerts))
+		switch {
+		case err != nil:
+			return fmt.Errorf("compare what is stored: %w", err)
+		case equal:
+			s.say("equal: every acknowledged row is stored once in each.")
+		case e.dead > 0 || e.acknowledged < 0:
+			s.say("not equal: rows sent to the gateway by others, or set aside as dead letters, are not counted by the homes.")
+		default:
+			return fmt.Errorf("rows acknowledged and rows stored differ: %d, %d in ClickHouse, %d in Parquet", e.acknowledged, e.clickhouse, e.parquet)
+		}
+		return nil
+	}
+}

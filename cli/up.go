@@ -1,0 +1,331 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hearthline/console"
+	"hearthline/ingest"
+	"hearthline/pipeline"
+	"hearthline/simulator"
+	"hearthline/sinks/clickhouse/embedded"
+	embeddedbroker "hearthline/streams/embedded"
+)
+
+// Waits of `up`.
+const (
+	startWait = 5 * time.Minute // for a server of its own to answer; the first start fetches ClickHouse
+	drainWait = time.Minute     // for the last rows to reach the sinks
+)
+
+// up is the whole product in one process.
+type up struct {
+	*process
+	services
+	sim        *simulator.Simulator
+	gateways   int
+	duration   time.Duration
+	plain      bool
+	clickhouse embedded.Endpoints
+	chHTTP     string
+	chTCP      string
+	run        string // this run's id, which ends with the data
+	gateway    *ingest.Gateway
+	page       string // the console's address
+	kafka      string // address
+	mqtt       string // address
+	http       string // address
+	certs      ingest.Certificates
+	passwords  map[string]string
+	taps       *console.Taps
+	books      *ledger
+	nodes      []*service // units and sinks
+	gw, simRun *service
+	started    time.Time
+}
+
+func newUp(o *options) *cobra.Command {
+	u := &up{sim: simulator.New()}
+	faults := "few"
+	noSim := false
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run everything on this machine: broker, ClickHouse, gateway, stages, sinks, console",
+		Long: `Starts, in this one process and with one data folder: an embedded Kafka broker, ClickHouse (fetched at
+the first start, 178 MB), the gateway, every stage and sink of pipeline.yaml, and the console. A
+recorded room and simulated homes connect to the gateway over MQTT and TLS, like any hub.
+
+Ctrl-C drains: hubs stop, what they have sent flows through to the sinks, and the rows acknowledged,
+in ClickHouse and in Parquet are compared. Started again, it goes on where it stopped. A second
+Ctrl-C ends it at once; nothing acknowledged is lost by that either.
+
+Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line is wrong.`,
+		Example: `  hearthline up                             # 200 simulated homes and the recorded room
+  hearthline up --homes 1000 --faults all   # more, and everything that goes wrong in the field
+  hearthline up --no-homes                  # only your own devices
+  hearthline up --duration 30s              # drain and exit by itself`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := u.sim.Faults.UnmarshalText([]byte(faults)); err != nil {
+				return usageError{fmt.Errorf("--faults: %w", err)}
+			}
+			if noSim {
+				u.sim.Homes, u.sim.Recorded = 0, false
+			}
+			if u.gateways != 1 {
+				return usagef("--gateways %d: one process runs one gateway so far", u.gateways)
+			}
+			u.process = &process{options: o}
+			return u.main(cmd)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&u.sim.Homes, "homes", u.sim.Homes, "simulated homes")
+	f.DurationVar(&u.sim.Interval, "interval", u.sim.Interval, "time between the readings of a simulated device")
+	f.Uint64Var(&u.sim.Seed, "seed", u.sim.Seed, "what the simulated homes are made of")
+	f.BoolVar(&u.sim.Recorded, "recorded", u.sim.Recorded, "play the recorded room")
+	f.Float64Var(&u.sim.Speed, "speed", u.sim.Speed, "how many times faster than recorded the room is played; 0 = as fast as acknowledged")
+	f.StringVar(&faults, "faults", faults, "what goes wrong: none, few, all, or a list such as few,nan=0.01")
+	f.BoolVar(&noSim, "no-homes", false, "no simulated homes and no recorded room: only your own devices")
+	f.IntVar(&u.gateways, "gateways", 1, "gateways")
+	f.DurationVar(&u.duration, "duration", 0, "drain and exit after this time; 0 = run until Ctrl-C")
+	f.BoolVar(&u.plain, "plain", false, "a line every few seconds instead of a live table")
+	f.StringVar(&u.chHTTP, "clickhouse-http", "127.0.0.1:8123", "address of the embedded ClickHouse's HTTP port")
+	f.StringVar(&u.chTCP, "clickhouse-tcp", "127.0.0.1:9000", "address of the embedded ClickHouse's native port")
+	return cmd
+}
+
+// main starts the parts in the order of their dependence, shows what happens until ctx ends, then drains.
+func (u *up) main(cmd *cobra.Command) (err error) {
+	ctx, fatal := context.WithCancelCause(cmd.Context())
+	defer fatal(nil)
+	u.services = services{log: u.options.log, fatal: fatal}
+	u.started = time.Now()
+	if err := os.MkdirAll(u.data, 0o755); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	// pipeline.yaml speaks of ${HEARTHLINE_DATA}; it is the folder that --data names.
+	if err := os.Setenv("HEARTHLINE_DATA", u.data); err != nil {
+		return err
+	}
+	if err := u.prepareHomes(); err != nil {
+		return err
+	}
+	plan, err := load(ctx, cmd, u.options, newCatalog())
+	if err != nil {
+		return err
+	}
+	if u.process, err = newProcess(u.options, plan); err != nil {
+		return err
+	}
+	screen := newScreen(cmd.OutOrStdout(), u.plain)
+	defer func() {
+		u.endAll()
+		if cause := context.Cause(ctx); cause != nil && cmd.Context().Err() == nil && !errors.Is(cause, context.Canceled) {
+			err = errors.Join(cause, err)
+		}
+	}()
+	if err := u.startServers(ctx, screen); err != nil {
+		return err
+	}
+	if err := u.startNodes(ctx); err != nil {
+		return err
+	}
+	if err := u.startGateway(ctx); err != nil {
+		return err
+	}
+	if err := u.startConsole(ctx); err != nil {
+		return err
+	}
+	u.startHomes(ctx)
+	u.showAddresses(screen)
+	if u.duration > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, u.duration)
+		defer stop()
+	}
+	u.watch(ctx, screen)
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return u.drain(cmd.Context(), screen)
+}
+
+// prepareHomes sees to what the plan may refer to before it is read: the registry of the homes' devices.
+func (u *up) prepareHomes() error {
+	u.sim.Log = u.log.With("node", "simulator")
+	u.sim.JournalDir = filepath.Join(u.data, "simulator")
+	registry := filepath.Join(u.data, "registry.csv")
+	if u.hasHomes() {
+		return u.sim.WriteRegistry(registry)
+	}
+	if _, err := os.Stat(registry); err == nil {
+		return nil
+	}
+	return os.WriteFile(registry, []byte("home,device,room,kind,model,zone\n"), 0o644)
+}
+
+func (u *up) hasHomes() bool { return u.sim.Homes > 0 || u.sim.Recorded }
+
+// startServers starts the broker and ClickHouse, where the plan does not name others.
+func (u *up) startServers(ctx context.Context, screen *screen) error {
+	brokers := u.plan.Spec.Kafka.Brokers
+	brokerReady, engineReady := make(chan string, 1), make(chan embedded.Endpoints, 1)
+	if len(brokers) == 0 {
+		b := embeddedbroker.New()
+		b.Dir, b.Addr, b.Log = filepath.Join(u.data, "kafka"), u.plan.Spec.Kafka.Listen, u.log.With("node", "broker")
+		b.Ready = func(addr string) { brokerReady <- addr }
+		u.start(ctx, "embedded broker", b.Run)
+	}
+	engine := usesEmbeddedClickHouse(u.plan)
+	if engine {
+		s := embedded.New(filepath.Join(u.data, "clickhouse"))
+		s.HTTPAddr, s.TCPAddr, s.Logger = u.chHTTP, u.chTCP, u.log.With("node", "clickhouse-server")
+		s.Progress = screen.progress("fetching ClickHouse")
+		s.Ready = func(e embedded.Endpoints) { engineReady <- e }
+		u.start(ctx, "embedded ClickHouse", s.Run)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, startWait, fmt.Errorf("not ready within %v", startWait))
+	defer cancel()
+	if len(brokers) == 0 {
+		addr, err := await(ctx, brokerReady)
+		if err != nil {
+			return fmt.Errorf("embedded broker: %w", err)
+		}
+		brokers = []string{addr}
+	}
+	u.kafka = brokers[0]
+	if err := u.connect(ctx, brokers); err != nil {
+		return err
+	}
+	var user *clickhouseUser
+	if engine {
+		var err error
+		if u.clickhouse, err = await(ctx, engineReady); err != nil {
+			return fmt.Errorf("embedded ClickHouse: %w", err)
+		}
+		user = &clickhouseUser{address: u.clickhouse.TCP, user: u.clickhouse.Writer.Name, password: u.clickhouse.Writer.Password}
+	}
+	u.configure(user)
+	return nil
+}
+
+func await[T any](ctx context.Context, ready <-chan T) (T, error) {
+	select {
+	case v := <-ready:
+		return v, nil
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
+
+// startNodes starts every unit and sink, downstream first.
+func (u *up) startNodes(ctx context.Context) error {
+	u.run = strconv.FormatInt(u.started.UnixMicro(), 36)
+	u.taps = &console.Taps{}
+	r := u.runner(pipeline.Drain{Run: u.run, Gateways: u.gateways}, u.taps.Offer)
+	node := func(name string, run func(context.Context, string) error) {
+		restarted := func() { u.meter.Node(name).Restarts.Add(1) }
+		u.nodes = append(u.nodes, u.supervise(ctx, name, restarted, func(ctx context.Context) error { return run(ctx, name) }))
+	}
+	for _, s := range u.plan.Sinks {
+		node(s.Name, r.Sink)
+	}
+	for i := len(u.plan.Units) - 1; i >= 0; i-- {
+		node(u.plan.Units[i].Name, r.Unit)
+	}
+	return nil
+}
+
+// startGateway starts the gateway with a certificate authority and users of its own.
+func (u *up) startGateway(ctx context.Context) error {
+	dir := filepath.Join(u.data, "gateway")
+	certs, err := ingest.DevCertificates(dir)
+	if err != nil {
+		return fmt.Errorf("development certificates: %w", err)
+	}
+	users := []ingest.DevUser{{User: "demo", Home: "demo"}}
+	if u.hasHomes() {
+		for _, home := range u.sim.HomeNames() {
+			users = append(users, ingest.DevUser{User: home, Home: home})
+		}
+	}
+	file, passwords, err := ingest.DevCredentials(dir, users...)
+	if err != nil {
+		return fmt.Errorf("development credentials: %w", err)
+	}
+	u.certs, u.passwords = certs, passwords
+	g := u.process.gateway("0")
+	if g.Certificate == "" {
+		g.Certificate, g.Key = certs.Certificate, certs.Key
+	}
+	if g.Credentials == "" {
+		g.Credentials = file
+	}
+	g.RunID = u.run
+	ready := make(chan ingest.Addresses, 1)
+	g.Ready = func(at ingest.Addresses) { ready <- at }
+	u.gateway = g
+	u.registry.MustRegister(gatewayCollector{g.Stats})
+	u.gw = u.start(ctx, "gateway", g.Run)
+	ctx, cancel := context.WithTimeoutCause(ctx, startWait, fmt.Errorf("gateway not ready within %v", startWait))
+	defer cancel()
+	at, err := await(ctx, ready)
+	if err != nil {
+		return err
+	}
+	u.mqtt, u.http = addrText(at.MQTT), addrText(at.HTTP)
+	return nil
+}
+
+func addrText(a net.Addr) string {
+	if a == nil {
+		return ""
+	}
+	return a.String()
+}
+
+// startHomes starts the simulated homes and the recorded room.
+func (u *up) startHomes(ctx context.Context) {
+	if !u.hasHomes() || u.mqtt == "" {
+		return
+	}
+	u.sim.Gateway, u.sim.CAFile = u.mqtt, u.certs.CA
+	u.sim.Credentials = func(home string) (string, string) { return home, u.passwords[home] }
+	u.simRun = u.start(ctx, "simulated homes", func(ctx context.Context) error {
+		err := u.sim.Run(ctx)
+		if errors.Is(err, simulator.ErrUnacknowledged) {
+			u.log.Warn("homes stopped with readings outstanding; the next run sends them again", "error", err)
+			return nil
+		}
+		return err
+	})
+}
+
+// drain lets everything that was acknowledged flow through to the sinks, then compares.
+func (u *up) drain(ctx context.Context, screen *screen) error {
+	screen.say("draining: homes stop, then the gateway, then what is under way reaches the sinks")
+	if u.simRun != nil {
+		u.simRun.end()
+	}
+	u.gw.end()
+	if u.gw.err != nil {
+		return u.gw.err
+	}
+	deadline := time.Now().Add(drainWait)
+	for i := len(u.nodes) - 1; i >= 0; i-- { // upstream first: units, then sinks
+		if !u.nodes[i].finished(time.Until(deadline)) {
+			return fmt.Errorf("%s had not finished after %v; what it has not done is done at the next start (hearthline up)", u.nodes[i].name, drainWait)
+		}
+	}
+	return u.compare(context.WithoutCancel(ctx), screen)
+}
