@@ -74,6 +74,9 @@ type Sink struct {
 	closing sync.Once
 }
 
+// AddressEmbedded stands for the server that `up` starts and whose address it puts in its place.
+const AddressEmbedded = "embedded"
+
 // New returns a sink with the defaults.
 func New() *Sink {
 	return &Sink{
@@ -104,6 +107,9 @@ const (
 func (s *Sink) Open(ctx context.Context) error {
 	if err := s.checkSettings(); err != nil {
 		return err
+	}
+	if s.Address == AddressEmbedded {
+		return errors.New("clickhouse: the address is \"embedded\", a server that only `hearthline up` starts; set it to host:port of a ClickHouse server")
 	}
 	opt, err := s.options()
 	if err != nil {
@@ -179,7 +185,7 @@ func (s *Sink) Close() error {
 }
 
 func (s *Sink) checkSettings() error {
-	if _, _, err := net.SplitHostPort(s.Address); err != nil {
+	if _, _, err := net.SplitHostPort(s.Address); err != nil && s.Address != AddressEmbedded {
 		return fmt.Errorf("clickhouse: address %q: %w; want host:port of the native protocol, port 9000, or 9440 with tls", s.Address, err)
 	}
 	switch {

@@ -195,7 +195,7 @@ func (s *Stage) refresh() {
 
 // Process adds the columns.
 func (s *Stage) Process(ctx context.Context, in arrow.Record) ([]flow.Output, error) {
-	if s.now == nil {
+	if s.now == nil && in.NumRows() > 0 { // no rows need no registry: the plan can be proved where the file is not
 		if err := s.Open(ctx); err != nil {
 			return nil, err
 		}
