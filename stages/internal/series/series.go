@@ -52,13 +52,13 @@ type Table[S any] struct {
 	slots    []slot[S]
 	used     int
 	batch    uint32
-	last     slot[S]
 }
 
 type slot[S any] struct {
-	batch uint32
-	key   uint64
-	entry *Entry[S]
+	batch  uint32
+	key    uint64
+	entry  *Entry[S]
+	missed uint64 // one more than the series met when none was found
 }
 
 // New gives an empty table.
@@ -83,16 +83,56 @@ func (t *Table[S]) Begin(home, device, metric flow.Strings) {
 	if t.slots == nil || t.batch == 0 { // a wrapped number could meet its own old slots
 		t.slots, t.batch = make([]slot[S], 1024), 1
 	}
-	t.used, t.last = 0, slot[S]{}
+	t.used = 0
 }
 
 // End lets go of the batch.
 func (t *Table[S]) End() {
-	t.strings, t.numbers, t.last = [3]flow.Strings{}, [3]columns.Numbers{}, slot[S]{}
+	t.strings, t.numbers = [3]flow.Strings{}, [3]columns.Numbers{}
 }
 
 // At gives the series of a row that was received then, and says whether the row is its first. It makes the row the newest.
 func (t *Table[S]) At(row int, received flow.Micros) (e *Entry[S], isNew bool) {
+	t.pass(received)
+	if !t.packable {
+		if e = t.find(row); e == nil {
+			e, isNew = t.add(row), true
+		}
+	} else if s := t.slot(t.key(row)); s.entry != nil && !s.entry.gone {
+		e = s.entry
+	} else {
+		if e = t.find(row); e == nil {
+			e, isNew = t.add(row), true
+		}
+		s.entry = e
+	}
+	t.touch(e, received)
+	return e, isNew
+}
+
+// Known is At for a series that is there, and nil for one that is not: it adds none.
+func (t *Table[S]) Known(row int, received flow.Micros) (e *Entry[S]) {
+	t.pass(received)
+	if !t.packable {
+		e = t.find(row)
+	} else {
+		s := t.slot(t.key(row))
+		if s.entry != nil && s.entry.gone {
+			*s = slot[S]{batch: s.batch, key: s.key}
+		}
+		if s.entry == nil && s.missed != t.met+1 { // looked for, and none was added since
+			s.entry, s.missed = t.find(row), t.met+1
+		}
+		e = s.entry
+	}
+	if e != nil {
+		t.touch(e, received)
+	}
+	return e
+}
+
+// pass lets time pass.
+func (t *Table[S]) pass(received flow.Micros) {
 	t.clock = max(t.clock, received)
 	if t.TTL > 0 {
 		for t.oldest != nil && t.clock.Sub(t.oldest.Received) > t.TTL {
@@ -100,24 +140,11 @@ func (t *Table[S]) At(row int, received flow.Micros) (e *Entry[S], isNew bool) {
 			t.forget(t.oldest)
 		}
 	}
-	if !t.packable {
-		e, isNew = t.find(row)
-	} else {
-		k := uint64(t.numbers[0].At(row))<<t.shift[0] | uint64(t.numbers[1].At(row))<<t.shift[1] | uint64(t.numbers[2].At(row))
-		if t.last.entry != nil && t.last.key == k && !t.last.entry.gone {
-			e = t.last.entry
-		} else {
-			s := t.slot(k)
-			if s.entry == nil || s.entry.gone {
-				s.entry, isNew = t.find(row)
-			}
-			e = s.entry
-			t.last = *s
-		}
-	}
-	e.Received = max(e.Received, received)
-	t.touch(e)
-	return e, isNew
+}
+
+// key packs the numbers of a row's three strings.
+func (t *Table[S]) key(row int) uint64 {
+	return uint64(t.numbers[0].At(row))<<t.shift[0] | uint64(t.numbers[1].At(row))<<t.shift[1] | uint64(t.numbers[2].At(row))
 }
 
 // slot finds the place of k among the pairs seen in this batch: open addressing, Fibonacci hashing (Knuth, The Art of
@@ -147,33 +174,45 @@ func (t *Table[S]) slot(k uint64) *slot[S] {
 	}
 }
 
-func (t *Table[S]) find(row int) (*Entry[S], bool) {
-	k := Key{t.strings[0].Value(row), t.strings[1].Value(row), t.strings[2].Value(row)}
-	if e, ok := t.entries[k]; ok {
-		return e, false
-	}
+func (t *Table[S]) name(row int) Key {
+	return Key{t.strings[0].Value(row), t.strings[1].Value(row), t.strings[2].Value(row)}
+}
+
+func (t *Table[S]) find(row int) *Entry[S] { return t.entries[t.name(row)] }
+
+func (t *Table[S]) add(row int) *Entry[S] {
 	for len(t.entries) >= max(t.Limit, 1) {
 		t.Crowded++
 		t.forget(t.oldest)
 	}
+	k := t.name(row)
 	k = Key{strings.Clone(k.Home), strings.Clone(k.Device), strings.Clone(k.Metric)}
-	e := &Entry[S]{Key: k, Number: t.met, Received: -1 << 63}
+	e := &Entry[S]{Key: k, Number: t.met, Received: never}
 	t.met++
 	t.entries[k] = e
 	t.push(e)
-	return e, true
+	return e
 }
+
+// never is before every row.
+const never = flow.Micros(-1 << 63)
 
 func (t *Table[S]) forget(e *Entry[S]) {
 	if t.Forget != nil {
 		t.Forget(e)
 	}
+	t.Remove(e)
+}
+
+// Remove takes a series out.
+func (t *Table[S]) Remove(e *Entry[S]) {
 	t.unlink(e)
 	delete(t.entries, e.Key)
 	e.gone = true
 }
 
-func (t *Table[S]) touch(e *Entry[S]) {
+func (t *Table[S]) touch(e *Entry[S], received flow.Micros) {
+	e.Received = max(e.Received, received)
 	if t.newest != e {
 		t.unlink(e)
 		t.push(e)
