@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -70,8 +71,8 @@ func TestKilled(t *testing.T) {
 	chance := rand.New(rand.NewPCG(seed, 0))
 	g := newGateway(t)
 	g.delay = func() time.Duration { return 200 * time.Microsecond }
-	c := child{Gateway: g.addr, CAFile: g.caFile, JournalDir: t.TempDir(), Homes: 4, Rounds: 1800, RecordedRows: 2000,
-		Interval: 10 * time.Millisecond, History: 9 * time.Second, Faults: "spike=0.01,stuck=0.05,disconnect=0.001,half_open=0.0005,duplicate=0.005,reorder=0.01,nan=0.002"}
+	c := child{Gateway: g.addr, CAFile: g.caFile, JournalDir: t.TempDir(), Homes: 4, Rounds: 900, RecordedRows: 1000,
+		Interval: 10 * time.Millisecond, History: 5 * time.Second, Faults: "spike=0.01,stuck=0.05,disconnect=0.001,half_open=0.0005,duplicate=0.005,reorder=0.01,nan=0.002"}
 	settings, err := json.Marshal(c)
 	must(t, err)
 	kills := 0
@@ -109,14 +110,17 @@ func TestJournalBehind(t *testing.T) {
 	g := newGateway(t)
 	dir := t.TempDir()
 	s := g.simulate(dir)
-	s.Homes, s.Rounds, s.History = 3, 3000, 3000*time.Second
+	s.Homes, s.Rounds, s.History = 3, 1000, 1000*time.Second
 	s.Faults = Faults{Reorder: 0.1, Duplicate: 0.05, Spike: 0.1, Stuck: 0.2, Malformed: 0.02}
-	s.JournalEvery = time.Second // hubs run into the end of what is reserved
+	s.JournalEvery = 200 * time.Millisecond // hubs run into the end of what is reserved
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	early := make(chan []byte, 1)
 	g.delay = func() time.Duration { // runs while messages arrive
-		if b, err := os.ReadFile(s.journalPath()); err == nil && g.count() > 3000 {
+		if s.Stats().Acknowledged < 3000 || len(early) > 0 {
+			return 0
+		}
+		if b, err := os.ReadFile(s.journalPath()); err == nil {
 			select {
 			case early <- b:
 				time.AfterFunc(300*time.Millisecond, cancel)
@@ -155,7 +159,7 @@ func TestStopAndGoOn(t *testing.T) {
 	var before int64
 	for i := 1; ; i++ {
 		s := g.simulate(dir)
-		s.Rounds, s.History = 300, 300*time.Second
+		s.Rounds, s.History = 120, 120*time.Second
 		if rows, err := s.ExpectedRows(); err != nil || rows != before {
 			t.Fatalf("%d rows are expected before run %d, %d after the one before; error %v", rows, i, before, err)
 		}
@@ -216,6 +220,44 @@ func TestChangedSettings(t *testing.T) {
 	}
 }
 
+// TestSlept: the wall clock jumps by an hour, as after a sleep. The homes skip what they missed instead of
+// uploading it, and the run goes on.
+func TestSlept(t *testing.T) {
+	g := newGateway(t)
+	s := g.simulate(t.TempDir())
+	s.Rounds, s.History, s.Interval, s.Backlog = 0, 0, 50*time.Millisecond, 10*time.Minute
+	var asleep atomic.Bool
+	asleep.Store(true)
+	s.wall = func() time.Time {
+		if asleep.Load() {
+			return time.Now().Add(-time.Hour)
+		}
+		return time.Now()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	spawn(func() { done <- s.Run(ctx) })
+	eventually(t, "rows come", func() bool { return g.count() > 500 })
+	asleep.Store(false)
+	eventually(t, "the homes catch up", func() bool {
+		for _, h := range s.last.Load().hubs {
+			if len(h.plan.stretches) != 2 || s.Positions()[0].Acknowledged < h.plan.stretches[1].from+4 {
+				return false
+			}
+		}
+		return true
+	})
+	for _, h := range s.last.Load().hubs {
+		if missed := h.plan.stretches[1].start - h.plan.time(0, h.plan.stretches[1].from-1); missed < (30 * time.Minute).Microseconds() {
+			t.Errorf("%s skipped %d µs only", h.plan.name, missed)
+		}
+	}
+	cancel()
+	must(t, <-done)
+	equal(t, g, s)
+}
+
 func TestOneSimulatorAJournal(t *testing.T) {
 	g := newGateway(t)
 	a, b := g.simulate(t.TempDir()), g.simulate("")
@@ -223,7 +265,7 @@ func TestOneSimulatorAJournal(t *testing.T) {
 	a.Rounds, a.History = 0, 0
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() { done <- a.Run(ctx) }()
+	spawn(func() { done <- a.Run(ctx) })
 	eventually(t, "the first one connects", func() bool { return a.Stats().Connected == a.Homes })
 	if err := b.Run(context.Background()); err == nil {
 		t.Error("a second simulator took the journal")

@@ -75,7 +75,7 @@ func (m measure) hubs() error {
 	s.Faults = Faults{}
 	s.Credentials = func(home string) (string, string) { return home, passwordOf(home) }
 	failed := make(chan error, 1)
-	go func() { failed <- s.Run(context.Background()) }()
+	spawn(func() { failed <- s.Run(context.Background()) })
 	for s.Stats().Connected < m.Homes || s.Stats().Acknowledged < int64(20*m.Homes) {
 		select {
 		case err := <-failed:
@@ -167,4 +167,21 @@ func BenchmarkPayload(b *testing.B) {
 		rows += p.rows[d]
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(rows), "ns/row")
+}
+
+// BenchmarkJournal is what noting the progress of 10,000 homes costs, but for the disk.
+func BenchmarkJournal(b *testing.B) {
+	s := New()
+	s.Gateway, s.JournalDir, s.Homes, s.Recorded = "127.0.0.1:1", b.TempDir(), 10_000, false
+	r, err := s.open(time.Now(), &counters{})
+	must(b, err)
+	must(b, r.note(false))
+	for range b.N {
+		for _, h := range r.hubs {
+			h.acknowledged++
+		}
+		text, err := r.journal.encode()
+		must(b, err)
+		b.SetBytes(int64(len(text)))
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"io"
 	"testing"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -21,8 +22,7 @@ func oracle(t *testing.T, version byte, b []byte) packets.Packet {
 	must(t, err)
 	pk.FixedHeader.Remaining = n
 	pk.ProtocolVersion = version
-	body := make([]byte, r.Buffered())
-	_, err = r.Read(body)
+	body, err := io.ReadAll(r)
 	must(t, err)
 	if len(body) != n {
 		t.Fatalf("remaining length %d, body %d", n, len(body))

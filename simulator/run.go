@@ -22,7 +22,7 @@ type run struct {
 	s        *Simulator
 	tls      *tls.Config
 	hubs     []*hub
-	count    counters
+	count    *counters     // of all parts of one Run
 	connects chan struct{} // holds a token for each connection being made
 	journal  *journal
 	before   tally // rows of the journal when the run began
@@ -53,20 +53,36 @@ func (s *Simulator) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("simulator: another simulator uses the journal in %s; give this one a journal_dir of its own", s.JournalDir)
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
-	r, err := s.open(time.Now())
-	if err != nil {
-		return fmt.Errorf("simulator: %w", err)
+	if s.Duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.Duration)
+		defer cancel()
 	}
-	if err := r.note(false); err != nil { // before the first message: what it will be must be known after a crash
-		return fmt.Errorf("simulator: %w", err)
+	count := &counters{}
+	for {
+		r, err := s.open(s.wall(), count)
+		if err != nil {
+			return fmt.Errorf("simulator: %w", err)
+		}
+		if err := r.note(false); err != nil { // before the first message: what it will be must be known after a crash
+			return fmt.Errorf("simulator: %w", err)
+		}
+		s.last.Store(r)
+		if err := r.play(ctx); err != errSlept {
+			return err
+		}
+		s.Log.Info("the computer slept; the homes skip what they missed")
 	}
-	s.last.Store(r)
-	return r.play(ctx)
 }
 
+// errSlept ends a part of a run whose computer slept for longer than Backlog. The next part goes on like a restart.
+var errSlept = errors.New("the computer slept")
+
 // open makes ready what a run needs.
-func (s *Simulator) open(now time.Time) (*run, error) {
-	r := &run{s: s, connects: make(chan struct{}, s.ConnectsMax)}
+func (s *Simulator) open(now time.Time, count *counters) (*run, error) {
+	count.finished.Store(0)
+	count.outstanding.Store(0)
+	r := &run{s: s, count: count, connects: make(chan struct{}, s.ConnectsMax)}
 	var err error
 	if r.tls, err = s.tls(); err != nil {
 		return nil, err
@@ -176,10 +192,6 @@ func (r *run) resume(p *plan, m *hubMark, t *terms, now time.Time) {
 func (r *run) play(ctx context.Context) error {
 	stop, cancelStop := context.WithCancel(ctx)
 	defer cancelStop()
-	if r.s.Duration > 0 {
-		timer := time.AfterFunc(r.s.Duration, cancelStop)
-		defer timer.Stop()
-	}
 	hard, cancelHard := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelHard()
 	defer context.AfterFunc(stop, func() { time.AfterFunc(r.s.DrainWait, cancelHard) })()
@@ -193,14 +205,21 @@ func (r *run) play(ctx context.Context) error {
 		defer close(done)
 		hubs.Wait()
 	})
-	err := r.keepJournal(done)
+	slept, err := r.keepJournal(done)
 	if err != nil {
 		cancelStop()
 		cancelHard()
 	}
+	if slept {
+		cancelStop()
+		_, err = r.keepJournal(done)
+	}
 	waiter.Wait()
 	if err != nil {
 		return fmt.Errorf("simulator: %w; free some space, or set another journal_dir", err)
+	}
+	if slept && ctx.Err() == nil {
+		return errSlept // what is outstanding is sent again by the next part
 	}
 	left := 0
 	for _, h := range r.hubs {
@@ -214,14 +233,21 @@ func (r *run) play(ctx context.Context) error {
 	return nil
 }
 
-// keepJournal writes the journal every JournalEvery, and once when done is closed.
-func (r *run) keepJournal(done <-chan struct{}) error {
+// keepJournal writes the journal every JournalEvery, and once when done is closed. It returns early when the
+// computer has slept.
+func (r *run) keepJournal(done <-chan struct{}) (slept bool, err error) {
 	tick := time.NewTicker(r.s.JournalEvery)
 	defer tick.Stop()
 	var failing time.Time
+	before := r.s.wall()
 	for {
 		select {
 		case <-tick.C:
+			now := r.s.wall()
+			if r.s.Backlog > 0 && now.Sub(before) > r.s.Backlog {
+				return true, nil
+			}
+			before = now
 			err := r.note(false)
 			switch {
 			case err == nil:
@@ -230,10 +256,10 @@ func (r *run) keepJournal(done <-chan struct{}) error {
 				failing = time.Now()
 				r.s.Log.Warn("the simulator's journal cannot be written; homes wait for it", "error", err)
 			case time.Since(failing) > journalPatience:
-				return err
+				return false, err
 			}
 		case <-done:
-			return r.note(true)
+			return false, r.note(true)
 		}
 	}
 }

@@ -25,6 +25,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
+	"github.com/sourcegraph/conc"
 )
 
 // reading is what the test's gateway understands of a message.
@@ -83,6 +84,9 @@ func newGateway(tb testing.TB) *gateway {
 	tb.Cleanup(g.stop)
 	return g
 }
+
+// spawn runs f beside the test.
+func spawn(f func()) { new(conc.WaitGroup).Go(f) }
 
 func must(tb testing.TB, err error) {
 	tb.Helper()
@@ -200,7 +204,7 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	g := h.g
 	if g.delay != nil {
-		time.Sleep(g.delay()) // the server reads on only after this, so acknowledgements come late
+		<-time.After(g.delay()) // the server reads on only after this, so acknowledgements come late
 	}
 	var rows []json.RawMessage
 	parts := strings.Split(pk.TopicName, "/")

@@ -24,7 +24,7 @@ type Simulator struct {
 	Seed     uint64        `yaml:"seed"`     // what the simulated homes are made of; fixed for the life of a journal
 	Interval time.Duration `yaml:"interval"` // each device's time between readings, at least 1 ms
 	History  time.Duration `yaml:"history"`  // how long ago the readings of new homes begin; played until now as fast as acknowledged
-	Backlog  time.Duration `yaml:"backlog"`  // homes that were stopped for longer than this skip what they missed
+	Backlog  time.Duration `yaml:"backlog"`  // homes that were stopped, or whose computer slept, for longer than this skip what they missed; 0 for never
 
 	Recorded bool    `yaml:"recorded"` // play the recorded room beside them
 	Speed    float64 `yaml:"speed"`    // how many times faster than recorded; 0 for as fast as acknowledged. Its first lap ends now, later ones are live
@@ -50,6 +50,7 @@ type Simulator struct {
 	Credentials func(home string) (user, password string) `yaml:"-"`
 	Log         *slog.Logger                              `yaml:"-"`
 
+	wall func() time.Time // the wall clock, which goes on while the computer sleeps
 	busy atomic.Bool
 	last atomic.Pointer[run] // the run going on, or the last one
 }
@@ -64,7 +65,7 @@ func New() *Simulator {
 		Window: 16, KeepAlive: time.Minute, AckTimeout: 30 * time.Second,
 		BackoffMin: 250 * time.Millisecond, BackoffMax: 30 * time.Second, ConnectsMax: 16,
 		DrainWait: 10 * time.Second, JournalEvery: 200 * time.Millisecond,
-		Log: slog.New(slog.DiscardHandler),
+		Log: slog.New(slog.DiscardHandler), wall: func() time.Time { return time.Now().Round(0) },
 	}
 }
 
@@ -147,7 +148,7 @@ func (s *Simulator) Stats() Stats {
 	if r == nil {
 		return Stats{}
 	}
-	c := &r.count
+	c := r.count
 	latency := c.latency.quantiles(0.5, 0.99)
 	out := Stats{
 		Homes: len(r.hubs), Connected: int(c.connected.Load()), Finished: int(c.finished.Load()),

@@ -37,7 +37,7 @@ func TestGatewayAway(t *testing.T) {
 	s := g.simulate(t.TempDir())
 	s.Rounds, s.History = 200, 200*time.Second
 	done := make(chan error, 1)
-	go func() { done <- s.Run(context.Background()) }()
+	spawn(func() { done <- s.Run(context.Background()) })
 	eventually(t, "it is told that nobody is there", func() bool { return s.Stats().Unavailable > 5 && s.Stats().LastError != "" })
 	for range 3 {
 		g.start()
@@ -71,25 +71,25 @@ func TestSilentGateway(t *testing.T) {
 	l, err := tls.Listen("tcp", g.addr, &tls.Config{Certificates: []tls.Certificate{g.cert}})
 	must(t, err)
 	defer l.Close()
-	go func() { // welcomes everybody, then only listens
+	spawn(func() { // welcomes everybody, then only listens
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go func() {
+			spawn(func() {
 				defer c.Close()
 				io.ReadAtLeast(c, make([]byte, 512), 10)
 				c.Write([]byte{0x20, 2, 0, 0})
 				io.Copy(io.Discard, c)
-			}()
+			})
 		}
-	}()
+	})
 	s := g.simulate(t.TempDir())
 	s.MQTT, s.AckTimeout, s.DrainWait = 4, 50*time.Millisecond, 100*time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
+	spawn(func() { done <- s.Run(ctx) })
 	eventually(t, "connections are given up", func() bool { return s.Stats().Unavailable > 10 })
 	if text := s.Stats().LastError; !strings.Contains(text, "does not answer") {
 		t.Errorf("last error %q", text)
@@ -126,9 +126,9 @@ func TestJournalAway(t *testing.T) {
 	g := newGateway(t)
 	dir := filepath.Join(t.TempDir(), "journal")
 	s := g.simulate(dir)
-	s.Rounds, s.History, s.Faults = 2000, 2000*time.Second, Faults{}
+	s.Rounds, s.History, s.Faults = 1000, 1000*time.Second, Faults{}
 	done := make(chan error, 1)
-	go func() { done <- s.Run(context.Background()) }()
+	spawn(func() { done <- s.Run(context.Background()) })
 	eventually(t, "rows come", func() bool { return g.count() > 500 })
 	must(t, os.Rename(dir, dir+".away"))
 	still, since := int64(-1), time.Now()
@@ -160,12 +160,12 @@ func TestWrongWorld(t *testing.T) {
 			l, err := net.Listen("tcp", freeAddress(t))
 			must(t, err)
 			t.Cleanup(func() { l.Close() })
-			go func() {
+			spawn(func() {
 				for c, err := l.Accept(); err == nil; c, err = l.Accept() {
 					c.Write([]byte("220 hello\r\n"))
 					c.Close()
 				}
-			}()
+			})
 			s.Gateway = l.Addr().String()
 		}, "TLS"},
 	} {
@@ -174,7 +174,7 @@ func TestWrongWorld(t *testing.T) {
 			c.spoil(s)
 			ctx, cancel := context.WithCancel(context.Background())
 			done := make(chan error, 1)
-			go func() { done <- s.Run(ctx) }()
+			spawn(func() { done <- s.Run(ctx) })
 			eventually(t, "it is told", func() bool { return s.Stats().LastError != "" })
 			cancel()
 			must(t, <-done) // nothing was sent, so nothing is missing
