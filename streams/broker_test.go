@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sourcegraph/conc"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -41,9 +42,10 @@ func start(t testing.TB, change func(*embedded.Broker)) string {
 }
 
 // startCluster runs n brokers whose faults the test controls.
-func startCluster(t testing.TB, n int) (*kfake.Cluster, []string) {
+func startCluster(t testing.TB, n int, opts ...kfake.Opt) (*kfake.Cluster, []string) {
 	t.Helper()
-	c, err := kfake.NewCluster(kfake.NumBrokers(n), kfake.ListenFn(listenLow), kfake.BrokerConfigs(map[string]string{"message.max.bytes": "8388608"}))
+	opts = append([]kfake.Opt{kfake.NumBrokers(n), kfake.ListenFn(listenLow), kfake.GroupMinSessionTimeout(100 * time.Millisecond)}, opts...)
+	c, err := kfake.NewCluster(opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +76,7 @@ func TestContract(t *testing.T) {
 		streamstest.Contract(t, streamstest.Cluster{Brokers: addrs})
 	})
 	if *realKafka != "" {
-		t.Run("real Kafka", func(t *testing.T) {
+		t.Run("real", func(t *testing.T) {
 			streamstest.Contract(t, streamstest.Cluster{Brokers: strings.Split(*realKafka, ",")})
 		})
 	}

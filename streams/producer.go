@@ -123,7 +123,7 @@ func (l *lane) publish(ctx context.Context, c *Client, encode func(context.Conte
 
 // send repeats one request until it is answered for good.
 func (l *lane) send(ctx context.Context, c *Client, request []byte, batchAt int, messages int32) (int64, error) {
-	trouble := trouble{c: c, what: fmt.Sprintf("publish to %s/%d", l.at.stream, l.at.partition)}
+	trouble := trouble{c: c, what: fmt.Sprintf("publish to %s/%d", l.at.stream, l.at.partition), stream: l.at.stream}
 	if l.known && (l.doubtful || l.sequence > math.MaxInt32-messages) {
 		l.raise()
 	}

@@ -52,7 +52,7 @@ func (c *Client) NewReader(stream string, partition int32, offset int64) *Reader
 
 // fetchAhead fetches until ctx ends or something is wrong that time does not mend.
 func (r *Reader) fetchAhead(ctx context.Context, f *fetcher) error {
-	trouble := trouble{c: r.c, what: fmt.Sprintf("read %s/%d", r.at.stream, r.at.partition)}
+	trouble := trouble{c: r.c, what: fmt.Sprintf("read %s/%d", r.at.stream, r.at.partition), stream: r.at.stream}
 	for {
 		got, err := f.fetch(ctx, r.c.cfg.FetchWait)
 		if err != nil {
@@ -155,9 +155,11 @@ func (r *Reader) Close() error {
 type trouble struct {
 	c      *Client
 	what   string
+	stream string // that it is about; "" if about none
 	wait   interface{ NextBackOff() time.Duration }
 	since  time.Time
 	logged time.Time
+	gone   time.Time // since when the stream is said not to exist
 }
 
 // Trouble shorter than this is a leader that moves, or a broker that restarts, and is not worth a line.
@@ -180,8 +182,12 @@ func (t *trouble) met(ctx context.Context, err error) error {
 	if t.wait == nil {
 		t.wait, t.since, t.logged = newBackOff(), now, now.Add(troubleQuiet-troubleEvery)
 	}
-	if code, ok := asCode(err); ok && code == kafka.UnknownTopicOrPartition && now.Sub(t.since) > missingMax {
-		return fmt.Errorf("%s: %w", t.what, noStream(t.what))
+	if code, _ := asCode(err); code != kafka.UnknownTopicOrPartition {
+		t.gone = time.Time{}
+	} else if t.gone.IsZero() {
+		t.gone = now
+	} else if now.Sub(t.gone) > missingMax && t.stream != "" {
+		return fmt.Errorf("%s: %w", t.what, noStream(t.stream))
 	}
 	if now.Sub(t.logged) >= troubleEvery {
 		t.logged = now
@@ -196,5 +202,5 @@ func (t *trouble) over() {
 	if t.wait != nil && time.Since(t.since) > troubleQuiet {
 		t.c.log.Info("streams: going on", "what", t.what, "after", time.Since(t.since).Round(time.Second))
 	}
-	t.wait = nil
+	t.wait, t.gone = nil, time.Time{}
 }
