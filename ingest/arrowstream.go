@@ -28,7 +28,10 @@ const arrowExpansionMax = 32
 // against a limit, and what the Arrow library panics on is malformed.
 func (d *decoder) arrow(payload []byte, s *scope) (err error) {
 	defer func() {
-		if p := recover(); p != nil {
+		p := recover()
+		if r, ok := p.(*refusal); ok {
+			err = r
+		} else if p != nil {
 			err = refuse(ReasonMalformed, "not a valid Arrow IPC stream: %v", p)
 		}
 	}()
@@ -290,6 +293,7 @@ func (f *arrowFrames) Message() (*ipc.Message, error) {
 	if uint64(n) > uint64(len(f.rest)) {
 		return nil, errFrame
 	}
+	verifyArrow(f.rest[:n])
 	meta := memory.NewBufferBytes(f.rest[:n:n])
 	f.rest = f.rest[n:]
 	peek := ipc.NewMessage(meta, memory.NewBufferBytes(nil))

@@ -194,7 +194,10 @@ func subscribeOf(id uint16, qos byte, filters ...string) packets.Packet {
 }
 
 func TestStrangersCostNothing(t *testing.T) {
-	r := newRig(t, func(g *Gateway) { g.ConnectTimeout = 500 * time.Millisecond; g.HandshakeTimeout = 500 * time.Millisecond })
+	r := newRig(t, func(g *Gateway) {
+		g.ConnectTimeout = 500 * time.Millisecond
+		g.HandshakeTimeout = 500 * time.Millisecond
+	})
 	t.Run("five bytes claiming 256 MB", func(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.GC()
@@ -508,7 +511,7 @@ func TestSlowConsumer(t *testing.T) {
 	p.send(subscribeOf(1, 1, "homes/h1/#"))
 	p.want(packets.Suback)
 	sent := 0
-	for range 200 {
+	for range 2000 {
 		if n, _ := r.Send("h1", "commands", []byte("on"), 1); n == 1 {
 			sent++
 		}
@@ -520,7 +523,7 @@ func TestSlowConsumer(t *testing.T) {
 		m := p.want(packets.Publish)
 		p.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: m.PacketID})
 	}
-	if r.Stats().Refused["slow_consumer"] != uint64(200-sent) {
+	if r.Stats().Refused["slow_consumer"] != uint64(2000-sent) {
 		t.Error(r.Stats().Refused)
 	}
 }

@@ -41,13 +41,15 @@ type session struct {
 	sent     map[uint16]struct{}
 	lastSent uint16
 	backlog  []message // QoS 1, waiting for room in outWindow
+	behind   int       // bytes of backlog
 }
 
-// backlogMax is how many QoS 1 messages wait for a slow client, besides those in its window.
-const backlogMax = 64
+// backlogMax is how many QoS 1 messages wait for a slow client, besides those in its window. Their bytes are bounded by
+// OutboundBytesMax.
+const backlogMax = 1024
 
 // outWindowMax bounds the QoS 1 messages on their way to one client, whatever it asks for.
-const outWindowMax = 32
+const outWindowMax = 64
 
 // ackQueue holds the QoS 1 messages that were taken, in their order, so that they are acknowledged in it (MQTT 5,
 // section 4.6), whatever order they become durable in.
@@ -360,11 +362,12 @@ func (s *session) deliver(m *message, qos byte) bool {
 		switch {
 		case len(s.sent) < s.outWindow:
 			ok = s.send(m)
-		case len(s.backlog) < backlogMax:
+		case len(s.backlog) < backlogMax && s.behind+m.size() <= s.link.bytesMax:
 			keep := *m
 			keep.payload, keep.props = append([]byte(nil), m.payload...), append([]byte(nil), m.props...)
 			keep.topic = strings.Clone(m.topic)
 			s.backlog = append(s.backlog, keep)
+			s.behind += m.size()
 			ok = true
 		}
 		s.mu.Unlock()
@@ -407,6 +410,7 @@ func (s *session) acknowledged(id uint16) {
 		if !s.send(&s.backlog[0]) {
 			break
 		}
+		s.behind -= s.backlog[0].size()
 		s.backlog[0] = message{}
 		s.backlog = s.backlog[1:]
 	}
