@@ -1,0 +1,205 @@
+package deploy_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/google/go-cmp/cmp"
+
+	"hearthline/deploy"
+	"hearthline/flow"
+	"hearthline/pipeline"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// passing is a stage that hands its input on; keeping is a sink. What they do is no matter here.
+type passing struct {
+	output   string
+	Registry string `yaml:"registry"`
+}
+
+func (p *passing) Process(_ context.Context, in arrow.Record) ([]flow.Output, error) {
+	in.Retain()
+	return []flow.Output{{To: p.output, Record: in}}, nil
+}
+
+type keeping struct {
+	Address  string `yaml:"address"`
+	User     string `yaml:"user"`
+	Password string `yaml:"password"`
+	URL      string `yaml:"url"`
+}
+
+func (*keeping) Write(context.Context, flow.Range, []arrow.Record) error { return nil }
+
+type listening struct {
+	MQTT string `yaml:"mqtt"`
+	HTTP string `yaml:"http"`
+}
+
+func catalog() pipeline.Catalog {
+	stage := func(output string) func() flow.Stage { return func() flow.Stage { return &passing{output: output} } }
+	sink := func() flow.Sink { return &keeping{} }
+	return pipeline.Catalog{
+		Stages: map[string]func() flow.Stage{"normalize": stage("clean"), "dedupe": stage("unique"), "enrich": stage("readings"),
+			"features": stage("features"), "score": stage("scores"), "alert": stage("alerts")},
+		Sinks:   map[string]func() flow.Sink{"clickhouse": sink, "parquet": sink, "webhook": sink},
+		Gateway: func() any { return &listening{} },
+	}
+}
+
+// planOf reads a text as `render` does: with variables that this machine may have, and must not show.
+func planOf(t *testing.T, name, text string) *pipeline.Plan {
+	t.Helper()
+	env := func(name string) (string, bool) { return map[string]string{"ALERT_URL": "http://here", "HEARTHLINE_KAFKA": "10.9.8.7:6543"}[name], true }
+	spec, findings := pipeline.ReadBytes(name, []byte(text), env)
+	plan, more := pipeline.NewPlan(context.Background(), spec, catalog())
+	if plan == nil {
+		t.Fatalf("%s: %v %v", name, findings, more)
+	}
+	return plan
+}
+
+func fromFile(t *testing.T, name string) (*pipeline.Plan, *deploy.Settings) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name+".yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := planOf(t, name+".yaml", string(text))
+	s, err := deploy.Read(plan.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plan, s
+}
+
+func TestGolden(t *testing.T) {
+	cases := []struct {
+		name, target string
+		render       func(*pipeline.Plan, *deploy.Settings) ([]deploy.File, error)
+	}{
+		{"homes", "kubernetes", deploy.Kubernetes},
+		{"homes", "compose", deploy.Compose},
+		{"small", "compose", deploy.Compose},
+	}
+	for _, c := range cases {
+		t.Run(c.name+"-"+c.target, func(t *testing.T) {
+			plan, s := fromFile(t, c.name)
+			files, err := c.render(plan, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, _ := c.render(plan, s)
+			if diff := cmp.Diff(files, again); diff != "" {
+				t.Errorf("two renderings differ:\n%s", diff)
+			}
+			dir := filepath.Join("testdata", c.name+"-"+c.target)
+			if *update {
+				if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var names []string
+			for _, f := range files {
+				names = append(names, f.Name)
+				file := filepath.Join(dir, f.Name)
+				if *update {
+					if err := os.WriteFile(file, f.Data, 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatalf("%v; run the test with -update", err)
+				}
+				if diff := cmp.Diff(string(want), string(f.Data)); diff != "" {
+					t.Errorf("%s (-want +got; if it is better so, run the test with -update):\n%s", file, diff)
+				}
+				for _, here := range []string{"http://here", "10.9.8.7"} {
+					if strings.Contains(string(f.Data), here) {
+						t.Errorf("%s holds what a variable is on the machine that renders: %s", f.Name, here)
+					}
+				}
+			}
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				if !slices.Contains(names, e.Name()) {
+					t.Errorf("%s/%s is not rendered any more", dir, e.Name())
+				}
+			}
+		})
+	}
+}
+
+const sound = `pipeline: p
+kafka: {brokers: "${HEARTHLINE_KAFKA:-embedded}"}
+gateway: {to: raw, settings: {mqtt: "${HEARTHLINE_MQTT:-127.0.0.1:8883}"}}
+stages:
+  normalize: {from: raw, to: clean}
+  dedupe: {from: clean, to: unique}
+together: [[normalize, dedupe]]
+sinks: {parquet: {from: unique}}
+`
+
+// What cannot run elsewhere is said with its place, not rendered.
+func TestFindings(t *testing.T) {
+	const good = "image: h:1, data: {claim: c}, env: {HEARTHLINE_KAFKA: \"k:9092\"}"
+	cases := []struct{ name, text, want string }{
+		{"good", sound + "deploy: {" + good + "}", ""},
+		{"nothing said", sound, `1:1: deploy.data.claim is missing: checkpoints must outlive a pod, and be where the next pod finds them; write deploy: {data: {claim: NAME}}, with size: 20Gi to have it made
+1:1: deploy.image is missing; write deploy: {image: REGISTRY/hearthline@sha256:…}
+2:19: kafka.brokers is embedded, which only ` + "`hearthline up`" + ` starts; add deploy.env.HEARTHLINE_KAFKA with its address`},
+		{"misspelt", sound + "deploy: {imgae: h:1}", `9:10: unknown key "imgae"; did you mean image?`},
+		{"unknown node", sound + "deploy: {" + good + ", nodes: {parket: {replicas: 2}}}", `9:83: there is no node "parket"; known: gateway, normalize, dedupe, parquet`},
+		{"two of a unit", sound + "deploy: {" + good + ", nodes: {normalize: {replicas: 2}, dedupe: {replicas: 1}}}", `9:83: normalize runs together with dedupe; say it of one of them`},
+		{"more than partitions", sound + "deploy: {" + good + ", nodes: {dedupe: {replicas: 5}}}", `9:83: normalize+dedupe may have 5 replicas, but streams have 4 partitions: the rest would idle; ask for fewer, or raise partitions before there is data`},
+		{"loopback", strings.Replace(sound, `"${HEARTHLINE_MQTT:-127.0.0.1:8883}"`, "127.0.0.1:8883", 1) + "deploy: {" + good + "}",
+			`3:37: gateway.settings.mqtt is 127.0.0.1:8883, which nobody outside the container reaches; write ${HEARTHLINE_MQTT:-127.0.0.1:8883}`},
+		{"no value", strings.Replace(sound, `parquet: {from: unique}`, `parquet: {from: unique, settings: {url: "${URL}"}}`, 1) + "deploy: {" + good + "}",
+			`8:50: the variable URL has no value; add deploy.env.URL, as a text or as {secret: NAME, key: KEY}`},
+		{"bad values", sound + `deploy:
+  image: "No Image"
+  env: {A: {secret: s}, "b-c": x}
+  data: {size: 5 apples}
+  defaults: {cpu: fast, memory: 1Mi, grace: 1s}
+  nodes:
+    gateway: {service: Ingress, autoscale: {with: magic, max: 1}, mounts: [{secret: s, at: /tmp}]}
+`, `11:12: want a text, {secret: NAME, key: KEY} or {config: NAME, key: KEY}
+12:3: claim is missing; size and class are the claim's
+13:19: cpu is "fast"; write a quantity such as 500m or 512Mi
+13:33: memory is 1Mi; a role needs 32Mi at least
+13:45: grace is 1s; want whole seconds, 20s to 1h: a role finishes what it has in hand
+15:51: with is "magic"; want hpa or keda
+15:92: at: /tmp is taken; mount into a folder of its own`},
+	}
+	for _, c := range cases {
+		plan := planOf(t, "p.yaml", c.text)
+		s, err := deploy.Read(plan.Spec)
+		if err == nil {
+			_, err = deploy.Kubernetes(plan, s)
+		}
+		got := ""
+		if err != nil {
+			got = strings.ReplaceAll(err.Error(), "p.yaml:", "")
+		}
+		lines := strings.Split(got, "\n")
+		slices.Sort(lines)
+		want := strings.Split(c.want, "\n")
+		slices.Sort(want)
+		if diff := cmp.Diff(want, lines); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
+		}
+	}
+}
