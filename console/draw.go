@@ -42,7 +42,7 @@ type DrawLine struct {
 type point struct{ x, y float64 }
 
 // width of a text of size px in a common sans-serif face; long names are cut by the page.
-func textWidth(s string, px float64) float64 { return float64(utf8.RuneCountInString(s)) * px * 0.56 }
+func textWidth(s string, px float64) float64 { return float64(utf8.RuneCountInString(s)) * px * 0.58 }
 
 // curve leads through points from left to right: level at each, an S between two of different height.
 func curve(points []point) string {

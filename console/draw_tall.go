@@ -59,8 +59,8 @@ func (t *tall) add(node int) {
 	}
 }
 
-// lanes gives each stream a lane that no other uses at the same height; the long ones stand on the left, so that
-// few lines cross. It returns how many there are.
+// lanes gives each stream a lane that no other uses at the same height: the long ones on the left, so that few lines
+// cross, and then each as far to the right as there is room. It returns how many lanes there are.
 func (t *tall) lanes() int {
 	for _, r := range t.rails {
 		r.to = r.from
@@ -72,16 +72,29 @@ func (t *tall) lanes() int {
 	}
 	byLength := slices.Clone(t.rails)
 	slices.SortStableFunc(byLength, func(a, b *rail) int { return cmp.Compare(b.to-b.from, a.to-a.from) })
-	var placed []*rail
 	lanes := 0
-	for _, r := range byLength {
-		for slices.ContainsFunc(placed, func(o *rail) bool { return o.lane == r.lane && o.from <= r.to && r.from <= o.to }) {
+	for i, r := range byLength {
+		for !free(byLength[:i], r, r.lane) {
 			r.lane++
 		}
-		placed = append(placed, r)
 		lanes = max(lanes, r.lane+1)
 	}
+	slices.Reverse(byLength)
+	for _, r := range byLength {
+		for lane := lanes - 1; lane > r.lane; lane-- {
+			if free(byLength, r, lane) {
+				r.lane = lane
+			}
+		}
+	}
 	return lanes
+}
+
+// free says whether none of the others uses a lane where r would.
+func free(others []*rail, r *rail, lane int) bool {
+	return !slices.ContainsFunc(others, func(o *rail) bool {
+		return o != r && o.lane == lane && o.from <= r.to && r.from <= o.to
+	})
 }
 
 func (t *tall) draw(lanes int) Drawing {

@@ -2,6 +2,7 @@ package console
 
 import (
 	"cmp"
+	"math"
 	"slices"
 )
 
@@ -19,7 +20,7 @@ const (
 	wideBlockGap  = 26.0
 	widePass      = 14.0 // height that a line takes which passes a column by
 	wideDrainGap  = 34.0
-	nodeWidthMin  = 112.0
+	nodeWidthMin  = 118.0
 	nodeWidthMax  = 190.0
 	labelWidthMin = 78.0
 	labelWidthMax = 170.0
@@ -34,6 +35,7 @@ type block struct {
 	layer  int
 	w, h   float64 // of the box
 	span   float64 // height with its labels; ≥ h
+	gap    float64 // between the nodes of a unit
 	y      float64 // centre
 	out    []string
 	inner  []string
@@ -184,7 +186,8 @@ func (w *wide) measure() {
 			if b.unit != nil {
 				n := float64(len(b.nodes))
 				b.w += 2 * wideGroupPad
-				b.h = wideGroupHead + n*wideNodeH + (n-1)*wideInnerGap + wideGroupPad
+				b.gap = w.innerGap(b)
+				b.h = wideGroupHead + n*wideNodeH + (n-1)*b.gap + wideGroupPad
 			}
 			b.span = max(b.h, float64(len(b.out))*(wideLabelH+wideLabelGap)-wideLabelGap)
 			w.column[layer].w = max(w.column[layer].w, b.w)
@@ -200,8 +203,22 @@ func (w *wide) measure() {
 	}
 }
 
+// innerGap makes room for the labels of the streams that never leave a unit, below their writer.
+func (w *wide) innerGap(b *block) float64 {
+	most, labels := 1, map[string]int{}
+	for _, name := range b.inner {
+		if slices.Contains(b.out, name) {
+			continue // its label stands outside
+		}
+		writer := w.g.stream(name).Writer
+		labels[writer]++
+		most = max(most, labels[writer])
+	}
+	return wideInnerGap * float64(most)
+}
+
 func nodeWidth(name string) float64 {
-	return max(nodeWidthMin, min(nodeWidthMax, textWidth(name, 14)+30))
+	return max(nodeWidthMin, min(nodeWidthMax, textWidth(name, 14)+50))
 }
 
 func labelWidth(name string) float64 {
@@ -228,32 +245,73 @@ func (w *wide) hops(f func(s *GraphStream, from, to *block)) {
 	})
 }
 
-// order sorts every layer by the mean place of what its blocks are joined to, forth and back a few times.
+// order sorts every layer by the mean place of what its blocks are joined to, forth and back a few times, and keeps
+// the order in which the fewest lines cross.
 func (w *wide) order() {
-	for sweep := range 8 {
-		forth := sweep%2 == 0
-		sum, n := map[*block]float64{}, map[*block]float64{}
-		place := w.places()
-		w.hops(func(s *GraphStream, from, to *block) {
-			if forth {
-				sum[to] += place[from] + portOf(from, s.Name)
-				n[to]++
+	best, fewest := w.copyLayers(), w.crossings()
+	for sweep := range 12 {
+		for i := range w.layers {
+			if sweep%2 == 0 {
+				w.sortLayer(i, true)
 			} else {
-				sum[from] += place[to]
-				n[from]++
+				w.sortLayer(len(w.layers)-1-i, false)
 			}
-		})
-		for _, blocks := range w.layers {
-			now := w.places()
-			at := func(b *block) float64 {
-				if n[b] == 0 {
-					return now[b]
-				}
-				return sum[b] / n[b]
-			}
-			slices.SortStableFunc(blocks, func(a, b *block) int { return cmp.Compare(at(a), at(b)) })
+		}
+		if n := w.crossings(); n < fewest {
+			best, fewest = w.copyLayers(), n
 		}
 	}
+	w.layers = best
+}
+
+func (w *wide) copyLayers() [][]*block {
+	all := make([][]*block, len(w.layers))
+	for i, l := range w.layers {
+		all[i] = slices.Clone(l)
+	}
+	return all
+}
+
+// sortLayer sorts a layer by where its lines come from, or by where they go to.
+func (w *wide) sortLayer(layer int, forth bool) {
+	place := w.places()
+	sum, n := map[*block]float64{}, map[*block]float64{}
+	w.hops(func(s *GraphStream, from, to *block) {
+		if forth {
+			sum[to] += place[from] + portOf(from, s.Name)
+			n[to]++
+		} else {
+			sum[from] += place[to]
+			n[from]++
+		}
+	})
+	at := func(b *block) float64 {
+		if n[b] == 0 {
+			return place[b]
+		}
+		return sum[b] / n[b]
+	}
+	slices.SortStableFunc(w.layers[layer], func(a, b *block) int { return cmp.Compare(at(a), at(b)) })
+}
+
+// crossings counts the pairs of lines that cross in the gaps between layers.
+func (w *wide) crossings() int {
+	type hop struct {
+		layer    int
+		from, to float64
+	}
+	var all []hop
+	place, count := w.places(), 0
+	w.hops(func(s *GraphStream, from, to *block) {
+		h := hop{from.layer, place[from] + portOf(from, s.Name), place[to]}
+		for _, o := range all {
+			if o.layer == h.layer && (o.from-h.from)*(o.to-h.to) < 0 {
+				count++
+			}
+		}
+		all = append(all, h)
+	})
+	return count
 }
 
 // places gives where in its layer a block stands, between 0 and 1.
@@ -272,39 +330,68 @@ func portOf(b *block, stream string) float64 {
 	return 0.01 * float64(slices.Index(b.out, stream))
 }
 
-// settle finds the heights of the centres: each wishes for the middle of what it is joined to.
+// settle finds the heights of the centres: each wishes for a place where its lines run straight. Layer by layer,
+// forth and back, so that a wish gets across the picture in one sweep.
 func (w *wide) settle() {
-	for range 12 {
-		for _, forth := range []bool{true, false} {
-			sum, n := map[*block]float64{}, map[*block]float64{}
-			w.hops(func(s *GraphStream, from, to *block) {
-				weight := 1.0
-				if from.passes != "" || to.passes != "" {
-					weight = 2 // a long line that bends draws the eye
+	joins := w.joins()
+	for sweep := range 24 {
+		for i := range w.layers {
+			if sweep%2 == 1 {
+				i = len(w.layers) - 1 - i
+			}
+			blocks := w.layers[i]
+			wishes, heights := make([]float64, len(blocks)), make([]float64, len(blocks))
+			for k, b := range blocks {
+				wishes[k], heights[k] = b.y, b.span
+				sum, n := 0.0, 0.0
+				for _, j := range joins[b] {
+					sum, n = sum+j.weight*(j.other.y+j.offset), n+j.weight
 				}
-				if forth {
-					sum[to] += weight * (from.y + w.leaves(from, s.Name))
-					n[to] += weight
-				} else {
-					sum[from] += weight * (to.y - w.leaves(from, s.Name))
-					n[from] += weight
+				if n > 0 {
+					wishes[k] = sum / n
 				}
-			})
-			for _, blocks := range w.layers {
-				wishes, heights := make([]float64, len(blocks)), make([]float64, len(blocks))
-				for i, b := range blocks {
-					wishes[i], heights[i] = b.y, b.span
-					if n[b] > 0 {
-						wishes[i] = sum[b] / n[b]
-					}
-				}
-				for i, y := range spread(wishes, heights, wideBlockGap) {
-					blocks[i].y = y
-				}
+			}
+			for k, y := range spread(wishes, heights, wideBlockGap) {
+				blocks[k].y = y
 			}
 		}
 	}
-	top := 0.0
+	w.toTop()
+}
+
+// join is a line between two blocks as one of them sees it: it is level when its centre stands at other.y+offset.
+type join struct {
+	other          *block
+	offset, weight float64
+}
+
+func (w *wide) joins() map[*block][]join {
+	all := map[*block][]join{}
+	w.hops(func(s *GraphStream, from, to *block) {
+		weight := 1.0
+		if from.passes != "" || to.passes != "" {
+			weight = 2 // a long line that bends draws the eye
+		}
+		offset := w.leaves(from, s.Name) - w.enters(to, s)
+		all[to] = append(all[to], join{from, offset, weight})
+		all[from] = append(all[from], join{to, -offset, weight})
+	})
+	return all
+}
+
+// enters says how far below the centre of b the first stage stands that reads s.
+func (w *wide) enters(b *block, s *GraphStream) float64 {
+	for _, r := range s.Readers {
+		if b.passes == "" && w.of[r] == b {
+			return w.nodeY(b, r) - b.y
+		}
+	}
+	return 0
+}
+
+// toTop moves the picture so that its highest part stands at the margin.
+func (w *wide) toTop() {
+	top := math.Inf(1)
 	for _, blocks := range w.layers {
 		for _, b := range blocks {
 			top = min(top, b.y-b.span/2)
@@ -331,11 +418,14 @@ func (w *wide) leaves(b *block, stream string) float64 {
 		}
 	}
 	at := spread(wishes, heights, wideLabelGap)
-	if b.unit != nil { // labels may be nowhere but beside their box
-		room := b.span/2 - wideLabelH/2
-		for k := range at {
-			at[k] = max(-room, min(room, at[k]))
-		}
+	// Labels may be nowhere but beside their box; there is room for all of them.
+	low, pitch := -b.span/2+wideLabelH/2, wideLabelH+wideLabelGap
+	for k := range at {
+		at[k] = max(at[k], low+float64(k)*pitch)
+	}
+	for k := range at {
+		last := len(at) - 1 - k
+		at[last] = min(at[last], -low-float64(k)*pitch)
 	}
 	return at[i]
 }
@@ -346,5 +436,5 @@ func (w *wide) nodeY(b *block, name string) float64 {
 		return b.y
 	}
 	i := slices.IndexFunc(b.nodes, func(n *GraphNode) bool { return n.Name == name })
-	return b.y - b.h/2 + wideGroupHead + wideNodeH/2 + float64(i)*(wideNodeH+wideInnerGap)
+	return b.y - b.h/2 + wideGroupHead + wideNodeH/2 + float64(i)*(wideNodeH+b.gap)
 }

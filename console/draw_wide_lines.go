@@ -49,7 +49,7 @@ func (w *wide) drawInner(d *Drawing, b *block) {
 		from := slices.IndexFunc(b.nodes, func(n *GraphNode) bool { return n.Name == s.Writer })
 		y := w.nodeY(b, s.Writer) + wideNodeH/2
 		if !slices.Contains(b.out, name) { // else its label stands outside, where it leaves
-			d.Labels = append(d.Labels, DrawBox{name, centre + 6, y + 2 + 16*float64(beside[from]), b.w/2 - wideGroupPad, wideInnerGap - 4})
+			d.Labels = append(d.Labels, DrawBox{name, centre + 6, y + 2 + wideInnerGap*float64(beside[from]), b.w/2 - wideGroupPad, wideInnerGap - 4})
 			beside[from]++
 		}
 		for _, r := range s.Readers {

@@ -141,6 +141,8 @@ type world struct {
 	refuse map[string]float64 // node → share of rows
 	rate   float64            // rows a second at the gateway
 	factor map[string]float64 // stream → rows for each row of raw
+	steady bool               // no chance: what waits and how old it is are always the same
+	forced []func()           // done at the end of the next step
 	extra  map[string]pipeline.NodeStatus
 }
 
@@ -170,6 +172,35 @@ func (w *world) step(now time.Time, seconds float64) {
 			w.read(now, seconds, s, r, f)
 		}
 	}
+	for _, force := range w.forced {
+		force()
+	}
+	w.forced = nil
+}
+
+// behind makes 2n messages wait for a reader, most of them on partition 1.
+func (w *world) behind(node, stream string, n int) {
+	w.forced = append(w.forced, func() { w.lag[node][stream] = []int64{int64(n / 2), int64(n), int64(n / 2), 0} })
+}
+
+// late makes a reader's watermarks older.
+func (w *world) late(node, stream string, by time.Duration) {
+	w.forced = append(w.forced, func() {
+		for at := range w.marks {
+			if at.node == node && at.stream == stream {
+				w.marks[at] = w.marks[at].Add(-by)
+			}
+		}
+	})
+}
+
+// quiet makes a partition one on which nothing has come for some seconds.
+func (w *world) quiet(node, stream string, partition int32, seconds int) {
+	w.forced = append(w.forced, func() {
+		at := place{node, stream, partition}
+		w.marks[at] = w.marks[at].Add(-time.Duration(seconds) * time.Second)
+		w.lag[node][stream] = []int64{0, 0, 0, 0}
+	})
 }
 
 func (w *world) read(now time.Time, seconds float64, s *pipeline.Stream, reader string, f float64) {
@@ -192,9 +223,13 @@ func (w *world) read(now time.Time, seconds float64, s *pipeline.Stream, reader 
 		}
 		w.rows[reader+" in "+s.Name] += f * w.rate * seconds / float64(n)
 		if s.OnKafka() {
-			w.lag[runs][s.Name][p] = int64(rand.IntN(3))
+			lag, age := rand.IntN(3), 200+rand.IntN(900)
+			if w.steady {
+				lag, age = 1, 500
+			}
+			w.lag[runs][s.Name][p] = int64(lag)
 			w.offset[at] += int64(max(1, f*4*seconds))
-			w.marks[at] = flow.MicrosOf(now.Add(-time.Duration(200+rand.IntN(900)) * time.Millisecond))
+			w.marks[at] = flow.MicrosOf(now.Add(-time.Duration(age) * time.Millisecond))
 		}
 	}
 }

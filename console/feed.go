@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	feedsMax    = 32               // pages that are open at once
-	feedTimeout = 10 * time.Second // for one event to leave; who is slower is cut off, and comes again
+	feedsMax     = 32               // pages that are open at once
+	writeTimeout = 10 * time.Second // for one event, or some rows, to leave; who is slower is cut off
 )
 
 // feed gives the same status to every open page, once a second. A page that is slow skips some.
@@ -76,7 +76,7 @@ func (s *Server) serveFeed(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // of proxies
 	out := http.NewResponseController(w)
-	if !send(out, w, []byte("retry: 2000\n\n")) {
+	if !s.send(out, w, []byte("retry: 2000\n\n")) {
 		return
 	}
 	for {
@@ -84,16 +84,16 @@ func (s *Server) serveFeed(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 			return
 		case event := <-events:
-			if !send(out, w, event) {
+			if !s.send(out, w, event) {
 				return
 			}
 		}
 	}
 }
 
-// send writes and flushes within feedTimeout; false when whoever reads is gone or too slow.
-func send(out *http.ResponseController, w http.ResponseWriter, b []byte) bool {
-	if err := out.SetWriteDeadline(time.Now().Add(feedTimeout)); err != nil {
+// send writes and flushes in time; false when whoever reads is gone or too slow.
+func (s *Server) send(out *http.ResponseController, w http.ResponseWriter, b []byte) bool {
+	if err := out.SetWriteDeadline(time.Now().Add(s.writeWait)); err != nil {
 		return false
 	}
 	if _, err := w.Write(b); err != nil {

@@ -37,7 +37,8 @@ type place struct {
 
 // moved is where a place was when it last moved.
 type moved struct {
-	offset int64
+	offset int64 // -1: it has not taken anything yet, or another process does
+	lag    int64
 	since  time.Time
 }
 
@@ -50,14 +51,28 @@ func (s *sampler) add(now sample) {
 		s.samples = append(s.samples[:0], s.samples[len(s.samples)-keepSamples:]...)
 	}
 	seen := map[place]moved{} // places that are gone are forgotten
+	see := func(node, stream string, partition int32, offset int64) {
+		at := place{node, stream, partition}
+		lag := int64(0)
+		if lags := now.lag[node][stream]; int(partition) < len(lags) {
+			lag = lags[partition]
+		}
+		// Without an offset, only a lag that falls tells of a move, or one that is not there.
+		m, ok := s.moved[at]
+		if !ok || m.offset != offset || offset < 0 && (lag == 0 || lag < m.lag) {
+			m = moved{offset: offset, since: now.at}
+		}
+		m.lag = lag
+		seen[at] = m
+	}
 	for _, n := range now.nodes {
-		for _, p := range n.Partitions {
-			at := place{n.Name, p.Stream, p.Partition}
-			m, ok := s.moved[at]
-			if !ok || m.offset != p.Offset {
-				m = moved{p.Offset, now.at}
+		for stream, lags := range now.lag[n.Name] {
+			for p := range lags {
+				see(n.Name, stream, int32(p), -1)
 			}
-			seen[at] = m
+		}
+		for _, p := range n.Partitions {
+			see(n.Name, p.Stream, p.Partition, p.Offset)
 		}
 	}
 	s.moved = seen

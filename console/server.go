@@ -49,14 +49,15 @@ type Server struct {
 	// called for each who looks. nil: such streams are looked at through Taps, which sees what this process offers.
 	Tail func(ctx context.Context, stream string, give func(partition int32, rec arrow.Record)) error
 
-	graph    *Graph
-	sampler  sampler
-	statuses func() []pipeline.NodeStatus // of Meter
-	lag      *poll[map[string]map[string][]int64]
-	numbers  *poll[[]Number]
-	alerts   *poll[[]Alert]
-	feed     *feed
-	looking  chan struct{} // a slot for each who looks at rows
+	graph     *Graph
+	sampler   sampler
+	statuses  func() []pipeline.NodeStatus // of Meter
+	lag       *poll[map[string]map[string][]int64]
+	numbers   *poll[[]Number]
+	alerts    *poll[[]Alert]
+	feed      *feed
+	looking   chan struct{} // a slot for each who looks at rows
+	writeWait time.Duration // for one piece of an endless answer
 }
 
 const (
@@ -138,6 +139,9 @@ func (s *Server) init() {
 		s.alerts = newPoll(s.Alerts, false)
 	}
 	s.feed = newFeed()
+	if s.writeWait == 0 {
+		s.writeWait = writeTimeout
+	}
 	s.looking = make(chan struct{}, tapsMax)
 }
 

@@ -27,7 +27,7 @@ const (
 // serveTap gives the next rows that pass on a stream: /api/tap?stream=NAME&rows=N, as NDJSON, or as an Arrow IPC
 // stream to whoever accepts application/vnd.apache.arrow.stream. It ends after N rows, after ten minutes, or when
 // the schema changes. The trailer Hearthline-Dropped counts the rows that passed and were not shown because the
-// reader was slow.
+// reader was slow; Hearthline-Error says why it ended early.
 func (s *Server) serveTap(w http.ResponseWriter, r *http.Request) {
 	stream, rows, status, err := s.tapRequest(r)
 	if err != nil {
@@ -43,26 +43,10 @@ func (s *Server) serveTap(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), tapTimeoutMax)
-	p := pool.New().WithContext(ctx)
-	defer func() {
-		cancel()
-		if err := p.Wait(); err != nil && s.Log != nil && r.Context().Err() == nil && ctx.Err() == nil {
-			s.Log.Warn("look at rows", "stream", stream.Name, "error", err)
-		}
-	}()
-	taps := s.Taps
-	if stream.Unit == "" && s.Tail != nil {
-		taps = &Taps{} // of this looker alone
-	}
-	records, dropped := taps.Watch(ctx, stream.Name)
-	if taps != s.Taps {
-		p.Go(func(ctx context.Context) error {
-			defer cancel()
-			return s.Tail(ctx, stream.Name, func(partition int32, rec arrow.Record) { taps.Offer(stream.Name, partition, rec) })
-		})
-	}
-	w.Header().Set("Trailer", "Hearthline-Dropped")
-	t := &tapWriter{w: w, out: http.NewResponseController(w), left: rows}
+	defer cancel()
+	records, dropped, wait := s.watch(ctx, cancel, stream)
+	w.Header().Set("Trailer", "Hearthline-Dropped, Hearthline-Error")
+	t := &tapWriter{w: w, out: http.NewResponseController(w), left: rows, wait: s.writeWait}
 	if strings.Contains(r.Header.Get("Accept"), arrowStream) {
 		t.arrow = true
 		w.Header().Set("Content-Type", arrowStream)
@@ -77,6 +61,33 @@ func (s *Server) serveTap(w http.ResponseWriter, r *http.Request) {
 		rec.Release()
 	}
 	w.Header().Set("Hearthline-Dropped", strconv.FormatInt(dropped(), 10))
+	if err := wait(); err != nil {
+		w.Header().Set("Hearthline-Error", err.Error())
+		if s.Log != nil {
+			s.Log.Warn("look at rows", "stream", stream.Name, "error", err)
+		}
+	}
+}
+
+// watch begins to look at a stream, where it passes or, of one on Kafka, with a reader of its own. wait is called
+// once records are closed; it gives the error of that reader.
+func (s *Server) watch(ctx context.Context, cancel func(), stream *GraphStream) (records <-chan arrow.Record, dropped func() int64, wait func() error) {
+	if stream.Unit != "" || s.Tail == nil {
+		records, dropped = s.Taps.Watch(ctx, stream.Name)
+		return records, dropped, func() error { return nil }
+	}
+	taps := &Taps{} // of this looker alone
+	records, dropped = taps.Watch(ctx, stream.Name)
+	p := pool.New().WithErrors()
+	p.Go(func() error {
+		defer cancel()
+		err := s.Tail(ctx, stream.Name, func(partition int32, rec arrow.Record) { taps.Offer(stream.Name, partition, rec) })
+		if ctx.Err() != nil {
+			return nil // it was told to end
+		}
+		return err
+	})
+	return records, dropped, p.Wait
 }
 
 // tapRequest reads the query; status is for err.
@@ -111,6 +122,7 @@ type tapWriter struct {
 	w     http.ResponseWriter
 	out   *http.ResponseController
 	left  int64 // rows
+	wait  time.Duration
 	arrow bool
 
 	schema *arrow.Schema
@@ -119,7 +131,7 @@ type tapWriter struct {
 }
 
 func (t *tapWriter) flush() error {
-	if err := t.out.SetWriteDeadline(time.Now().Add(feedTimeout)); err != nil {
+	if err := t.out.SetWriteDeadline(time.Now().Add(t.wait)); err != nil {
 		return err
 	}
 	return t.out.Flush()

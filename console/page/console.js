@@ -48,9 +48,7 @@ const tiles = new Map();
 function numbers(status) {
   $('numbers').hidden = status.numbers.length === 0;
   const agreement = new Map(status.agreement.map((a) => [a.same, a]));
-  const last = new Map(status.numbers.map((n) => [n.same, n.label])); // the verdict on a set stands at its last
-  const most = new Map();
-  for (const n of status.numbers) most.set(n.same, Math.max(most.get(n.same) ?? 0, n.value));
+  const first = new Map(status.numbers.toReversed().map((n) => [n.same, n])); // the others are compared with it
   const seen = new Set();
   for (const n of status.numbers) {
     seen.add(n.label);
@@ -66,11 +64,11 @@ function numbers(status) {
     write(t.note, n.note ?? '');
     t.note.hidden = !n.note;
     const a = n.same && agreement.get(n.same);
-    const behind = (most.get(n.same) ?? 0) - n.value;
-    t.same.hidden = !a;
+    const behind = (first.get(n.same)?.value ?? 0) - n.value;
+    t.same.hidden = !a || first.get(n.same) === n;
     if (a) {
-      mark(t.same, 'data-equal', a.equal);
-      write(t.same, a.equal ? '✓ equal' : behind > 0 ? `${count(behind)} on the way` : 'ahead, the others follow');
+      mark(t.same, 'data-equal', behind === 0);
+      write(t.same, behind === 0 ? '✓ equal' : behind > 0 ? `${count(behind)} on the way` : `${count(-behind)} more`);
     }
   }
   for (const [label, t] of tiles) if (!seen.has(label)) { t.root.remove(); tiles.delete(label); }
@@ -86,11 +84,11 @@ function alerts(status) {
   write($('alerts-hint'), firing > 0 ? `${firing} of ${status.alerts.length} firing` : '');
   const short = (v) => (v === null ? '–' : String(Number(v.toPrecision(4))));
   $('alerts-list').replaceChildren(...status.alerts.map((a) => {
-    const why = [`${a.metric} ${short(a.value)}`, `score ${short(a.score)} of ${short(a.threshold)}`, a.home].join(' · ');
+    const facts = [`${a.state}${a.severity ? `, ${a.severity}` : ''}`, `${a.metric} ${short(a.value)}`, `score ${short(a.score)}, limit ${short(a.threshold)}`, a.home];
     const when = el('time', { datetime: new Date(a.time / 1000).toISOString(), title: new Date(a.time / 1000).toLocaleString() }, clock(a.time));
     return el('li', { 'data-state': a.state, 'data-severity': a.severity }, el('span', { class: 'dot' }),
-      el('span', { class: 'what' }, a.device, el('span', { class: 'only-read' }, `, ${a.state}, ${a.severity}`)), when,
-      el('span', { class: 'sub' }, `${a.state}${a.severity ? `, ${a.severity}` : ''} · ${why}`));
+      el('span', { class: 'what' }, a.device), when,
+      el('span', { class: 'sub' }, ...facts.map((f) => el('span', {}, f))));
   }));
   if (status.alerts.length === 0) $('alerts-list').replaceChildren(el('li', { class: 'none' }, 'None so far.'));
 }

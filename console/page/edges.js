@@ -18,7 +18,7 @@ export class Edges {
     const unit = this.graph.units.find((u) => u.name === node.unit);
     const kind = node.kind === 'stage' && unit && unit.stages.length > 1
       ? `stage, one task with ${unit.stages.filter((s) => s !== node.name).join(', ')}` : node.kind;
-    const body = el('tbody', {}, el('tr', {}, el('th', { scope: 'rowgroup', colspan: 7 }, node.name, el('span', { class: 'kind' }, kind), counts, mild)));
+    const body = el('tbody', {}, el('tr', {}, el('th', { scope: 'rowgroup', colspan: 7 }, node.name, el('span', { class: 'kind' }, kind), ' ', counts, ' ', mild)));
     const group = { node, counts, mild, rows: [] };
     for (const name of node.inputs) group.rows.push(this.row(body, node, name, open, withLag));
     const empty = el('td', { colspan: 7, class: 'zero' });

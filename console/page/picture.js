@@ -1,5 +1,5 @@
 // The graph as a picture. The server says where everything stands; here it is drawn and kept up to date.
-import { svg, write, mark, rate, short, cut, count, plural } from './words.js';
+import { svg, write, mark, rate, short, cut, fit, count, plural } from './words.js';
 
 const icons = {
   gateway: 'M1 6.5 7 1.5l6 5V13H1Z M5 13V9h4v4',
@@ -78,8 +78,9 @@ export class Picture {
   label(l, tall) {
     const stream = this.graph.streams.find((s) => s.name === l.name);
     const inner = stream.unit !== '' && stream.unit !== undefined;
+    const room = tall ? l.w - 100 : l.w - 18;
     const rateText = svg('text', { class: 'rate' });
-    const name = svg('text', { class: 'name' }, cut(l.name, tall ? l.w - 110 : l.w - 12, 12.5));
+    const name = svg('text', { class: 'name' }, cut(l.name, room, 12.5));
     if (tall) {
       place(name, l.x + 8, l.y + l.h / 2 + 4.5);
       place(rateText, l.x + l.w - 10, l.y + l.h / 2 + 4.5, 'end');
@@ -92,14 +93,16 @@ export class Picture {
       svg('rect', { class: 'plate', x: l.x, y: l.y, width: l.w, height: l.h, rx: 8 }), name, rateText);
     this.press(g, l.name);
     this.root.append(g);
-    this.parts.labels.set(l.name, { g, rate: rateText, tall });
+    fit(name, room);
+    this.parts.labels.set(l.name, { g, rate: rateText, room: tall ? 88 : room });
   }
 
   node(n, tall) {
     const node = this.graph.nodes.find((o) => o.name === n.name);
     const middle = n.y + n.h / 2;
+    const room = tall ? n.w - 170 : n.w - 42;
     const rateText = svg('text', { class: 'rate' });
-    const name = svg('text', { class: 'name' }, cut(n.name, tall ? n.w - 130 : n.w - 44, 14));
+    const name = svg('text', { class: 'name' }, cut(n.name, room, 14));
     if (tall) {
       place(name, n.x + 36, middle + 5);
       place(rateText, n.x + n.w - 12, middle + 4.5, 'end');
@@ -116,7 +119,8 @@ export class Picture {
     const bad = svg('g', { class: 'bad' }, badBox, badText);
     if (node.dead) this.press(bad, node.dead);
     this.root.append(g, bad);
-    this.parts.nodes.set(n.name, { g, rate: rateText, bad, badBox, badText, box: n, node, tall });
+    fit(name, room);
+    this.parts.nodes.set(n.name, { g, rate: rateText, bad, badBox, badText, box: n, node, tall, room: tall ? 70 : room });
   }
 
   update(status) {
@@ -134,7 +138,7 @@ export class Picture {
     for (const [name, l] of this.parts.labels) {
       const s = streams.get(name), w = worst.get(`s ${name}`);
       const text = w ? `${short(w.lag)} waiting` : `${rate(s?.rate ?? 0)}/s`;
-      write(l.rate, text);
+      say(l.rate, text, l.room);
       mark(l.g, 'data-state', w?.state);
       mark(l.g, 'aria-label', `Stream ${name}, ${w ? `${count(w.lag)} messages wait` : `${rate(s?.rate ?? 0)} rows a second`}. Look at its rows`);
     }
@@ -145,7 +149,9 @@ export class Picture {
     const e = l.reader ? edges.get(`${l.stream} ${l.reader}`) : streams.get(l.stream);
     const rows = e?.rate ?? 0;
     const state = e?.state === 'slow' || e?.state === 'stuck' ? e.state : rows > 0 ? undefined : 'idle';
-    const wide = rows > 0 ? Math.min(7.5, 2 + 1.1 * Math.log10(1 + rows)) : 2;
+    // By the logarithm: a stream of alerts is seen beside one of readings.
+    const most = this.narrow.matches ? 4 : 7;
+    const wide = rows > 0 ? Math.min(most, 2 + most / 7 * Math.log10(1 + rows)) : 2;
     mark(l.bed, 'stroke-width', state === 'stuck' ? 3.5 : wide.toFixed(1));
     mark(l.bed, 'data-state', state);
     mark(l.run, 'stroke-width', Math.max(1.8, wide * 0.6).toFixed(1));
@@ -166,7 +172,7 @@ export class Picture {
       const rows = p.node.kind === 'gateway'
         ? p.node.outputs.reduce((sum, s) => sum + (streams.get(s)?.rate ?? 0), 0)
         : p.node.inputs.reduce((sum, s) => sum + (edges.get(`${s} ${name}`)?.rate ?? 0), 0);
-      write(p.rate, `${rate(rows)} rows/s`);
+      say(p.rate, `${rate(rows)}${p.tall ? '' : ' rows'}/s`, p.room);
       mark(p.g, 'data-state', worst.get(`n ${name}`)?.state);
       const bad = views.get(name)?.bad ?? 0;
       dead += bad;
@@ -189,7 +195,7 @@ export class Picture {
     const text = `${short(bad)} bad`;
     if (p.badText.textContent === text) return;
     const width = text.length * 6.2 + 16;
-    const right = p.box.x + p.box.w + (p.tall ? -90 : 8), y = p.tall ? p.box.y + p.box.h / 2 - 9.5 : p.box.y - 10;
+    const right = p.box.x + p.box.w + (p.tall ? -72 : 8), y = p.tall ? p.box.y + p.box.h / 2 - 9.5 : p.box.y - 10;
     mark(p.badBox, 'x', right - width);
     mark(p.badBox, 'y', y);
     mark(p.badBox, 'width', width);
@@ -203,6 +209,13 @@ export class Picture {
     this.opened = stream;
     for (const [name, l] of this.parts.labels) mark(l.g, 'data-open', name === stream ? 'true' : undefined);
   }
+}
+
+// say writes a text that must fit into a room.
+function say(text, words, room) {
+  if (text.textContent === words) return;
+  text.textContent = words;
+  fit(text, room);
 }
 
 function place(text, x, y, anchor) {

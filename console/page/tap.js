@@ -87,19 +87,17 @@ export class Tap {
     for (const f of this.stream.fields) {
       const v = values[f.name];
       const text = v === null || v === undefined ? '–' : typeof v === 'object' ? JSON.stringify(v) : say(v, f.type);
-      const td = el('td', { class: v === null || v === undefined ? 'null' : numeric(f.type) ? 'n' : '' },
+      const td = el('td', { class: [numeric(f.type) ? 'n' : '', v === null || v === undefined ? 'null' : ''].join(' ').trim() },
         text.length > longest ? text.slice(0, longest) + '…' : text);
       if (text.length > 30 || f.type.startsWith('timestamp')) td.title = typeof v === 'object' ? text : String(v).slice(0, 2000);
       tr.append(td);
     }
-    if (numericNulls(this.stream.fields)) for (const [i, f] of this.stream.fields.entries()) if (numeric(f.type)) tr.cells[i].classList.add('n');
     body.prepend(tr);
     while (body.rows.length > keep) body.lastChild.remove();
   }
 }
 
 const numeric = (type) => /^(u?int|float|decimal)/.test(type);
-const numericNulls = (fields) => fields.some((f) => numeric(f.type));
 
 // kind is an Arrow type in the words of who reads a table.
 function kind(type) {
@@ -108,6 +106,7 @@ function kind(type) {
   if (type === 'utf8') return 'text';
   if (type.startsWith('map')) return 'pairs';
   if (type.startsWith('float')) return 'number';
+  if (/^u?int/.test(type)) return 'whole number';
   return type;
 }
 
