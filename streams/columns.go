@@ -67,6 +67,9 @@ func decodeSchema(message []byte) (s *ipcSchema, err error) {
 	if len(rest) != 0 {
 		return nil, fmt.Errorf("schema: %d bytes too many", len(rest))
 	}
+	if err := checkSchemaMetadata(meta); err != nil {
+		return nil, err
+	}
 	src := &messageSource{schema: memory.NewBufferBytes(meta)}
 	r, err := ipc.NewReaderFromMessageReader(src)
 	if err != nil {

@@ -266,10 +266,25 @@ func TestDamageIsFound(t *testing.T) {
 // use looks at every value, as a stage might.
 func use(rec arrow.Record) {
 	for _, col := range rec.Columns() {
-		for i := range col.Len() {
-			if !col.IsNull(i) {
-				_ = col.ValueStr(i)
-			}
+		useArray(col)
+	}
+}
+
+func useArray(a arrow.Array) {
+	switch a := a.(type) {
+	case array.ListLike:
+		for i := range a.Len() {
+			from, to := a.ValueOffsets(i)
+			array.NewSlice(a.ListValues(), from, to).Release()
+		}
+		useArray(a.ListValues())
+	case *array.Struct:
+		for i := range a.NumField() {
+			useArray(a.Field(i))
+		}
+	default:
+		for i := range a.Len() {
+			_ = a.ValueStr(i)
 		}
 	}
 }
@@ -295,6 +310,28 @@ func FuzzRecord(f *testing.F) {
 			rec.Release()
 		}
 	})
+}
+
+// TestSchemaDamage: Arrow's reader would allocate by lengths that are damaged.
+func TestSchemaDamage(t *testing.T) {
+	const seed = 13
+	is, err := encodeSchema(everyType)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	for range 5000 {
+		bad := append([]byte(nil), is.message...)
+		for range 1 + rnd.IntN(3) {
+			bad[rnd.IntN(len(bad))] = byte(rnd.IntN(256))
+		}
+		_, _ = decodeSchema(bad)
+	}
+	for n := range len(is.message) {
+		if _, err := decodeSchema(is.message[:n]); err == nil {
+			t.Fatalf("%d of %d bytes were taken for a schema", n, len(is.message))
+		}
+	}
 }
 
 func FuzzSchema(f *testing.F) {
