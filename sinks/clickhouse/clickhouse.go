@@ -116,11 +116,13 @@ func (s *Sink) Open(ctx context.Context) error {
 		return err
 	}
 	told := false
+	var last error // what was wrong, when ctx ends the waiting
 	attempt := func() (struct{}, error) {
 		err := s.open(ctx, opt)
 		if err == nil || ctx.Err() != nil {
 			return struct{}{}, err
 		}
+		last = err
 		if fatal(err) {
 			return struct{}{}, backoff.Permanent(err)
 		}
@@ -133,6 +135,9 @@ func (s *Sink) Open(ctx context.Context) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = retryFirst, retryMost
 	if _, err := backoff.Retry(ctx, attempt, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(0)); err != nil {
+		if last != nil && !errors.Is(err, last) {
+			err = fmt.Errorf("%w, while: %w", err, last)
+		}
 		return fmt.Errorf("clickhouse at %s: %w%s", s.Address, err, hint(err))
 	}
 	if told {

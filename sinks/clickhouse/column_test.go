@@ -60,7 +60,18 @@ func TestEveryTypeComesBack(t *testing.T) {
 		recs, from = append(recs, rec), to
 	}
 	write(t, s, "everything", 0, recs...)
-	got := selectArrow(t, s, "SELECT * FROM everything ORDER BY row")
+	var got []map[string]string
+	if err := selectArrow(s, "SELECT * FROM everything ORDER BY row", func(rec arrow.Record) {
+		for row := range int(rec.NumRows()) {
+			values := make(map[string]string)
+			for i, f := range rec.Schema().Fields() {
+				values[f.Name] = canonical(rec.Column(i), row)
+			}
+			got = append(got, values)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
 	if len(got) != int(whole.NumRows()) {
 		t.Fatalf("%d rows came back; want %d", len(got), whole.NumRows())
 	}
@@ -110,45 +121,33 @@ func canonical(a arrow.Array, row int) string {
 }
 
 // selectArrow reads rows as the server writes them in Arrow's own format: nothing of this package is in between.
-func selectArrow(t *testing.T, s *Sink, sql string) []map[string]string {
-	t.Helper()
+func selectArrow(s *Sink, sql string, each func(arrow.Record)) error {
 	q := url.Values{"database": {s.Database}, "output_format_arrow_string_as_string": {"1"},
 		"output_format_arrow_low_cardinality_as_dictionary": {"0"}, "output_format_arrow_compression_method": {"none"}}
 	req, err := http.NewRequest(http.MethodPost, "http://"+engine.ends.HTTP+"/?"+q.Encode(), strings.NewReader(sql+" FORMAT ArrowStream"))
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	req.SetBasicAuth(s.User, s.Password)
 	req.Close = true
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %s: %v", resp.Status, body, err)
+		return fmt.Errorf("%s: %s: %w", resp.Status, body, err)
 	}
 	r, err := ipc.NewReader(bytes.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer r.Release()
-	var rows []map[string]string
 	for r.Next() {
-		rec := r.Record()
-		for row := range int(rec.NumRows()) {
-			values := make(map[string]string)
-			for i, f := range rec.Schema().Fields() {
-				values[f.Name] = canonical(rec.Column(i), row)
-			}
-			rows = append(rows, values)
-		}
+		each(r.Record())
 	}
-	if err := r.Err(); err != nil {
-		t.Fatal(err)
-	}
-	return rows
+	return r.Err()
 }
 
 // TestLowCardinalityWidths crosses the sizes at which an index gets wider, from dictionaries and from plain strings.

@@ -62,6 +62,7 @@ func (e *testEngine) start() error {
 	s := embedded.New(filepath.Join(e.dir, "engine"))
 	s.HTTPAddr, s.TCPAddr = e.http, e.tcp
 	s.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	s.RestartsMax = 1000
 	ready := make(chan embedded.Endpoints, 1)
 	s.Ready = func(ends embedded.Endpoints) { ready <- ends }
 	ctx, cancel := context.WithCancel(context.Background())

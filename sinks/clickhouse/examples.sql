@@ -41,8 +41,8 @@ ORDER BY rows DESC
 LIMIT 20;
 
 -- where_the_room_goes: Bytes on disk, a table and a row
-SELECT table, sum(rows) AS rows, formatReadableSize(sum(bytes_on_disk)) AS disk, round(sum(bytes_on_disk) / sum(rows), 2) AS bytes_a_row
-FROM system.parts
+SELECT table, sum(p.rows) AS rows, formatReadableSize(sum(bytes_on_disk)) AS disk, round(sum(bytes_on_disk) / sum(p.rows), 2) AS bytes_a_row
+FROM system.parts AS p
 WHERE active AND database = currentDatabase()
 GROUP BY table
 ORDER BY sum(bytes_on_disk) DESC;

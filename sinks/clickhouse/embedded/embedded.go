@@ -5,7 +5,9 @@
 // A `clickhouse` binary found on PATH is run in place of the library, with the same configuration.
 //
 // What the library does not have: users made by SQL (they stand in users.xml), the system.*_log tables, Keeper
-// and Replicated tables. It is the engine of one machine; beyond that, set the address of a ClickHouse cluster.
+// and Replicated tables. It also has a fault: a wrong password at its native door (not the HTTP one) makes it
+// abort. Nothing that was acknowledged is lost, and it is back in a second, but do not open that door to strangers. It is the
+// engine of one machine; beyond that, set the address of a ClickHouse cluster.
 package embedded
 
 import (
@@ -17,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -47,6 +50,10 @@ type Server struct {
 	Ready func(Endpoints)
 	// StartWait is how long the server may take to answer its first query.
 	StartWait time.Duration
+	// RestartsMax is how many times within a minute an engine that ended by itself is started again.
+	RestartsMax int
+
+	told sync.Once // Ready was called
 }
 
 // Verb is the hidden verb under which the child process is started by default.
@@ -62,6 +69,8 @@ func New(dir string) *Server {
 		Args:      []string{Verb},
 		Logger:    slog.New(slog.DiscardHandler),
 		StartWait: 2 * time.Minute,
+
+		RestartsMax: 5,
 	}
 }
 
@@ -95,8 +104,9 @@ const (
 	lockWait = stopWait + 5*time.Second
 )
 
-// Run serves until ctx ends, then stops the engine cleanly and returns nil. It returns an error when the
-// server cannot start, or ends by itself. The child process ends with its parent, however that ends.
+// Run serves until ctx ends, then stops the engine cleanly and returns nil. An engine that ends by itself is started
+// again, RestartsMax times a minute at most. Run returns an error when the server cannot start, or falls more often than that. The
+// child process ends with its parent, however that ends.
 func (s *Server) Run(ctx context.Context) error {
 	if err := s.check(); err != nil {
 		return err

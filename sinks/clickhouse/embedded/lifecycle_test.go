@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sourcegraph/conc"
 )
 
 var testTime = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -175,5 +178,53 @@ func TestInstalledBinaryGoesFirst(t *testing.T) {
 	}
 	if err := free(t.Context(), ends.HTTP); err != nil {
 		t.Errorf("the server still runs: %v", err)
+	}
+}
+
+func TestFallenEngineIsStartedAgain(t *testing.T) {
+	s := testServer(t, t.TempDir())
+	s.RestartsMax = 1
+	told := 0
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ready, ended := make(chan Endpoints, 1), make(chan error, 1)
+	s.Ready = func(e Endpoints) { told++; ready <- e }
+	var wg conc.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { ended <- s.Run(ctx) })
+	var ends Endpoints
+	select {
+	case ends = <-ready:
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	// A command of the engine's own that ends it: the process aborts, as it does for its faults.
+	crash := func() {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+ends.HTTP, strings.NewReader("KILL QUERY WHERE user = ''"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.SetBasicAuth(ends.Admin.Name, ends.Admin.Password)
+		req.Close = true
+		if resp, err := http.DefaultClient.Do(req); err == nil {
+			resp.Body.Close()
+		}
+		within(t, 20*time.Second, "the engine is gone", func() bool { return !answers(t.Context(), ends) })
+	}
+	crash()
+	within(t, 30*time.Second, "the engine is back", func() bool { return answers(t.Context(), ends) })
+	crash()
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "2 times within a minute") {
+			t.Errorf("fell twice: error %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("fell twice, and Run goes on")
+	}
+	if told != 1 {
+		t.Errorf("Ready was called %d times; want once", told)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,23 +40,41 @@ func (s *Server) engine(ctx context.Context) (engine, error) {
 	return engine{kindLibrary, path}, err
 }
 
-// supervise runs the child until ctx ends or the child does.
+// supervise runs the child until ctx ends. An engine that served and then ended by itself is started again: it is made to
+// survive sudden death, and whoever writes to it tries again. It did not serve: that is for a person to see.
 func (s *Server) supervise(ctx context.Context, eng engine, ends Endpoints) error {
+	var falls []time.Time
+	for {
+		served, err := s.runChild(ctx, eng, ends)
+		if err == nil || !served {
+			return err
+		}
+		now := time.Now()
+		falls = slices.DeleteFunc(append(falls, now), func(t time.Time) bool { return now.Sub(t) > time.Minute })
+		if len(falls) > s.RestartsMax {
+			return fmt.Errorf("%w; it ended %d times within a minute", err, len(falls))
+		}
+		s.Logger.Error("clickhouse: the engine fell and is started again", "error", err, "falls", len(falls))
+	}
+}
+
+// runChild runs one child. served says that it answered queries.
+func (s *Server) runChild(ctx context.Context, eng engine, ends Endpoints) (served bool, err error) {
 	exe := s.Executable
 	if exe == "" {
 		self, err := os.Executable()
 		if err != nil {
-			return fmt.Errorf("clickhouse: own executable: %w", err)
+			return false, fmt.Errorf("clickhouse: own executable: %w", err)
 		}
 		exe = self
 	}
 	dir, err := filepath.Abs(s.Dir)
 	if err != nil {
-		return fmt.Errorf("clickhouse: data directory: %w", err)
+		return false, fmt.Errorf("clickhouse: data directory: %w", err)
 	}
 	lifeline, hold, err := os.Pipe()
 	if err != nil {
-		return fmt.Errorf("clickhouse: lifeline: %w", err)
+		return false, fmt.Errorf("clickhouse: lifeline: %w", err)
 	}
 	defer hold.Close()
 	said := &lines{logger: s.Logger}
@@ -67,7 +86,7 @@ func (s *Server) supervise(ctx context.Context, eng engine, ends Endpoints) erro
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		lifeline.Close()
-		return fmt.Errorf("clickhouse: start %s: %w", exe, err)
+		return false, fmt.Errorf("clickhouse: start %s: %w", exe, err)
 	}
 	lifeline.Close()
 
@@ -76,7 +95,7 @@ func (s *Server) supervise(ctx context.Context, eng engine, ends Endpoints) erro
 	wg.Go(func() { ended <- cmd.Wait() })
 	defer wg.Wait()
 
-	err = s.serve(ctx, ends, ended, said)
+	served, err = s.serve(ctx, ends, ended, said)
 	hold.Close()
 	select {
 	case <-ended:
@@ -84,11 +103,11 @@ func (s *Server) supervise(ctx context.Context, eng engine, ends Endpoints) erro
 		_ = cmd.Process.Kill()
 		s.Logger.Warn("clickhouse: the engine did not stop and was killed")
 	}
-	return err
+	return served, err
 }
 
-// serve returns when the child is to be stopped: nil when ctx has ended. It puts back what it took from ended.
-func (s *Server) serve(ctx context.Context, ends Endpoints, ended chan error, said *lines) error {
+// serve returns when the child is to be stopped, with no error when ctx has ended. It puts back what it took from ended.
+func (s *Server) serve(ctx context.Context, ends Endpoints, ended chan error, said *lines) (served bool, err error) {
 	gone := func(err error) error {
 		ended <- err
 		if ctx.Err() != nil {
@@ -97,7 +116,7 @@ func (s *Server) serve(ctx context.Context, ends Endpoints, ended chan error, sa
 		return fmt.Errorf("clickhouse: the engine ended (%v)%s", err, said.last())
 	}
 	begun := time.Now()
-	err := poll(ctx, s.StartWait, func() (bool, error) {
+	err = poll(ctx, s.StartWait, func() (bool, error) {
 		select {
 		case err := <-ended:
 			return false, gone(err)
@@ -107,21 +126,21 @@ func (s *Server) serve(ctx context.Context, ends Endpoints, ended chan error, sa
 	})
 	switch {
 	case errors.Is(err, errLate):
-		return fmt.Errorf("clickhouse: the engine does not answer at %s after %v%s", ends.HTTP, s.StartWait, said.last())
+		return false, fmt.Errorf("clickhouse: the engine does not answer at %s after %v%s", ends.HTTP, s.StartWait, said.last())
 	case ctx.Err() != nil:
-		return nil
+		return false, nil
 	case err != nil:
-		return err
+		return false, err
 	}
 	s.Logger.Info("clickhouse: ready", "native", ends.TCP, "http", ends.HTTP, "engine", ends.Engine, "start", time.Since(begun).Round(time.Millisecond))
 	if s.Ready != nil {
-		s.Ready(ends)
+		s.told.Do(func() { s.Ready(ends) })
 	}
 	select {
 	case <-ctx.Done():
-		return nil
+		return true, nil
 	case err := <-ended:
-		return gone(err)
+		return true, gone(err)
 	}
 }
 
@@ -171,7 +190,7 @@ type lines struct {
 }
 
 // stackFrame is a line of the engine's stack traces, whose addresses say nothing to anybody.
-var stackFrame = regexp.MustCompile(`^\d+\. .* @ 0x[0-9a-f]+$|^\(version [0-9.]+\)$`)
+var stackFrame = regexp.MustCompile(`(^|: )\d+\. .* @ 0x[0-9a-f]+$|(^|: +)\(version [0-9.]+\)$`)
 
 const (
 	tailMax      = 8
