@@ -91,7 +91,10 @@ type Scorer struct {
 // spread is an exponentially weighted mean and variance.
 type spread struct{ mean, variance float64 }
 
-const tiny = 1e-12
+const (
+	tiny    = 1e-12
+	largest = 1e30 // values beyond count as this: squares must stay finite, and what is usual fit a float32
+)
 
 // Seen is the number of readings scored.
 func (s *Scorer) Seen() uint32 { return s.n }
@@ -102,6 +105,7 @@ func (s *Scorer) Score(p *Params, v, dayFraction float64) float64 {
 	if math.IsNaN(v) || math.IsInf(v, 0) {
 		return 0
 	}
+	v = math.Max(-largest, math.Min(largest, v))
 	if s.n == 0 {
 		s.long.mean, s.level.mean, s.fastLevel.mean = v, v, v
 		s.spikeMean, s.low, s.high = v, v, v

@@ -28,6 +28,9 @@ func bucketOf(r float64) int {
 	if !(r > 1.6e-5) {
 		return 0
 	}
+	if r >= 1<<16 { // infinity too, which Frexp does not take apart
+		return buckets - 1
+	}
 	mantissa, exponent := math.Frexp(r)
 	b := 3 * (exponent - 1 + 16)
 	if mantissa >= third1 {
@@ -36,7 +39,7 @@ func bucketOf(r float64) int {
 	if mantissa >= third2 {
 		b++
 	}
-	return min(max(b, 0), buckets-1)
+	return max(b, 0)
 }
 
 // surprise is minus the logarithm of the share of answers so far that were at least r, counting r itself on both sides of
