@@ -48,7 +48,7 @@ func Compose(plan *pipeline.Plan, s *Settings) ([]File, error) {
 		var b strings.Builder
 		b.WriteString("# Copy to .env and fill in; .env is not for version control.\n")
 		for _, name := range sortedKeys(c.wanted) {
-			fmt.Fprintf(&b, "%s=    # %s\n", name, c.wanted[name])
+			fmt.Fprintf(&b, "# %s\n%s=\n", c.wanted[name], name)
 		}
 		files = append(files, File{".env.example", []byte(b.String())})
 	}
@@ -88,9 +88,9 @@ func (c *compose) role(one *role) {
 	if n := one.run.Replicas; n > 1 && one.kind != "gateway" {
 		service["scale"] = n // a gateway's ports can be published once
 	}
-	var ports []string
+	var ports []map[string]int32 // the short form, 22:22, is a number to some readers of YAML
 	for _, p := range one.ports {
-		ports = append(ports, fmt.Sprintf("%d:%d", p.number, p.number))
+		ports = append(ports, map[string]int32{"target": p.number, "published": p.number})
 	}
 	if ports != nil {
 		service["ports"] = ports

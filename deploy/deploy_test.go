@@ -59,7 +59,9 @@ func catalog() pipeline.Catalog {
 // planOf reads a text as `render` does: with variables that this machine may have, and must not show.
 func planOf(t *testing.T, name, text string) *pipeline.Plan {
 	t.Helper()
-	env := func(name string) (string, bool) { return map[string]string{"ALERT_URL": "http://here", "HEARTHLINE_KAFKA": "10.9.8.7:6543"}[name], true }
+	env := func(name string) (string, bool) {
+		return map[string]string{"ALERT_URL": "http://here", "HEARTHLINE_KAFKA": "10.9.8.7:6543"}[name], true
+	}
 	spec, findings := pipeline.ReadBytes(name, []byte(text), env)
 	plan, more := pipeline.NewPlan(context.Background(), spec, catalog())
 	if plan == nil {
@@ -182,7 +184,7 @@ func TestFindings(t *testing.T) {
 13:33: memory is 1Mi; a role needs 32Mi at least
 13:45: grace is 1s; want whole seconds, 20s to 1h: a role finishes what it has in hand
 15:51: with is "magic"; want hpa or keda
-15:92: at: /tmp is taken; mount into a folder of its own`},
+15:92: at: /tmp is taken; mount into a folder of its own, such as /etc/hearthline/tls`},
 	}
 	for _, c := range cases {
 		plan := planOf(t, "p.yaml", c.text)

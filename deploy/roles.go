@@ -22,7 +22,7 @@ type File struct {
 
 // Where things are in a container.
 const (
-	configDir = "/etc/hearthline"
+	configDir = "/etc/hearthline/pipeline" // of its own: a runtime cannot make mount points within a ConfigMap
 	dataDir   = "/var/lib/hearthline"
 	binary    = "/hearthline"
 	opsPort   = 9600

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -263,10 +264,21 @@ func (m *Mount) Validate() error {
 		return errors.New("a mount is of a secret or of a config")
 	case !strings.HasPrefix(m.At, "/") || strings.Contains(m.At, "..") || strings.ContainsAny(m.At, ":,"):
 		return fmt.Errorf("at is %q; want a folder, such as /etc/hearthline/tls", m.At)
-	case m.At == configDir || m.At == dataDir || m.At == "/tmp" || m.At == "/":
-		return fmt.Errorf("at: %s is taken; mount into a folder of its own", m.At)
+	case taken(m.At):
+		return fmt.Errorf("at: %s is taken; mount into a folder of its own, such as /etc/hearthline/tls", m.At)
 	}
 	return objectName(m.Secret + m.Config)
+}
+
+// taken says whether a folder is one of the container's own, or within one.
+func taken(at string) bool {
+	at = path.Clean(at)
+	for _, own := range []string{configDir, dataDir, "/tmp", binary} {
+		if at == own || strings.HasPrefix(at, own+"/") || strings.HasPrefix(own, strings.TrimSuffix(at, "/")+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // over lays what is said of a node over the defaults.
