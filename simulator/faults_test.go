@@ -90,6 +90,23 @@ func TestFaultsAsText(t *testing.T) {
 	}
 }
 
+func FuzzFaults(f *testing.F) {
+	for _, s := range []string{"all", "few,nan=0.1", "none", "nan=0.1,nan=0.2", "spike=1e-3,", "=", "nan=NaN"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var got, again Faults
+		if got.UnmarshalText([]byte(text)) != nil {
+			return
+		}
+		b, err := got.MarshalText()
+		must(t, err)
+		if err := again.UnmarshalText(b); err != nil || again != got {
+			t.Errorf("%q, written as %q, is read as %+v, error %v", text, b, again, err)
+		}
+	})
+}
+
 func TestSettingsFromYAML(t *testing.T) {
 	for text, want := range map[string]Faults{"faults: few": FewFaults(), "faults: {nan: 0.25}": {NaN: 0.25}} {
 		s := &Simulator{}

@@ -68,7 +68,7 @@ func (s *Simulator) Run(ctx context.Context) (err error) {
 			return fmt.Errorf("simulator: %w", err)
 		}
 		s.last.Store(r)
-		if err := r.play(ctx); err != errSlept {
+		if err := r.play(ctx); !errors.Is(err, errSlept) {
 			return err
 		}
 		s.Log.Info("the computer slept; the homes skip what they missed")

@@ -11,7 +11,7 @@ type Stats struct {
 	Homes     int // hubs that there are
 	Connected int // hubs that hold a connection now
 
-	Generated    int64            // rows made in this process
+	Generated    int64            // rows made in this process, good and bad
 	Outstanding  int64            // messages sent and not acknowledged yet
 	Acknowledged int64            // good rows acknowledged, over all runs of the journal; each is to be stored once
 	Bad          map[string]int64 // rows acknowledged (or refused) of bad messages by fault, over all runs
