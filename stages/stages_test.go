@@ -173,3 +173,51 @@ func BenchmarkStages(b *testing.B) {
 func newRecord(fields []arrow.Field, cols []arrow.Array) arrow.Record {
 	return array.NewRecord(arrow.NewSchema(fields, nil), cols, 0)
 }
+
+// TestSpikesAlert sends days of five homes with a daily course through score and alert: each spike must alert, and hardly
+// anything else.
+func TestSpikesAlert(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 5))
+	var all []flow.Event
+	for i := range 4000 {
+		at := flow.MicrosOf(origin.Add(time.Duration(i) * time.Minute))
+		for h := range 5 {
+			v := 20 + float64(i%1440)/720 + rng.NormFloat64()*0.1
+			if i == 3000+100*h {
+				v += 8
+			}
+			all = append(all, flow.Event{Time: at, Received: at, Home: fmt.Sprint(h), Device: "d", Metric: "temperature", Value: v, HasValue: true})
+		}
+	}
+	scores := give(t, Catalog()["score"](), record(all), "scores")
+	alerts := give(t, Catalog()["alert"](), scores, "alerts")
+	homes, err := flow.StringsOf(alerts, flow.ColHome)
+	if err != nil {
+		t.Fatal(err)
+	}
+	states, err := flow.StringsOf(alerts, "state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	times, err := flow.Instants(alerts, flow.ColTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, fired := 0, 0
+	for i, at := range times {
+		if states.Value(i) != "firing" {
+			continue
+		}
+		fired++
+		var h int
+		if _, err := fmt.Sscan(homes.Value(i), &h); err != nil {
+			t.Fatal(err)
+		}
+		if flow.Micros(at) == flow.MicrosOf(origin.Add(time.Duration(3000+100*h)*time.Minute)) {
+			found++
+		}
+	}
+	if found != 5 || fired > 6 {
+		t.Errorf("%d of 5 spikes alerted, and %d alerts fired in all", found, fired)
+	}
+}

@@ -243,3 +243,18 @@ func TestRestoreRefusesDamage(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParseWindow(f *testing.F) {
+	for _, s := range []string{"1m", "5m/1m", "90s/30s", "1h0m0s", "x", "/", "1m/0s", "9223372036854775807ns"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		w, err := ParseWindow(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseWindow(w.String()); err != nil || again != w {
+			t.Errorf("%q is %v, and that is %v (%v)", s, w, again, err)
+		}
+	})
+}
