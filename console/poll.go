@@ -18,6 +18,8 @@ const (
 type poll[T any] struct {
 	ask    func(context.Context) (T, error)
 	always bool // asked also when nobody looks
+	// partial says whether an answer that came with an error is worth showing; nil: none is.
+	partial func(T) bool
 
 	mu     sync.Mutex
 	answer T
@@ -58,7 +60,7 @@ func (p *poll[T]) try(ctx context.Context) {
 	answer, err := p.safely(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.at, p.err = time.Now(), err; err == nil {
+	if p.at, p.err = time.Now(), err; err == nil || p.partial != nil && p.partial(answer) {
 		p.answer = answer
 	}
 	close(p.done)
@@ -75,7 +77,7 @@ func (p *poll[T]) safely(ctx context.Context) (answer T, err error) {
 	return p.ask(ctx)
 }
 
-// get gives the last good answer, and the error of the last try.
+// get gives the last answer that was worth showing, and the error of the last try.
 func (p *poll[T]) get() (T, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

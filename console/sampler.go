@@ -217,7 +217,9 @@ func (s *sampler) edge(g *Graph, stream *GraphStream, reader string, w window) E
 			return e.judge() // a plain call: nothing can wait
 		}
 	}
-	s.position(&e, runs, w.last)
+	if writer := g.node(stream.Writer); writer == nil || writer.Kind != "sink" {
+		s.position(&e, runs, w.last) // a sink's dead letters carry no heartbeats: their time stands still, and means nothing
+	}
 	if lags, ok := w.last.lag[runs][stream.Name]; ok {
 		s.lag(&e, runs, lags)
 	}

@@ -42,7 +42,8 @@ type Server struct {
 	Ready    func(addr string) // called once it listens
 	// Lag gives, by node (unit or sink) and stream, the messages of each partition that are not taken yet.
 	Lag func(context.Context) (map[string]map[string][]int64, error)
-	// Numbers and Alerts (newest first) are asked every other second while somebody looks.
+	// Numbers and Alerts (newest first) are asked every other second while somebody looks. Numbers that come with an
+	// error are those that could be had.
 	Numbers func(context.Context) ([]Number, error)
 	Alerts  func(context.Context) ([]Alert, error)
 	// Tail gives the rows that pass on a stream that is on Kafka to give (which borrows them) until ctx ends. It is
@@ -134,6 +135,7 @@ func (s *Server) init() {
 	}
 	if s.Numbers != nil {
 		s.numbers = newPoll(s.Numbers, false)
+		s.numbers.partial = func(n []Number) bool { return len(n) > 0 }
 	}
 	if s.Alerts != nil {
 		s.alerts = newPoll(s.Alerts, false)
@@ -238,11 +240,11 @@ func reason(check func() error) string {
 func (s *Server) listen(ctx context.Context) (net.Listener, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.Listen)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("console: listen on %s: %w; another process serves there: end it, or choose another address "+
-			"(console.listen in pipeline.yaml; port 0 picks a free one)", s.Listen, err)
+		return nil, fmt.Errorf("console: %w; another process serves there: end it, or choose another address "+
+			"(console.listen in pipeline.yaml; port 0 picks a free one)", err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("console: listen on %s: %w; it must be host:port with a host of this machine", s.Listen, err)
+		return nil, fmt.Errorf("console: %w; the address must be host:port with a host of this machine", err)
 	}
 	return listener, nil
 }

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -119,7 +120,8 @@ func TestStatusTellsWhatRuns(t *testing.T) {
 	w.step(time.Now(), 5)
 	s := demo(w)
 	s.Numbers = func(context.Context) ([]Number, error) {
-		return []Number{{Label: "sent", Value: 7, Same: "rows"}, {Label: "kept", Value: 5, Same: "rows"}, {Label: "hubs", Value: 3}}, nil
+		return []Number{{Label: "sent", Value: 7, Same: "rows"}, {Label: "kept", Value: 5, Same: "rows"}, {Label: "hubs", Value: 3}},
+			errors.New("parquet is away")
 	}
 	s.Alerts = func(context.Context) ([]Alert, error) { return nil, errors.New("clickhouse is away") }
 	base := serve(t, s)
@@ -132,7 +134,8 @@ func TestStatusTellsWhatRuns(t *testing.T) {
 	if len(status.Numbers) != 3 || len(status.Agreement) != 1 || status.Agreement[0] != (Agreement{"rows", false, 2}) {
 		t.Errorf("numbers %v, agreement %v", status.Numbers, status.Agreement)
 	}
-	if len(status.Problems) != 1 || status.Problems[0] != (Problem{"alerts", "clickhouse is away"}) {
+	want := []Problem{{"numbers", "parquet is away"}, {"alerts", "clickhouse is away"}}
+	if !slices.Equal(status.Problems, want) {
 		t.Errorf("problems %v", status.Problems)
 	}
 	if status.Verdict.Level != "ok" || !strings.HasPrefix(status.Verdict.Text, "Moving: ") {
@@ -268,6 +271,7 @@ func TestGuard(t *testing.T) {
 func TestPageNeverMakesTextIntoElements(t *testing.T) {
 	forbidden := regexp.MustCompile(`innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|javascript:|srcdoc|createContextualFragment`)
 	inline := regexp.MustCompile(`(?i)<[a-z][^>]*\s(on[a-z]+|style)=|<style|<script(?:\s[^>]*)?>[^<]`)
+	addresses := regexp.MustCompile(`https?://[\w.-]+`)
 	names, err := fs.Glob(page, "page/*")
 	if err != nil || len(names) < 6 {
 		t.Fatal(names, err)
@@ -283,8 +287,10 @@ func TestPageNeverMakesTextIntoElements(t *testing.T) {
 		if m := inline.Find(b); strings.HasSuffix(name, ".html") && m != nil {
 			t.Errorf("%s has %s, which the policy forbids", name, m)
 		}
-		if m := regexp.MustCompile(`https?://[^'"\s)]+`).Find(b); m != nil && !strings.HasPrefix(string(m), "http://www.w3.org/") && string(m[:4]) == "http" && !strings.Contains(string(b), `/^https?:`) {
-			t.Errorf("%s refers to %s; the page must need no network", name, m)
+		for _, url := range addresses.FindAllString(string(b), -1) {
+			if url != "http://www.w3.org" { // a namespace, never fetched
+				t.Errorf("%s refers to %s; the page must need no network", name, url)
+			}
 		}
 	}
 }

@@ -81,7 +81,11 @@ func (s *Server) watch(ctx context.Context, cancel func(), stream *GraphStream) 
 	p := pool.New().WithErrors()
 	p.Go(func() error {
 		defer cancel()
-		err := s.Tail(ctx, stream.Name, func(partition int32, rec arrow.Record) { taps.Offer(stream.Name, partition, rec) })
+		err := s.Tail(ctx, stream.Name, func(partition int32, rec arrow.Record) {
+			if rec != nil { // a heartbeat has no rows
+				taps.Offer(stream.Name, partition, rec)
+			}
+		})
 		if ctx.Err() != nil {
 			return nil // it was told to end
 		}

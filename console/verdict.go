@@ -97,10 +97,10 @@ func slow(_ *Graph, s *Status) *Verdict {
 }
 
 // silent finds a stream on which time itself does not pass.
-func silent(_ *Graph, s *Status) *Verdict {
+func silent(g *Graph, s *Status) *Verdict {
 	for i := range s.Edges {
 		e := &s.Edges[i]
-		if e.Lag != 0 || e.WatermarkAge < silentAge {
+		if e.Lag != 0 || e.WatermarkAge < silentAge || g.stream(e.Stream).Dead {
 			continue
 		}
 		return &Verdict{Level: "slow", Node: e.Reader, Stream: e.Stream, Partition: e.Partition, Text: fmt.Sprintf(
@@ -111,11 +111,19 @@ func silent(_ *Graph, s *Status) *Verdict {
 }
 
 func moving(g *Graph, s *Status) Verdict {
-	in, rows := 0.0, int64(0)
+	in, rows, seen := 0.0, int64(0), false
 	for _, v := range s.Streams {
-		if stream := g.stream(v.Name); stream != nil && stream.Writer == gatewayName {
-			in, rows = in+v.Rate, rows+v.Rows
+		stream := g.stream(v.Name)
+		if stream.Writer != gatewayName {
+			continue
 		}
+		in, rows = in+v.Rate, rows+v.Rows
+		for _, n := range s.Nodes {
+			seen = seen || sameNode(n.Name, gatewayName) || slices.Contains(stream.Readers, n.Name)
+		}
+	}
+	if !seen && len(s.Nodes) > 0 {
+		return role(g, s)
 	}
 	switch {
 	case rows == 0:
@@ -126,7 +134,7 @@ func moving(g *Graph, s *Status) Verdict {
 	text := fmt.Sprintf("Moving: %s rows a second come in", thousands(int64(in+0.5)))
 	behind := &EdgeView{WatermarkAge: -1}
 	for i := range s.Edges {
-		if s.Edges[i].WatermarkAge > behind.WatermarkAge {
+		if s.Edges[i].WatermarkAge > behind.WatermarkAge && !g.stream(s.Edges[i].Stream).Dead {
 			behind = &s.Edges[i]
 		}
 	}
@@ -135,6 +143,22 @@ func moving(g *Graph, s *Status) Verdict {
 	}
 	return Verdict{Level: "ok", Text: fmt.Sprintf("%s; furthest from now is %s on %s/%d, by %s.",
 		text, behind.Reader, behind.Stream, behind.Partition, age(behind.WatermarkAge))}
+}
+
+// role speaks of a process that runs a part of the graph, and sees nothing of the rows that come in.
+func role(g *Graph, s *Status) Verdict {
+	var names []string
+	in := 0.0
+	for _, n := range s.Nodes {
+		if g.node(n.Name) != nil {
+			names, in = append(names, n.Name), in+n.InRate
+		}
+	}
+	here := "This process runs " + strings.Join(names, ", ")
+	if in == 0 {
+		return Verdict{Level: "idle", Text: here + "; no rows come to it at the moment."}
+	}
+	return Verdict{Level: "ok", Text: fmt.Sprintf("Moving. %s: %s rows a second.", here, thousands(int64(in+0.5)))}
 }
 
 func more(others int) string {

@@ -194,6 +194,28 @@ func TestStreamsWrittenElsewhere(t *testing.T) {
 	}
 }
 
+// A process that runs one sink does not say that nothing comes in.
+func TestVerdictOfARole(t *testing.T) {
+	w := newWorld(homesPlan())
+	s := demo(w)
+	only := func() (nodes []pipeline.NodeStatus) {
+		for _, n := range w.statuses() {
+			if n.Name == "webhook" {
+				nodes = append(nodes, n)
+			}
+		}
+		return nodes
+	}
+	s.init()
+	for i := range 10 {
+		w.step(time.Now(), 1)
+		s.sampler.add(sample{at: time.Unix(int64(i), 0), nodes: only()})
+	}
+	if v := s.status().Verdict; v.Text != "Moving. This process runs webhook: 1,200 rows a second." {
+		t.Errorf("%+v", v)
+	}
+}
+
 func TestReplayedTimeIsNoAge(t *testing.T) {
 	w := newWorld(homesPlan())
 	w.step(time.Now(), 1)

@@ -106,7 +106,7 @@ function verdict(v, panels) {
 }
 
 function problems(status) {
-  const all = status.problems.map((p) => `No ${p.what}: ${p.error}`);
+  const all = status.problems.map((p) => `${p.what}: ${p.error}`);
   if (status.live) all.unshift(`Beyond help: ${status.live}`);
   $('problems').hidden = all.length === 0;
   while ($('problems').children.length > all.length) $('problems').lastChild.remove();
