@@ -148,7 +148,8 @@ func arrowStrings(name string, col arrow.Array) (func(i int) string, error) {
 }
 
 func arrowNumbers(name string, col arrow.Array, rows []row) error {
-	integer, float := arrowInteger(col), func(int) float64 { return 0 }
+	integer := arrowInteger(col)
+	var float func(i int) float64
 	switch c := col.(type) {
 	case *array.Float64:
 		float = c.Value

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -232,6 +233,15 @@ func TestSettings(t *testing.T) {
 			t.Errorf("%v; want %q", err, c.err)
 		}
 	}
+	t.Run("a clock that is two days behind", func(t *testing.T) {
+		r := newRig(t, nil)
+		g := New()
+		g.MQTT, g.Certificate, g.Key, g.Credentials, g.Publisher, g.Partitions = "127.0.0.1:0", r.Certificate, r.Key, r.Credentials, newRoad(), 1
+		g.Clock = write(t, r.dir, "clock", strconv.FormatInt(time.Now().Add(48*time.Hour).UnixMicro(), 10))
+		if err := g.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "set the clock right") {
+			t.Error(err)
+		}
+	})
 	t.Run("busy port", func(t *testing.T) {
 		r := newRig(t, nil)
 		g := New()

@@ -60,5 +60,12 @@
 // SenML: the full name is split at its last "/", or else its last ":", into device and metric; under a topic a name
 // without either is the metric. v is the value; vs, and vb as "true" or "false", the text; sums and data are refused.
 //
+// # Batches
+//
+// A home's rows go to one partition ([flow.PartitionOf]); each partition gathers for Linger, publishes one batch after
+// the other, and sends a heartbeat when it has no rows. Batches are numbered from the clock at boot, and watermarks are
+// the arrival clock, which never goes back; give the gateway a clock file where the system's clock may be set back
+// between two runs.
+//
 // What units and metrics mean is not known here: that is a stage's work.
 package ingest

@@ -30,6 +30,7 @@ type Gateway struct {
 	Key         string `yaml:"key"`         // PEM file: its key
 	Credentials string `yaml:"credentials"` // file of [Credential]; read again when it changes
 	To          string `yaml:"to"`          // stream to write
+	Clock       string `yaml:"clock"`       // file that keeps the arrival clock over restarts, so that it never goes back; "" for none
 
 	Linger       time.Duration `yaml:"linger"`        // how long the first row of a batch waits for others
 	RowsMax      int           `yaml:"rows_max"`      // rows of a batch, and of one MQTT message; a batch may exceed it by a message
@@ -186,6 +187,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	})
 	defer limit.Stop()
 	g.drain(&doors, &logs, closeDoors, server, mqtt, web)
+	if err := g.clock.save(g.Clock); err != nil {
+		g.Logger.Warn("gateway: the arrival clock could not be kept", "err", err)
+	}
 	if err := errors.Join(results...); err != nil {
 		return fmt.Errorf("gateway: not everything could be published; what was not is not acknowledged: %w", err)
 	}
@@ -248,7 +252,10 @@ func (g *Gateway) prepare() error {
 	if err := g.loadCertificate(); err != nil {
 		return err
 	}
-	boot := int64(g.clock.now())
+	boot, err := g.clock.restore(g.Clock)
+	if err != nil {
+		return err
+	}
 	for i := range g.Partitions {
 		g.partitions = append(g.partitions, &gatherer{
 			partition: int32(i), stream: g.To, source: flow.Source{Producer: "gateway/" + g.Instance, Partition: int32(i)},

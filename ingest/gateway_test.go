@@ -28,7 +28,6 @@ type road struct {
 	delay     atomic.Int64 // ns
 	calls     atomic.Int64
 	busy      map[int32]bool
-	overlaps  int
 	positions map[int32]flow.Position
 	watermark map[int32]flow.Micros
 	faults    []string

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 	"unsafe"
@@ -144,7 +145,7 @@ func (r *jsonReader) escape(i int) (int, error) {
 		return 0, r.fail("a string does not end")
 	}
 	const names, stand = `"\/bfnrt`, "\"\\/\b\f\n\r\t"
-	if k := bytes.IndexByte([]byte(names), r.b[i+1]); k >= 0 {
+	if k := strings.IndexByte(names, r.b[i+1]); k >= 0 {
 		r.arena = append(r.arena, stand[k])
 		return 2, nil
 	}
@@ -240,7 +241,12 @@ func (r *jsonReader) number() (float64, error) {
 
 // notFinite consumes NaN, Infinity and their likes: no JSON, but worth a clearer reason than "malformed".
 func (r *jsonReader) notFinite() bool {
-	r.peek()
+	switch c := r.peek(); {
+	case c == '-' && r.at+1 < len(r.b) && r.b[r.at+1] >= 'A':
+	case c == 'N' || c == 'n' || c == 'I' || c == 'i' || c == '+':
+	default:
+		return false
+	}
 	rest := r.b[r.at:]
 	for _, name := range []string{"NaN", "nan", "-NaN", "-nan", "Infinity", "-Infinity", "+Infinity", "inf", "-inf", "Inf", "-Inf"} {
 		if bytes.HasPrefix(rest, []byte(name)) {

@@ -167,6 +167,30 @@ func TestClockNeverGoesBack(t *testing.T) {
 	}
 }
 
+// TestClockIsKeptOverRestarts starts a second gateway of the same name with the system clock an hour back.
+func TestClockIsKeptOverRestarts(t *testing.T) {
+	log := newRoad()
+	file := t.TempDir() + "/clock"
+	for i, shift := range []time.Duration{0, -time.Hour} {
+		r := newRig(t, func(g *Gateway) {
+			g.Clock, g.Publisher = file, log
+			g.Now = func() time.Time { return time.Now().Add(shift) }
+		})
+		p := r.connect(5, "anna", "a")
+		p.send(publishOf(lampTopic, reading, 1, 1))
+		p.want(packets.Puback)
+		if err := r.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(log.events()); n != i+1 {
+			t.Errorf("%d rows after run %d", n, i)
+		}
+	}
+	for _, f := range log.faults {
+		t.Error("a promise is broken: ", f)
+	}
+}
+
 var errTooLarge = errors.New("too large")
 
 // TestBatchesThatTheLogFindsTooLarge are cut until they pass, and acknowledged once.

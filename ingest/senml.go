@@ -18,17 +18,16 @@ type senmlBase struct {
 
 // senmlRecord is one record before its base fields are put to it.
 type senmlRecord struct {
-	name, unit     string
-	hasUnit        bool
-	value, time    float64
-	hasValue       bool
-	text           string
-	hasText        bool
-	notFinite      bool
-	field          string // a member this gateway cannot keep: sum, data
-	meant          bool   // it has more than base fields
-	wrongType      string
-	mustUnderstand string
+	name, unit  string
+	hasUnit     bool
+	value, time float64
+	hasValue    bool
+	text        string
+	hasText     bool
+	notFinite   bool
+	field       string // a member this gateway cannot keep: sum, data
+	meant       bool   // it has more than base fields
+	wrongType   string
 }
 
 // senmlTimeAbsolute: smaller times are relative to now, in seconds (RFC 8428, section 4.5.3).

@@ -128,7 +128,7 @@ func (g *Gateway) serveMQTT(drive loop, c *tls.Conn, w *wire) {
 // reloadEvery is how often the credentials and certificate files are looked at.
 const reloadEvery = time.Second
 
-// reload reads the files again when they change, until the gateway drains. What cannot be read leaves what was read
+// reload reads the files again when they change, and keeps the clock, until the gateway drains. What cannot be read leaves what was read
 // before in force.
 func (g *Gateway) reload() {
 	tick := time.NewTicker(reloadEvery)
@@ -141,7 +141,7 @@ func (g *Gateway) reload() {
 		case <-tick.C:
 		}
 		gone, err := g.door.load()
-		err = errors.Join(err, g.loadCertificate())
+		err = errors.Join(err, g.loadCertificate(), g.clock.save(g.Clock))
 		for _, id := range gone {
 			g.evictAll(id)
 		}
@@ -150,7 +150,7 @@ func (g *Gateway) reload() {
 			said = err.Error()
 			if said != last {
 				g.count.reloadErrors.Add(1)
-				g.Logger.Error("gateway: a changed file cannot be read; what was read before stays in force", "err", err)
+				g.Logger.Error("gateway: a file cannot be read or written; what was read before stays in force", "err", err)
 			}
 		}
 		last = said

@@ -26,9 +26,8 @@ type session struct {
 	partial    time.Time // when a packet began that is not complete; zero: none
 	will       *message
 	aliases    []string // inbound topic aliases, from 1
-	subscribed int
-	explains   bool // the client wants reason strings
-	ended      bool // it said DISCONNECT, or was told
+	explains   bool     // the client wants reason strings
+	ended      bool     // it said DISCONNECT, or was told
 
 	peerPacketMax int // what the client takes
 	outWindow     int // QoS 1 messages it takes at once
