@@ -194,14 +194,19 @@ func (d *decoder) streamName(m name, path string, written, pattern bool) {
 	}
 }
 
-// spec reads the whole file into s.
-func (d *decoder) spec(root *yaml.Node, s *Spec) {
-	shape := fileShape{
+// defaultShape is a file that says nothing.
+func defaultShape() fileShape {
+	return fileShape{
 		Partitions: 4,
 		Kafka:      kafkaShape{Listen: "127.0.0.1:9092", Compression: "lz4", Retention: 7 * 24 * time.Hour},
 		Checkpoint: 10 * time.Second,
 		Console:    consoleShape{Listen: "127.0.0.1:8080"},
 	}
+}
+
+// spec reads the whole file into s.
+func (d *decoder) spec(root *yaml.Node, s *Spec) {
+	shape := defaultShape()
 	d.into(root, &shape, "")
 	at := func(key string) *yaml.Node {
 		for i := 0; i+1 < len(root.Content); i += 2 {

@@ -24,7 +24,8 @@ type Describe func(t reflect.Type, field string) string
 // An editor cannot see all that [NewPlan] sees: what it accepts may still not fit together.
 func JSONSchema(cat Catalog, deploy any, describe Describe) ([]byte, error) {
 	s := &schemas{describe: describe, defs: map[string]any{}}
-	root := s.structure(reflect.ValueOf(&fileShape{}).Elem())
+	file := defaultShape()
+	root := s.structure(reflect.ValueOf(&file).Elem())
 	properties := root["properties"].(map[string]any)
 
 	gateway := properties["gateway"].(map[string]any)["properties"].(map[string]any)
