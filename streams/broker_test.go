@@ -65,18 +65,22 @@ func listenLow(network, _ string) (net.Listener, error) {
 
 func TestContract(t *testing.T) {
 	t.Run("embedded, in memory", func(t *testing.T) {
+		t.Parallel() // most of it is waiting
 		streamstest.Contract(t, streamstest.Cluster{Brokers: []string{start(t, nil)}})
 	})
 	t.Run("embedded, on disk", func(t *testing.T) {
+		t.Parallel() // most of it is waiting
 		addr := start(t, func(b *embedded.Broker) { b.Dir = t.TempDir() })
 		streamstest.Contract(t, streamstest.Cluster{Brokers: []string{addr}})
 	})
 	t.Run("three brokers", func(t *testing.T) {
+		t.Parallel() // most of it is waiting
 		_, addrs := startCluster(t, 3)
 		streamstest.Contract(t, streamstest.Cluster{Brokers: addrs})
 	})
 	if *realKafka != "" {
 		t.Run("real", func(t *testing.T) {
+			t.Parallel() // most of it is waiting
 			streamstest.Contract(t, streamstest.Cluster{Brokers: strings.Split(*realKafka, ",")})
 		})
 	}

@@ -12,20 +12,22 @@ import (
 // decodedSlack is what decoding may allocate beyond the limit, in bytes: arrow rounds every buffer up to 64.
 const decodedSlack = 1 << 20
 
-// encode makes a Kafka message of a batch, and publishes its schema when that is new. The batch is borrowed.
+// encode makes a Kafka message of a batch, and publishes its schema when that is new. The batch is borrowed. Errors
+// that are final are the batch's fault.
 func (c *Client) encode(ctx context.Context, b *flow.Batch) (message, error) {
 	e := envelope{batch: *b}
 	if (b.Kind == flow.KindRows) != (b.Record != nil) {
-		return message{}, fmt.Errorf("a batch of kind %v with record %v: rows have one, the others none", b.Kind, b.Record != nil)
+		return message{}, final{fmt.Errorf("a batch of kind %v, record: %v: rows have one, the others none", b.Kind, b.Record != nil)}
+	}
+	if err := checkEnvelope(&e); err != nil {
+		return message{}, final{err}
 	}
 	if b.Kind != flow.KindRows {
-		if err := checkEnvelope(&e); err != nil {
-			return message{}, err
-		}
 		return message{headers: appendHeaders(make([]header, 0, 6), &e)}, nil
 	}
-	if b.Record.NumRows() > rowsMax {
-		return message{}, fmt.Errorf("%d rows: %w: the limit is %d", b.Record.NumRows(), ErrTooLarge, rowsMax)
+	rows := b.Record.NumRows()
+	if rows > rowsMax {
+		return message{}, final{fmt.Errorf("%d rows: %w: the limit is %d", rows, ErrTooLarge, rowsMax)}
 	}
 	schema, err := c.schemas.publish(ctx, b.Record.Schema())
 	if err != nil {
@@ -33,19 +35,16 @@ func (c *Client) encode(ctx context.Context, b *flow.Batch) (message, error) {
 	}
 	body, err := encodeRecord(takeBuffer(0), b.Record, memory.DefaultAllocator)
 	if err != nil {
-		return message{}, fmt.Errorf("encode %d rows: %w", b.Record.NumRows(), err)
+		return message{}, final{fmt.Errorf("encode %d rows: %w", rows, err)}
 	}
 	defer giveBuffer(body)
 	if len(body) > c.cfg.DecodedBytesMax {
-		return message{}, fmt.Errorf("%d rows take %d bytes, decoded_bytes_max is %d: %w", b.Record.NumRows(), len(body), c.cfg.DecodedBytesMax, ErrTooLarge)
+		return message{}, final{fmt.Errorf("%d rows take %d bytes, decoded_bytes_max is %d: %w", rows, len(body), c.cfg.DecodedBytesMax, ErrTooLarge)}
 	}
 	c.count.rawOut.Add(int64(len(body)))
 	var value []byte
 	value, e.codec = compress(takeBuffer(0), body, c.codec)
-	e.print, e.rows, e.size = schema.print, int32(b.Record.NumRows()), int32(len(body))
-	if err := checkEnvelope(&e); err != nil {
-		return message{}, err
-	}
+	e.print, e.rows, e.size = schema.print, int32(rows), int32(len(body))
 	return message{value: value, headers: appendHeaders(make([]header, 0, 8), &e)}, nil
 }
 

@@ -232,7 +232,8 @@ func TestDamageIsFound(t *testing.T) {
 	}
 	rnd := rand.New(rand.NewPCG(seed, 2))
 	refused := 0
-	for range 3000 {
+	const tries = 800
+	for range tries {
 		bad := append([]byte(nil), body...)
 		at := rnd.IntN(len(bad))
 		bad[at] ^= byte(1 << rnd.IntN(8))
@@ -244,12 +245,12 @@ func TestDamageIsFound(t *testing.T) {
 		use(got)
 		got.Release()
 	}
-	if refused < 300 {
-		t.Errorf("%d of 3000 damaged messages were refused (seed %d): are they checked?", refused, seed)
+	if refused < tries/10 {
+		t.Errorf("%d of %d damaged messages were refused (seed %d): are they checked?", refused, tries, seed)
 	}
-	for n := range len(body) / 64 {
-		if _, err := decodeRecord(body[:n*64], schema, 40, memory.DefaultAllocator, testLimit); err == nil {
-			t.Fatalf("cut off at %d of %d bytes, it was taken", n*64, len(body))
+	for n := range len(body) / 256 {
+		if _, err := decodeRecord(body[:n*256], schema, 40, memory.DefaultAllocator, testLimit); err == nil {
+			t.Fatalf("cut off at %d of %d bytes, it was taken", n*256, len(body))
 		}
 	}
 	if _, err := decodeRecord(body, schema, 41, memory.DefaultAllocator, testLimit); err == nil {
@@ -320,7 +321,7 @@ func TestSchemaDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	rnd := rand.New(rand.NewPCG(seed, 1))
-	for range 5000 {
+	for range 2000 {
 		bad := append([]byte(nil), is.message...)
 		for range 1 + rnd.IntN(3) {
 			bad[rnd.IntN(len(bad))] = byte(rnd.IntN(256))

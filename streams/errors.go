@@ -95,6 +95,21 @@ func mends(ctx context.Context, err error) bool {
 	return !errors.As(err, &last)
 }
 
+// stale says whether err hints that connections are dead, or that others lead by now.
+func stale(err error) bool {
+	code, ok := asCode(err)
+	if !ok {
+		return true
+	}
+	switch code {
+	case kafka.LeaderNotAvailable, kafka.NotLeaderForPartition, kafka.BrokerNotAvailable, kafka.ReplicaNotAvailable,
+		kafka.UnknownTopicOrPartition, kafka.FencedLeaderEpoch, kafka.UnknownLeaderEpoch, kafka.KafkaStorageError,
+		kafka.NotController, kafka.NotCoordinatorForGroup, kafka.GroupCoordinatorNotAvailable:
+		return true
+	}
+	return false
+}
+
 // refused is a broker's answer as an error, with what to do about it where that is known.
 func refused(op string, code kafka.Error) error {
 	switch code {

@@ -81,7 +81,7 @@ func (c *Client) Join(ctx context.Context, cfg GroupConfig, handle func(context.
 			if ctx.Err() != nil {
 				return nil
 			}
-			if err := trouble.met(ctx, err); err != nil {
+			if err := trouble.met(ctx, err); err != nil && ctx.Err() == nil {
 				return err
 			}
 			continue
@@ -217,7 +217,7 @@ func (m *member) keepAlive(live context.Context, end context.CancelFunc, done <-
 			case time.Since(heard) > m.cfg.SessionTimeout:
 				end()
 			default:
-				m.c.refresh()
+				m.c.refresh(err)
 			}
 		}
 		if ended == nil && finished == nil {

@@ -2,7 +2,6 @@ package streams
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -37,14 +36,14 @@ func (c *Client) NewProducer() *Producer {
 // [ErrNoStream] for the stream.
 func (p *Producer) Publish(ctx context.Context, stream string, partition int32, batches ...flow.Batch) (int64, error) {
 	if len(batches) == 0 {
-		return 0, errors.New("publish: no batches")
+		return 0, fmt.Errorf("publish to %s/%d: no batches", stream, partition)
 	}
 	at := place{stream, partition}
 	offset, err := p.lane(at).publish(ctx, p.c, func(ctx context.Context) ([]message, error) {
 		return p.encode(ctx, batches)
 	})
 	if err != nil {
-		return 0, fmt.Errorf("publish to %s/%d: %w", stream, partition, err)
+		return 0, err
 	}
 	p.c.count.batches.Add(int64(len(batches)))
 	return offset, nil
@@ -99,10 +98,15 @@ func (l *lane) publish(ctx context.Context, c *Client, encode func(context.Conte
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
+	trouble := trouble{c: c, what: fmt.Sprintf("publish to %s/%d", l.at.stream, l.at.partition), stream: l.at.stream}
 	msgs, err := encode(ctx)
-	if err != nil {
-		return 0, err
+	for err != nil { // a new schema is published first, which may take more than one attempt
+		if err := trouble.met(ctx, err); err != nil {
+			return 0, err
+		}
+		msgs, err = encode(ctx)
 	}
+	trouble.over()
 	size := 0
 	for i := range msgs {
 		size += len(msgs[i].value) + len(msgs[i].key) + 512
@@ -118,12 +122,11 @@ func (l *lane) publish(ctx context.Context, c *Client, encode func(context.Conte
 		return 0, fmt.Errorf("%d batches take %d bytes, message_bytes_max is %d: %w", len(msgs), n, c.cfg.MessageBytesMax, ErrTooLarge)
 	}
 	endProduce(request, batchAt)
-	return l.send(ctx, c, request, batchAt, int32(len(msgs)))
+	return l.send(ctx, c, &trouble, request, batchAt, int32(len(msgs)))
 }
 
 // send repeats one request until it is answered for good.
-func (l *lane) send(ctx context.Context, c *Client, request []byte, batchAt int, messages int32) (int64, error) {
-	trouble := trouble{c: c, what: fmt.Sprintf("publish to %s/%d", l.at.stream, l.at.partition), stream: l.at.stream}
+func (l *lane) send(ctx context.Context, c *Client, trouble *trouble, request []byte, batchAt int, messages int32) (int64, error) {
 	if l.known && (l.doubtful || l.sequence > math.MaxInt32-messages) {
 		l.raise()
 	}

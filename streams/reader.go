@@ -194,7 +194,7 @@ func (t *trouble) met(ctx context.Context, err error) error {
 		t.c.log.Warn("streams: still trying", "what", t.what, "for", now.Sub(t.since).Round(time.Second), "error", err)
 	}
 	t.c.count.retries.Add(1)
-	t.c.refresh()
+	t.c.refresh(err)
 	return pause(ctx, t.wait.NextBackOff())
 }
 

@@ -52,7 +52,7 @@ func (s *schemas) publish(ctx context.Context, schema *arrow.Schema) (*ipcSchema
 	}
 	is, err := encodeSchema(schema)
 	if err != nil {
-		return nil, err
+		return nil, final{err}
 	}
 	there, err := s.find(ctx, is.print)
 	if err != nil {
@@ -63,7 +63,7 @@ func (s *schemas) publish(ctx context.Context, schema *arrow.Schema) (*ipcSchema
 			return nil, fmt.Errorf("write schema %v to %s: %w", is.print, SchemaStream, err)
 		}
 	} else if !bytes.Equal(there.message, is.message) {
-		return nil, fmt.Errorf("schema %v: another schema has this fingerprint", is.print)
+		return nil, final{fmt.Errorf("schema %v: another schema has this fingerprint", is.print)}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -195,9 +195,12 @@ func (c *Client) exchange(ctx context.Context, api protocol.ApiKey, extra time.D
 	return res, err
 }
 
-// refresh makes the transport ask anew who leads what, and drops connections that may be dead. kafka-go only looks
-// every MetadataTTL. At most ten times a second, so that a storm of errors does not become a storm of metadata.
-func (c *Client) refresh() {
+// refresh makes the transport ask anew who leads what, and drops connections that may be dead, if err hints at that.
+// kafka-go only looks every MetadataTTL. At most ten times a second: a storm of errors must not become one of metadata.
+func (c *Client) refresh(err error) {
+	if !stale(err) {
+		return
+	}
 	c.refreshMu.Lock()
 	defer c.refreshMu.Unlock()
 	if time.Since(c.refreshedAt) < 100*time.Millisecond {

@@ -198,7 +198,7 @@ func (c *Client) retry(ctx context.Context, op string, f func(context.Context) e
 			return fmt.Errorf("%s: %w", op, err)
 		}
 		c.count.retries.Add(1)
-		c.refresh()
+		c.refresh(err)
 		if err := pause(ctx, wait.NextBackOff()); err != nil {
 			return fmt.Errorf("%s: %w", op, err)
 		}

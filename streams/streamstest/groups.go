@@ -206,3 +206,26 @@ func handleEnds(t *testing.T, cl Cluster) {
 		t.Errorf("streams of 1 and 2 partitions: %v", err)
 	}
 }
+
+func lastingName(t *testing.T, cl Cluster) {
+	stream := Stream(t, cl.Dial(t), 4)
+	group := quick(Name("group"), stream)
+	group.Instance = "pod-0"
+	began := time.Now()
+	for range 3 {
+		ctx, cancel := context.WithCancel(Context(t))
+		err := cl.Dial(t).Join(ctx, group, func(_ context.Context, g *streams.Generation) error {
+			defer cancel() // it does not leave the group, as if it had died
+			if len(g.Partitions()) != 4 {
+				t.Errorf("partitions %v", g.Partitions())
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d := time.Since(began); d > group.SessionTimeout {
+		t.Errorf("it came back twice in %v: it waited for itself", d)
+	}
+}
