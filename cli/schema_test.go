@@ -12,12 +12,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"go.yaml.in/yaml/v3"
+
 	"hearthline/deploy"
 	"hearthline/ingest"
 	"hearthline/pipeline"
 )
 
-var updateSchema = flag.Bool("update", false, "write pipeline.schema.json anew")
+var updateSchema = flag.Bool("update", false, "write pipeline.schema.json and docs/pipeline.svg anew")
 
 // pipeline.schema.json is what editors complete pipeline.yaml by. Its descriptions are the comments at the settings.
 func TestSchemaIsCurrent(t *testing.T) {
@@ -45,8 +48,58 @@ func TestSchemaIsCurrent(t *testing.T) {
 	if !bytes.Equal(want, got) {
 		t.Errorf("%s is not what the settings are now; run: go test ./cli -run TestSchemaIsCurrent -update", file)
 	}
+	validateOwnFile(t, got)
 	if comments.found < 20 {
 		t.Errorf("%d settings have a comment", comments.found)
+	}
+}
+
+// validateOwnFile holds the project's own pipeline.yaml against the schema.
+func validateOwnFile(t *testing.T, text []byte) {
+	t.Helper()
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	if err := c.AddResource("pipeline.schema.json", doc); err != nil {
+		t.Fatal(err)
+	}
+	schema, err := c.Compile("pipeline.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.ReadFile("../pipeline.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var own any
+	if err := yaml.Unmarshal(file, &own); err != nil {
+		t.Fatal(err)
+	}
+	if err := schema.Validate(own); err != nil {
+		t.Errorf("pipeline.yaml: %v", err)
+	}
+}
+
+// docs/pipeline.svg is the picture of pipeline.yaml that the README shows.
+func TestPictureIsCurrent(t *testing.T) {
+	plan, findings, err := pipeline.Lint(t.Context(), "../pipeline.yaml", newCatalog())
+	if err != nil || plan == nil {
+		t.Fatal(err, findings)
+	}
+	const file = "../docs/pipeline.svg"
+	if *updateSchema {
+		if err := os.WriteFile(file, []byte(plan.SVG()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(want) != plan.SVG() {
+		t.Errorf("%s is not pipeline.yaml's picture now; run: go test ./cli -run TestPictureIsCurrent -update", file)
 	}
 }
 

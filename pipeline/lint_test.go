@@ -77,22 +77,8 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// realPlan is the project's own pipeline.yaml, over stages and sinks of the same shapes.
-func realPlan(t *testing.T) *pipeline.Plan {
-	t.Helper()
-	text, err := os.ReadFile("../pipeline.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	plan, findings := lint(t, "pipeline.yaml", string(text))
-	if plan == nil {
-		t.Fatalf("the project's pipeline.yaml:\n%s", strings.Join(findings, "\n"))
-	}
-	return plan
-}
-
-func TestPlanOfTheRealFile(t *testing.T) {
-	plan := realPlan(t)
+func TestPlan(t *testing.T) {
+	plan := graphPlan(t, "homes")
 	var units []string
 	for _, u := range plan.Units {
 		units = append(units, u.Name+" reads "+strings.Join(u.Inputs, " "))
