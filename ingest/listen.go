@@ -58,18 +58,31 @@ func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Co
 			continue
 		}
 		g.tasks.Go(func() {
-			defer g.count.sockets.Add(-1)
-			defer g.contain(c)
-			conn, w, err := g.handshake(c, config)
+			conn, w, err := g.shake(c, config)
 			if err != nil {
-				g.count.handshakesFailed.Add(1)
-				g.Logger.Debug("gateway: handshake failed", "from", c.RemoteAddr(), "err", err)
-				c.Close()
+				g.count.sockets.Add(-1)
 				return
 			}
-			serve(conn, w)
+			// A goroutine of its own: the handshake's has grown a stack that an idle connection would go on holding.
+			g.tasks.Go(func() {
+				defer g.count.sockets.Add(-1)
+				defer g.contain(c)
+				serve(conn, w)
+			})
 		})
 	}
+}
+
+// shake is handshake, with failures counted and panics contained.
+func (g *Gateway) shake(c net.Conn, config *tls.Config) (conn *tls.Conn, w *wire, err error) {
+	err = errClosed // what a panic leaves
+	defer g.contain(c)
+	if conn, w, err = g.handshake(c, config); err != nil {
+		g.count.handshakesFailed.Add(1)
+		g.Logger.Debug("gateway: handshake failed", "from", c.RemoteAddr(), "err", err)
+		c.Close()
+	}
+	return conn, w, err
 }
 
 // contain keeps a bug met by one connection from ending the others.
