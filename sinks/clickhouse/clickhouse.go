@@ -94,13 +94,13 @@ func New() *Sink {
 func (s *Sink) Flush() (int64, time.Duration) { return s.FlushRows, s.FlushWait }
 
 const (
-	dialWait    = 5 * time.Second
-	answerWait  = 5 * time.Minute // for one packet: an insert may wait for merges
-	retryFirst  = 200 * time.Millisecond
-	retryMost   = 5 * time.Second
-	maxInserts  = 64
-	maxQueries  = 4
-	pingTimeout = 10 * time.Second
+	dialWait   = 5 * time.Second
+	answerWait = 5 * time.Minute        // for one answer: an insert may wait for merges
+	cancelStep = 250 * time.Millisecond // ch-go looks at its context between reads, each of which lasts so long at most
+	retryFirst = 200 * time.Millisecond
+	retryMost  = 5 * time.Second
+	maxInserts = 64
+	maxQueries = 4
 )
 
 // Open connects and brings the tables up to date. A server that is not there yet is waited for until ctx ends.
@@ -258,7 +258,7 @@ func (s *Sink) insertOptions(opt clickhouse.Options) chpool.Options {
 		ClientOptions: ch.Options{
 			Address: s.Address, Database: s.Database, User: opt.Auth.Username, Password: opt.Auth.Password,
 			ClientName: "hearthline", Compression: ch.CompressionLZ4, TLS: opt.TLS,
-			DialTimeout: dialWait, HandshakeTimeout: dialWait, ReadTimeout: answerWait,
+			DialTimeout: dialWait, HandshakeTimeout: dialWait, ReadTimeout: cancelStep,
 		},
 	}
 }

@@ -63,7 +63,9 @@ func TestTwoWritersOfOneRange(t *testing.T) {
 		rec := readings(t, mem, uint64(n), 2000, testDay)
 		var wg conc.WaitGroup
 		for range 4 {
-			wg.Go(func() { write(t, s, "readings", 10*n, rec) })
+			own := rec.NewSlice(0, rec.NumRows()) // Arrow makes dictionaries when they are first looked at
+			defer own.Release()
+			wg.Go(func() { write(t, s, "readings", 10*n, own) })
 		}
 		wg.Wait()
 	}

@@ -78,6 +78,8 @@ func (s *Sink) insert(ctx context.Context, p *plan, token string, piece []part) 
 		input[i] = proto.InputColumn{Name: f.name, Data: f.fill(chunks)}
 		rows = rowsOf(chunks)
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
 	return rows, s.inserts.Do(ctx, ch.Query{Body: p.query, Input: input, Settings: insertSettings(token)})
 }
 
