@@ -22,7 +22,7 @@ import (
 )
 
 // rounds is how often a case is cut at random.
-const rounds = 12
+const rounds = 5
 
 // Run runs the cases of a file, or of the .yaml files of a directory, against the stage that newStage makes. See the
 // package's documentation for their form and for what is run beside them.

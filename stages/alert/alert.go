@@ -47,7 +47,7 @@ var Schema = arrow.NewSchema([]arrow.Field{
 // Stage is the stage and its settings. Make it with [New].
 type Stage struct {
 	// Raise is the score at and above which an alert fires, in nats for the scores of models/anomaly. The default gave 7
-	// alerts on 162,064 readings of a room's 16 sensors in a fortnight, and found 20 of 20 spikes in simulated ones.
+	// alerts on 162,064 readings of a room's 16 sensors, and found 20 of 20 spikes in simulated ones.
 	Raise float64 `yaml:"raise"`
 	// Critical is the score at and above which it is critical, not a warning.
 	Critical float64 `yaml:"critical"`

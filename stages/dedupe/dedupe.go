@@ -72,6 +72,9 @@ func (s *Stage) Open(context.Context) error {
 	return nil
 }
 
+// Check lets lint find bad settings before anything starts.
+func (s *Stage) Check(string, *arrow.Schema) error { return s.Open(context.Background()) }
+
 // Counters says what rows in and out do not show. It may be called at any time by any goroutine.
 func (s *Stage) Counters() map[string]int64 {
 	return map[string]int64{

@@ -304,14 +304,11 @@ func (s *Stage) Snapshot(w io.Writer) error {
 	out := snapshot.NewWriter(w, "enrich", layout)
 	out.String(s.now.format)
 	out.String(s.now.hash)
-	packed, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	packed, err := s.now.pack()
 	if err != nil {
 		return fmt.Errorf("enrich: %w", err)
 	}
-	out.Bytes(packed.EncodeAll(s.now.content, nil))
-	if err := packed.Close(); err != nil {
-		return fmt.Errorf("enrich: %w", err)
-	}
+	out.Bytes(packed)
 	return out.Close()
 }
 

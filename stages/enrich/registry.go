@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/klauspost/compress/zstd"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -29,6 +30,7 @@ type registry struct {
 	format  string // yaml, csv
 	content []byte
 	hash    string // of content
+	packed  []byte // content as snapshots hold it; made when first asked for
 	devices map[place]details
 }
 
@@ -60,6 +62,21 @@ func parse(format string, content []byte) (*registry, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// pack compresses the content, once.
+func (r *registry) pack() ([]byte, error) {
+	if r.packed == nil {
+		w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			return nil, err
+		}
+		r.packed = w.EncodeAll(r.content, []byte{})
+		if err := w.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return r.packed, nil
 }
 
 // columnsOf are all the columns, or keys, of a registry.

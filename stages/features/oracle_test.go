@@ -97,7 +97,7 @@ func (g got) like(o got) bool {
 // TestAgainstDefinitions gives random rows, some of them out of order within the lateness, and compares all windows with
 // those computed from their definitions.
 func TestAgainstDefinitions(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(6) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		s := New()
 		s.Windows = []Window{{time.Minute, time.Minute}, {5 * time.Minute, time.Minute}, {90 * time.Second, 30 * time.Second}, {time.Hour, time.Hour}}
@@ -152,7 +152,7 @@ func TestAgainstDefinitions(t *testing.T) {
 
 // Every row that has a value is in all its windows, or late: none is lost.
 func TestNoRowIsLost(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range uint64(15) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		s := New()
 		s.Windows = []Window{{time.Minute, time.Minute}}
