@@ -107,6 +107,7 @@ func TestKilled(t *testing.T) {
 // TestJournalBehind is the worst moment to die: acknowledged, and not yet in the journal. The journal of an early moment is
 // put back after much more was acknowledged, as far as the reservation allows.
 func TestJournalBehind(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	dir := t.TempDir()
 	s := g.simulate(dir)
@@ -153,6 +154,7 @@ func TestJournalBehind(t *testing.T) {
 
 // TestStopAndGoOn: a stopped run brings home what is out, and the next one, in another process as it were, goes on.
 func TestStopAndGoOn(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	g.delay = func() time.Duration { return time.Millisecond }
 	dir := t.TempDir()
@@ -223,6 +225,7 @@ func TestChangedSettings(t *testing.T) {
 // TestSlept: the wall clock jumps by an hour, as after a sleep. The homes skip what they missed instead of
 // uploading it, and the run goes on.
 func TestSlept(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	s := g.simulate(t.TempDir())
 	s.Rounds, s.History, s.Interval, s.Backlog = 0, 0, 50*time.Millisecond, 10*time.Minute

@@ -31,6 +31,7 @@ func TestLostAcknowledgements(t *testing.T) {
 
 // TestGatewayAway: it comes late, goes in the middle of the work and comes again.
 func TestGatewayAway(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	g.stop()
 	g.delay = func() time.Duration { return time.Millisecond }
@@ -66,6 +67,7 @@ func TestRefusedForNow(t *testing.T) {
 // TestSilentGateway: one that takes connections and says nothing is given up after a while; a stopped run says
 // what is not acknowledged.
 func TestSilentGateway(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	g.stop()
 	l, err := tls.Listen("tcp", g.addr, &tls.Config{Certificates: []tls.Certificate{g.cert}})
@@ -111,6 +113,7 @@ func TestSilentGateway(t *testing.T) {
 // TestKeepAlive: a hub with nothing to say pings, and stays connected; without, it would be cut off after 3 s (1.5 times
 // the keep alive, 3.1.2.10).
 func TestKeepAlive(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	s := g.simulate(t.TempDir())
 	s.Homes, s.Interval, s.Rounds, s.History, s.KeepAlive = 2, time.Hour, 0, 0, 2*time.Second
@@ -124,10 +127,11 @@ func TestKeepAlive(t *testing.T) {
 
 // TestJournalAway: while the journal cannot be written, hubs wait within what it reserved; then they go on.
 func TestJournalAway(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	dir := filepath.Join(t.TempDir(), "journal")
 	s := g.simulate(dir)
-	s.Rounds, s.History, s.Faults = 1000, 1000*time.Second, Faults{}
+	s.Homes, s.Rounds, s.History = 2, 1000, 1000*time.Second
 	done := make(chan error, 1)
 	spawn(func() { done <- s.Run(context.Background()) })
 	eventually(t, "rows come", func() bool { return g.count() > 500 })
