@@ -6,6 +6,7 @@ import (
 	"hearthline/pipeline"
 	"hearthline/sinks/clickhouse"
 	"hearthline/sinks/parquet"
+	"hearthline/sinks/webhook"
 	"hearthline/stages"
 )
 
@@ -17,6 +18,7 @@ func newCatalog() pipeline.Catalog {
 		Sinks: map[string]func() flow.Sink{
 			"clickhouse": func() flow.Sink { return clickhouse.New() },
 			"parquet":    func() flow.Sink { return parquet.New() },
+			"webhook":    func() flow.Sink { return webhook.New() },
 		},
 	}
 }

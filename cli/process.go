@@ -14,6 +14,7 @@ import (
 	"hearthline/ingest"
 	"hearthline/pipeline"
 	"hearthline/sinks/clickhouse"
+	"hearthline/sinks/webhook"
 	"hearthline/stages/enrich"
 	"hearthline/streams"
 )
@@ -74,6 +75,9 @@ func (p *process) configure(ch *clickhouseUser) {
 				if ch != nil && c.Address == clickhouse.AddressEmbedded {
 					c.Address, c.User, c.Password = ch.address, ch.user, ch.password
 				}
+			}
+			if w, ok := sink.(*webhook.Sink); ok {
+				w.Logger = p.log.With("node", s.Name)
 			}
 			return sink
 		}

@@ -43,6 +43,25 @@ func (s *services) start(ctx context.Context, name string, run func(context.Cont
 	return v
 }
 
+// keep runs a server that may crash. Until it has been ready, an error ends the process, since it will not get
+// better by itself (a busy port, no library); from then on the server is started again.
+func (s *services) keep(ctx context.Context, name string, run func(context.Context) error, wasReady func() bool) *service {
+	return s.start(ctx, name, func(ctx context.Context) error {
+		for {
+			err := run(ctx)
+			if err == nil || ctx.Err() != nil || !wasReady() {
+				return err
+			}
+			s.log.Error("ended, starting again", "what", name, "error", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(time.Second):
+			}
+		}
+	})
+}
+
 // supervise runs a node again whenever it ends with an error, as Kubernetes would, after a pause that grows.
 func (s *services) supervise(ctx context.Context, name string, restarted func(), run func(context.Context) error) *service {
 	return s.start(ctx, name, func(ctx context.Context) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -190,8 +191,15 @@ func (u *up) startServers(ctx context.Context, screen *screen) error {
 		s := embedded.New(filepath.Join(u.data, "clickhouse"))
 		s.HTTPAddr, s.TCPAddr, s.Logger = u.chHTTP, u.chTCP, u.log.With("node", "clickhouse-server")
 		s.Progress = screen.progress("fetching ClickHouse")
-		s.Ready = func(e embedded.Endpoints) { engineReady <- e }
-		u.start(ctx, "embedded ClickHouse", s.Run)
+		var answered atomic.Bool
+		s.Ready = func(e embedded.Endpoints) {
+			answered.Store(true)
+			select {
+			case engineReady <- e:
+			default: // a later start: where it answers has not changed
+			}
+		}
+		u.keep(ctx, "embedded ClickHouse", s.Run, answered.Load)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, startWait, fmt.Errorf("not ready within %v", startWait))
 	defer cancel()
