@@ -55,7 +55,9 @@ func TestDemo(t *testing.T) {
 			{"The strangest readings of today", "SELECT time, home, device, metric, value, score\nFROM hearthline.scores\nWHERE time >= today()\nORDER BY score DESC LIMIT 20"},
 		},
 		Numbers: func(context.Context) ([]Number, error) {
+			w.mu.Lock()
 			in := int64(w.rows["gateway out raw"])
+			w.mu.Unlock()
 			if scene == "trouble" {
 				return nil, errors.New("clickhouse 127.0.0.1:9000: connection refused")
 			}

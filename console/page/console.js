@@ -143,10 +143,20 @@ class Console {
     connection(status.ready ? 'unready' : 'live', status.ready ? `not ready: ${status.ready}` : 'live');
   }
 
-  // listen follows the feed while the page can be seen.
-  listen() {
+  // listen follows the feed while the page can be seen. It asks for the minute before first, so that the lines in the
+  // table have no gap where the page was hidden.
+  async listen() {
     this.feed?.close();
     if (document.hidden) return;
+    const turn = this.turn = {};
+    try {
+      this.show(await ask('/api/status'));
+    } catch {
+      connection('lost', 'no answer, trying again');
+      setTimeout(() => { if (turn === this.turn) this.listen(); }, 5000);
+      return;
+    }
+    if (turn !== this.turn || document.hidden) return; // called again while it waited
     this.feed = new EventSource('/api/status/stream');
     this.feed.onmessage = (e) => this.show(JSON.parse(e.data));
     this.feed.onerror = () => {
@@ -166,7 +176,6 @@ async function ask(path) {
 async function start() {
   try {
     const page = new Console(await ask('/api/graph'));
-    page.show(await ask('/api/status'));
     page.listen();
     document.addEventListener('visibilitychange', () => page.listen());
   } catch (e) {
