@@ -47,9 +47,9 @@ func broken(ctx context.Context, p Place, mem memory.Allocator, seed uint64, wri
 	if err != nil {
 		return err
 	}
-	s := b.span("a1", 0, 0, 300)
+	s := b.span("a1", 0, 0, 100)
 	defer s.whole.Release()
-	for n := range breaksMax {
+	for n := 0; n < breaksMax; n += 1 + n/6 { // each of the first steps, then fewer
 		err := write(b, s, n)
 		if errors.Is(err, flow.ErrBad) {
 			return fmt.Errorf("broken off at step %d, it says that the rows are bad: %w", n, err)
@@ -158,7 +158,7 @@ func largeRange(ctx context.Context, p Place, mem memory.Allocator, seed uint64)
 	if err != nil {
 		return err
 	}
-	s := b.span("a1", 0, 0, 20_000)
+	s := b.span("a1", 0, 0, 5_000)
 	defer s.whole.Release()
 	return first(
 		func() error { return b.write(s) },

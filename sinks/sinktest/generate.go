@@ -57,7 +57,7 @@ func (g *generator) append(b array.Builder, name string, null bool, n int, parti
 	case *array.TimestampBuilder:
 		at := base.Add(time.Duration(g.rnd.Int64N(int64(20*time.Minute))) - 10*time.Minute)
 		if g.rnd.IntN(10) == 0 {
-			at = at.Add(time.Duration(g.rnd.IntN(60)-30) * time.Hour)
+			at = at.Add(time.Duration(g.rnd.IntN(5)-2) * time.Hour)
 		}
 		// Each row has a time of its own: a sink may tell rows apart by it.
 		us := at.UnixMicro()/1_000_000*1_000_000 + (g.made+int64(partition)*100_003)%1_000_000
@@ -94,6 +94,16 @@ func (g *generator) append(b array.Builder, name string, null bool, n int, parti
 		for i := range g.rnd.IntN(4) {
 			keys.Append(fmt.Sprintf("key %d", i))
 			items.Append(Texts[g.rnd.IntN(len(Texts))])
+		}
+	case *array.ListBuilder:
+		b.Append(true)
+		items := b.ValueBuilder().(*array.Float64Builder)
+		for range g.rnd.IntN(4) {
+			if g.rnd.IntN(5) == 0 {
+				items.AppendNull()
+			} else {
+				items.Append(g.rnd.NormFloat64())
+			}
 		}
 	default:
 		panic(fmt.Sprintf("sinktest: no generator for column %q, a %s", name, b.Type()))
