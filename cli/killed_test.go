@@ -71,7 +71,7 @@ func TestKilledTenTimesEveryAcknowledgedRowIsStoredOnce(t *testing.T) {
 		{"rows in the rollup by the minute", "SELECT sum(count) FROM readings_1m_view", strconv.FormatInt(want, 10)},
 		{"scores", "SELECT count() - uniqExact(home, device, metric, seq) FROM scores", "0"},
 		{"windows", "SELECT count() - uniqExact(home, device, metric, window, time) FROM features", "0"},
-		{"alerts", "SELECT count() - uniqExact(id, state) FROM alerts", "0"},
+		{"alerts", "SELECT count() - uniqExact(id, state, severity) FROM alerts", "0"},
 		{"dead letters", "SELECT count() FROM dead", "0"},
 	} {
 		if got := i.query(check.sql)[0]; got != check.want {

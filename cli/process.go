@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -104,6 +105,7 @@ func (p *process) gateway(instance string) *ingest.Gateway {
 	g := p.plan.Gateway.(*ingest.Gateway)
 	g.To, g.Partitions, g.Instance = p.plan.Spec.Gateway.To, p.plan.Spec.Partitions, instance
 	g.Publisher, g.Logger = p.client.NewProducer(), p.log.With("node", "gateway")
+	g.TooLarge = func(err error) bool { return errors.Is(err, streams.ErrTooLarge) }
 	return g
 }
 

@@ -279,6 +279,9 @@ func (u *up) startGateway(ctx context.Context) error {
 	if g.Credentials == "" {
 		g.Credentials = file
 	}
+	if g.Clock == "" {
+		g.Clock = filepath.Join(dir, "clock")
+	}
 	g.RunID = u.run
 	ready := make(chan ingest.Addresses, 1)
 	g.Ready = func(at ingest.Addresses) { ready <- at }

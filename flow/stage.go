@@ -66,6 +66,13 @@ type Timed interface {
 // every window closes.
 const EndOfTime = Micros(1<<63 - 1)
 
+// Counting is a stage that counts something the runtime cannot see: duplicates dropped, series remembered. The
+// numbers appear in the metrics beside the node's own, summed over its instances.
+type Counting interface {
+	// Counters gives the numbers by name, in snake_case. It is called at any time, by any goroutine.
+	Counters() map[string]int64
+}
+
 // Checker is a stage or sink that can say more about its input's schema, or about its settings, than a run on zero
 // rows shows. lint calls it before anything starts; it must not need the network.
 type Checker interface {

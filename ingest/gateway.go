@@ -29,7 +29,7 @@ type Gateway struct {
 	Certificate string `yaml:"certificate"` // PEM file: the server's certificate and its chain; read again when it changes
 	Key         string `yaml:"key"`         // PEM file: its key
 	Credentials string `yaml:"credentials"` // file of [Credential]; read again when it changes
-	To          string `yaml:"to"`          // stream to write
+	To          string `yaml:"-"`           // stream to write: what pipeline.yaml says of the gateway
 	Clock       string `yaml:"clock"`       // file that keeps the arrival clock over restarts, so that it never goes back; "" for none
 
 	Linger       time.Duration `yaml:"linger"`        // how long the first row of a batch waits for others

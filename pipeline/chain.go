@@ -25,6 +25,7 @@ type chain struct {
 	mem       memory.Allocator
 	tap       TapFunc
 	retry     retryFunc
+	uncount   []func() // end what open began to count
 }
 
 // chained is one stage of a chain.
@@ -78,6 +79,9 @@ func (c *chain) open(ctx context.Context, states map[string][]byte) error {
 				return fmt.Errorf("open stage %s: %w", l.node.Name, err)
 			}
 		}
+		if n, ok := l.stage.(flow.Counting); ok {
+			c.uncount = append(c.uncount, l.meter.count(n))
+		}
 		s, stateful := l.stage.(flow.Stateful)
 		state, saved := states[l.node.Name]
 		if stateful && saved {
@@ -90,6 +94,9 @@ func (c *chain) open(ctx context.Context, states map[string][]byte) error {
 }
 
 func (c *chain) close() error {
+	for _, end := range c.uncount {
+		end()
+	}
 	var errs []error
 	for _, l := range c.links {
 		if o, ok := l.stage.(flow.Closer); ok {

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"hearthline/flow"
 )
 
 // Meter counts what every node does, under the same names for all of them: authors of stages write none of it.
@@ -31,7 +33,7 @@ type NodeMeter struct {
 	mu         sync.Mutex
 	in, out    map[string]*EdgeMeter
 	partitions map[partitionKey]*PartitionMeter
-	counters   func() map[string]int64
+	counting   map[flow.Counting]struct{} // instances at work
 }
 
 // EdgeMeter is what has passed between a node and a stream.
@@ -61,6 +63,7 @@ func (m *Meter) Node(name string) *NodeMeter {
 		labels := prometheus.Labels{"node": name}
 		n = &NodeMeter{
 			Name: name, in: map[string]*EdgeMeter{}, out: map[string]*EdgeMeter{}, partitions: map[partitionKey]*PartitionMeter{},
+			counting: map[flow.Counting]struct{}{},
 			Process: prometheus.NewHistogram(prometheus.HistogramOpts{
 				Name: "hearthline_process_seconds", Help: "Time one call took: a stage's Process, a sink's Write.",
 				ConstLabels: labels, Buckets: secondsBuckets,
@@ -124,6 +127,18 @@ func (n *NodeMeter) release(stream string, partition int32) {
 	delete(n.partitions, partitionKey{stream, partition})
 }
 
+// count begins to ask an instance for its counters; the function that it returns ends it.
+func (n *NodeMeter) count(c flow.Counting) (end func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.counting[c] = struct{}{}
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.counting, c)
+	}
+}
+
 var (
 	rowsDesc = prometheus.NewDesc("hearthline_rows_total", "Rows that passed between a node and a stream.",
 		[]string{"node", "stream", "direction"}, nil)
@@ -138,6 +153,7 @@ var (
 	watermarkDesc = prometheus.NewDesc("hearthline_watermark_seconds",
 		"Arrival time, in seconds since 1970, up to which the node has seen everything.", []string{"node", "stream", "partition"}, nil)
 	checkpointBytesDesc = prometheus.NewDesc("hearthline_checkpoint_bytes", "Size of the last checkpoint.", []string{"node", "stream", "partition"}, nil)
+	stageDesc           = prometheus.NewDesc("hearthline_stage", "What a stage counts by itself, summed over its instances at work.", []string{"node", "name"}, nil)
 )
 
 // Describe is of prometheus.Collector. Nodes come and go, so the meter is an unchecked collector.
@@ -167,6 +183,9 @@ func (n *NodeMeter) collect(ch chan<- prometheus.Metric) {
 	for _, e := range s.Edges {
 		count(rowsDesc, e.Rows, n.Name, e.Stream, e.Direction)
 		count(batchesDesc, e.Batches, n.Name, e.Stream, e.Direction)
+	}
+	for name, v := range s.Counters {
+		ch <- prometheus.MustNewConstMetric(stageDesc, prometheus.UntypedValue, float64(v), n.Name, name)
 	}
 	for _, p := range s.Partitions {
 		labels := []string{n.Name, p.Stream, itoa(p.Partition)}

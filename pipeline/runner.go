@@ -254,6 +254,7 @@ func (r *Runner) runTask(ctx context.Context, g *generation, unit *Unit, partiti
 		return false, err
 	}
 	states := map[string][]byte{}
+	t.fresh = saved == nil
 	if saved != nil {
 		states = saved.state
 	}

@@ -17,6 +17,7 @@ type NodeStatus struct {
 	Restarts   int64             `json:"restarts"`
 	Edges      []EdgeStatus      `json:"edges"`
 	Partitions []PartitionStatus `json:"partitions"`
+	Counters   map[string]int64  `json:"counters,omitempty"` // what the stage counts by itself, see flow.Counting
 }
 
 // EdgeStatus is what has passed between a node and a stream since the process began.
@@ -51,6 +52,14 @@ func (n *NodeMeter) Status() NodeStatus {
 	slices.SortFunc(s.Edges, func(a, b EdgeStatus) int {
 		return cmp.Or(cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.Stream, b.Stream))
 	})
+	for c := range n.counting {
+		for name, v := range c.Counters() {
+			if s.Counters == nil {
+				s.Counters = map[string]int64{}
+			}
+			s.Counters[name] += v
+		}
+	}
 	for key, p := range n.partitions {
 		s.Partitions = append(s.Partitions, PartitionStatus{
 			Stream: key.Stream, Partition: key.Partition, Offset: p.Offset.Load(),

@@ -48,6 +48,7 @@ type task struct {
 	edges     []edge                 // what the unit writes to Kafka beside dead letters
 	deads     []edge
 	watermark flow.Micros
+	fresh     bool // there is no checkpoint yet
 
 	deliveries chan delivery
 	saving     atomic.Bool // a checkpoint is on its way
@@ -117,6 +118,11 @@ func (t *task) read(ctx, work context.Context, workers *stream.Stream) (done boo
 	}()
 	if t.allEnded() {
 		return true, nil
+	}
+	if t.fresh && cap(t.chains) == 1 {
+		// What a stage found when it was opened (a registry, a model) is part of its state: it must be on record
+		// before anything is made with it, or a replay might be made with something else.
+		t.submitCheckpoint(work, workers)
 	}
 	dirty, due := false, time.Now().Add(t.r.Plan.Spec.Checkpoint)
 	for {
