@@ -130,6 +130,13 @@ func (i *installation) start(args ...string) *running {
 	r.cmd = exec.Command(i.binary, append(args, "--pipeline", i.pipeline, "--data", i.data)...)
 	r.cmd.Dir = i.dir
 	r.cmd.Env = append(os.Environ(), "HEARTHLINE_MQTT="+i.mqtt, "HEARTHLINE_HTTP="+i.http, "HEARTHLINE_CONSOLE="+i.console)
+	i.run(r, args)
+	return r
+}
+
+// run starts a process and sees to its end.
+func (i *installation) run(r *running, args []string) {
+	i.t.Helper()
 	r.cmd.Stdout, r.cmd.Stderr = r.out, r.out
 	if err := r.cmd.Start(); err != nil {
 		i.t.Fatal(err)
@@ -145,7 +152,6 @@ func (i *installation) start(args ...string) *running {
 			i.t.Logf("hearthline %s said:\n%s", strings.Join(args, " "), lastLines(r.out.String(), 60))
 		}
 	})
-	return r
 }
 
 func lastLines(s string, n int) string {

@@ -148,14 +148,15 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	}
 	u.startHomes(ctx)
 	u.showAddresses(screen)
+	watching := ctx
 	if u.duration > 0 {
 		var stop context.CancelFunc
-		ctx, stop = context.WithTimeout(ctx, u.duration)
+		watching, stop = context.WithTimeout(ctx, u.duration)
 		defer stop()
 	}
-	u.watch(ctx, screen)
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
-		return cause
+	u.watch(watching, screen)
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return nil // a part ended with an error, which the deferred function gives
 	}
 	return u.drain(cmd.Context(), screen)
 }

@@ -187,7 +187,10 @@ func (t *trouble) met(ctx context.Context, err error) error {
 	} else if t.gone.IsZero() {
 		t.gone = now
 	} else if now.Sub(t.gone) > missingMax && t.stream != "" {
-		return fmt.Errorf("%s: %w", t.what, noStream(t.stream))
+		if t.c.missing(ctx, t.stream) {
+			return fmt.Errorf("%s: %w", t.what, noStream(t.stream))
+		}
+		t.gone = time.Time{}
 	}
 	if now.Sub(t.logged) >= troubleEvery {
 		t.logged = now
@@ -196,6 +199,15 @@ func (t *trouble) met(ctx context.Context, err error) error {
 	t.c.count.retries.Add(1)
 	t.c.refresh(err)
 	return pause(ctx, t.wait.NextBackOff())
+}
+
+// missing asks a broker whether a stream does not exist. What requests are routed by is a copy, which may lack
+// streams for a while after a broker has come back.
+func (c *Client) missing(ctx context.Context, stream string) bool {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+	defer cancel()
+	known, err := c.metadata(ctx, []string{stream})
+	return err == nil && known[stream].code == kafka.UnknownTopicOrPartition
 }
 
 func (t *trouble) over() {
