@@ -88,15 +88,6 @@ func (i *installation) write(pipeline string) {
 	}
 }
 
-func (i *installation) text() string {
-	i.t.Helper()
-	b, err := os.ReadFile(i.pipeline)
-	if err != nil {
-		i.t.Fatal(err)
-	}
-	return string(b)
-}
-
 // running is one process of an installation.
 type running struct {
 	t    *testing.T

@@ -23,13 +23,12 @@ const askWait = 5 * time.Second
 
 // ledger asks every place that keeps readings how many it has.
 type ledger struct {
-	stream   string // of the readings
-	engine   *clickhouse.Sink
-	files    *parquet.Counter
-	acked    func() (int64, error)
-	homes    bool
-	opened   bool
-	openFail error
+	stream string // of the readings
+	engine *clickhouse.Sink
+	files  *parquet.Counter
+	acked  func() (int64, error)
+	homes  bool
+	opened bool
 }
 
 // entries are the numbers of one moment; -1 is unknown.

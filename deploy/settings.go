@@ -63,14 +63,15 @@ func (v *Value) UnmarshalYAML(n *yaml.Node) error {
 
 // strictly decodes a part, and gives the first thing that is wrong with it.
 func strictly(n *yaml.Node, into any) error {
-	for _, f := range pipeline.Decode(n, into, "", "") {
-		text := f.Message
-		if f.Hint != "" {
-			text += "; " + f.Hint
-		}
-		return fmt.Errorf("line %d: %s", f.Line, text)
+	found := pipeline.Decode(n, into, "", "")
+	if len(found) == 0 {
+		return nil
 	}
-	return nil
+	text := found[0].Message
+	if found[0].Hint != "" {
+		text += "; " + found[0].Hint
+	}
+	return fmt.Errorf("line %d: %s", found[0].Line, text)
 }
 
 // Data is the volume that stages and sinks keep checkpoints and files on. A partition may move from one pod to

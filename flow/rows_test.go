@@ -79,7 +79,7 @@ func TestRowsTypesThatAreNoColumns(t *testing.T) {
 		Value *map[string]string `flow:"value"`
 	}
 	type hidden struct {
-		value float64 `flow:"value"` //nolint:unused
+		value float64 `flow:"value"` //lint:ignore U1000 that it cannot be reached is what is tested
 	}
 	type option struct {
 		Value float64 `flow:"value,key"`

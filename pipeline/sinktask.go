@@ -45,7 +45,6 @@ type batchRange struct {
 	marks   *marks // as of last+1
 	broken  []*streams.DecodeError
 	ended   bool
-	since   time.Time // when the first row was gathered
 }
 
 func (b *batchRange) release() {

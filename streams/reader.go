@@ -82,25 +82,23 @@ func (r *Reader) fetchAhead(ctx context.Context, f *fetcher) error {
 // [ErrOutOfRange], [ErrNoStream] or [ErrClosed] comes again on every call. After any other error the same message is
 // tried again at the next call.
 func (r *Reader) Next(ctx context.Context) (Message, error) {
-	for {
-		it, err := r.peek(ctx)
-		if err != nil {
-			return Message{}, err
-		}
-		batch, err := r.decode(ctx, it)
-		var last final
-		if err != nil && !errors.As(err, &last) {
-			return Message{}, fmt.Errorf("read %s/%d at offset %d: %w", r.at.stream, r.at.partition, it.offset, err)
-		}
-		m := Message{Stream: r.at.stream, Partition: r.at.partition, Offset: it.offset, Bytes: it.bytes, Batch: batch}
-		r.i++
-		if err != nil {
-			r.c.count.bad.Add(1)
-			return Message{}, &DecodeError{Stream: m.Stream, Partition: m.Partition, Offset: m.Offset, Err: last.error}
-		}
-		r.c.count.messages.Add(1)
-		return m, nil
+	it, err := r.peek(ctx)
+	if err != nil {
+		return Message{}, err
 	}
+	batch, err := r.decode(ctx, it)
+	var last final
+	if err != nil && !errors.As(err, &last) {
+		return Message{}, fmt.Errorf("read %s/%d at offset %d: %w", r.at.stream, r.at.partition, it.offset, err)
+	}
+	m := Message{Stream: r.at.stream, Partition: r.at.partition, Offset: it.offset, Bytes: it.bytes, Batch: batch}
+	r.i++
+	if err != nil {
+		r.c.count.bad.Add(1)
+		return Message{}, &DecodeError{Stream: m.Stream, Partition: m.Partition, Offset: m.Offset, Err: last.error}
+	}
+	r.c.count.messages.Add(1)
+	return m, nil
 }
 
 // peek gives the next item without passing it.

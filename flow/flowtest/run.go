@@ -171,7 +171,7 @@ type result struct {
 func (r *runner) process(in arrow.Record) (res result, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("Process panicked: %v", p)
+			err = fmt.Errorf("process panicked: %v", p)
 		}
 	}()
 	before, err := ipcBytes(in)
@@ -188,7 +188,7 @@ func (r *runner) process(in arrow.Record) (res result, err error) {
 		return res, err
 	}
 	if !bytes.Equal(before, after) {
-		return res, errors.New("Process changed its input, which is only borrowed")
+		return res, errors.New("process changed its input, which is only borrowed")
 	}
 	var bad *flow.BadRows
 	switch {
@@ -196,7 +196,7 @@ func (r *runner) process(in arrow.Record) (res result, err error) {
 		res.bad = *bad
 		return res, checkBad(bad, in.NumRows())
 	case procErr != nil && len(outs) > 0:
-		return res, fmt.Errorf("Process returned outputs beside an error that is no BadRows: %w", procErr)
+		return res, fmt.Errorf("process returned outputs beside an error that is no BadRows: %w", procErr)
 	}
 	res.err = procErr
 	return res, nil
@@ -224,7 +224,7 @@ func (r *runner) advance(to flow.Micros) (res result, err error) {
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("Advance panicked: %v", p)
+			err = fmt.Errorf("advance panicked: %v", p)
 		}
 	}()
 	outs, advErr := timed.Advance(r.ctx, to)
@@ -290,10 +290,10 @@ func (r *runner) snapshot() ([]byte, error) {
 	}
 	var b, again bytes.Buffer
 	if err := s.Snapshot(&b); err != nil {
-		return nil, fmt.Errorf("Snapshot: %w", err)
+		return nil, fmt.Errorf("snapshot: %w", err)
 	}
 	if err := s.Snapshot(&again); err != nil {
-		return nil, fmt.Errorf("Snapshot: %w", err)
+		return nil, fmt.Errorf("snapshot: %w", err)
 	}
 	if !bytes.Equal(b.Bytes(), again.Bytes()) {
 		return nil, errors.New("two snapshots of the same state differ")
@@ -307,14 +307,14 @@ func (r *runner) restore(snap []byte) error {
 		return nil
 	}
 	if err := shut(r.stage); err != nil {
-		return fmt.Errorf("Close: %w", err)
+		return fmt.Errorf("close: %w", err)
 	}
 	var err error
 	if r.stage, err = r.made(); err != nil {
 		return err
 	}
 	if err := r.stage.(flow.Stateful).Restore(bytes.NewReader(snap)); err != nil {
-		return fmt.Errorf("Restore: %w", err)
+		return fmt.Errorf("restore: %w", err)
 	}
 	back, err := r.snapshot()
 	if err != nil {

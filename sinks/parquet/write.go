@@ -64,7 +64,7 @@ type file struct {
 
 func (f *file) write(w io.Writer, recs []arrow.Record, runs []run) error {
 	config := &pq.WriterConfig{KeyValueMetadata: f.metadata}
-	out := pq.NewWriter(w, f.schema, config, pq.Compression(f.codec), pq.CreatedBy("hearthline", "1", ""),
+	out := pq.NewGenericWriter[any](w, f.schema, config, pq.Compression(f.codec), pq.CreatedBy("hearthline", "1", ""),
 		// Version 1 is what every reader knows; version 2 saves nothing worth with zstd.
 		pq.DataPageVersion(1))
 	f.out = out.ColumnWriters()
@@ -98,7 +98,7 @@ func (f *file) write(w io.Writer, recs []arrow.Record, runs []run) error {
 }
 
 // end ends the block or the row group if it is full.
-func (f *file) end(out *pq.Writer) error {
+func (f *file) end(out *pq.GenericWriter[any]) error {
 	full := f.rows == f.rowGroupRows
 	if f.rows%blockRows == 0 || full {
 		if err := f.flushBlock(); err != nil {
