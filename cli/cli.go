@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -94,7 +95,7 @@ On a cluster each role is a process of its own: gateway, stage NAME, sink NAME.`
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			o.log = newLogger(cmd, o)
+			o.log = newLogger(cmd.ErrOrStderr(), o)
 			return nil
 		},
 	}
@@ -119,16 +120,16 @@ On a cluster each role is a process of its own: gateway, stage NAME, sink NAME.`
 	return root
 }
 
-func newLogger(cmd *cobra.Command, o *options) *slog.Logger {
+func newLogger(out io.Writer, o *options) *slog.Logger {
 	level := slog.LevelInfo
 	if o.verbose {
 		level = slog.LevelDebug
 	}
 	opts := &slog.HandlerOptions{Level: level}
 	if o.jsonLog {
-		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), opts))
+		return slog.New(slog.NewJSONHandler(out, opts))
 	}
-	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), opts))
+	return slog.New(slog.NewTextHandler(out, opts))
 }
 
 func envOr(name, otherwise string) string {

@@ -36,6 +36,14 @@ func (s *screen) say(format string, args ...any) {
 	fmt.Fprintf(s.out, format+"\n", args...)
 }
 
+// Write prints lines that stay: the log's.
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.erase()
+	return s.out.Write(p)
+}
+
 // draw shows the table in place of the last one.
 func (s *screen) draw(table string) {
 	s.mu.Lock()

@@ -54,6 +54,7 @@ type installation struct {
 	dir      string
 	data     string
 	pipeline string
+	kafka    string
 	mqtt     string
 	http     string
 	console  string
@@ -69,13 +70,13 @@ func newInstallation(t *testing.T) *installation {
 	}
 	dir := t.TempDir()
 	i := &installation{t: t, binary: binary, dir: dir, data: filepath.Join(dir, "data"), pipeline: filepath.Join(dir, "pipeline.yaml"),
-		mqtt: freeAddr(t), http: freeAddr(t), console: freeAddr(t), chHTTP: freeAddr(t), chTCP: freeAddr(t)}
+		kafka: freeAddr(t), mqtt: freeAddr(t), http: freeAddr(t), console: freeAddr(t), chHTTP: freeAddr(t), chTCP: freeAddr(t)}
 	plan, err := os.ReadFile("../pipeline.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The product's own plan, but for the one address that has no variable, and faster sinks.
-	text := strings.Replace(string(plan), "kafka:\n", "kafka:\n  listen: "+freeAddr(t)+"\n", 1)
+	text := strings.Replace(string(plan), "kafka:\n", "kafka:\n  listen: "+i.kafka+"\n", 1)
 	text = strings.Replace(text, "      to: ${HEARTHLINE_DATA:-data}/parquet\n", "      to: ${HEARTHLINE_DATA:-data}/parquet\n      flush_wait: 1s\n", 1)
 	i.write(text)
 	return i

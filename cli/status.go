@@ -238,9 +238,13 @@ func known(n int64) string {
 }
 
 func (u *up) line(e entries, r *rates) string {
-	return fmt.Sprintf("%8s  raw %s rows/s  acknowledged %s  ClickHouse %s  Parquet %s (%s files)  dead %s  alerts %s",
-		time.Since(u.started).Round(time.Second), count(int64(r.of(pipelineGateway(u.plan), "raw"))), known(e.acknowledged), known(e.clickhouse),
-		known(e.parquet), known(e.parquetFiles), known(e.dead), known(e.alerts))
+	raw := u.plan.Spec.Gateway.To
+	line := fmt.Sprintf("%8s  %s %s rows/s", time.Since(u.started).Round(time.Second), raw, count(int64(r.of(pipelineGateway(u.plan), raw))))
+	if e.acknowledged >= 0 {
+		line += "  acknowledged " + count(e.acknowledged)
+	}
+	return line + fmt.Sprintf("  ClickHouse %s  Parquet %s (%s files)  dead %s  alerts %s", known(e.clickhouse), known(e.parquet),
+		known(e.parquetFiles), known(e.dead), known(e.alerts))
 }
 
 // table is the live view: numbers, then a line an edge.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -108,6 +109,10 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 func (u *up) main(cmd *cobra.Command) (err error) {
 	ctx, fatal := context.WithCancelCause(cmd.Context())
 	defer fatal(nil)
+	screen := newScreen(cmd.OutOrStdout(), u.plain)
+	if screen.live {
+		u.options.log = newLogger(screen, u.options) // log lines go above the table, not through it
+	}
 	u.services = services{log: u.options.log, fatal: fatal}
 	u.started = time.Now()
 	if err := os.MkdirAll(u.data, 0o755); err != nil {
@@ -127,8 +132,10 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	if u.process, err = newProcess(u.options, plan); err != nil {
 		return err
 	}
-	screen := newScreen(cmd.OutOrStdout(), u.plain)
 	defer func() {
+		for _, n := range u.nodes {
+			n.stop() // each takes a moment to leave its group: all at once
+		}
 		u.endAll()
 		if cause := context.Cause(ctx); cause != nil && cmd.Context().Err() == nil && !errors.Is(cause, context.Canceled) {
 			err = errors.Join(cause, err)
@@ -185,7 +192,7 @@ func (u *up) startServers(ctx context.Context, screen *screen) error {
 		b := embeddedbroker.New()
 		b.Dir, b.Addr, b.Log = filepath.Join(u.data, "kafka"), u.plan.Spec.Kafka.Listen, u.log.With("node", "broker")
 		b.Ready = func(addr string) { brokerReady <- addr }
-		u.start(ctx, "embedded broker", b.Run)
+		u.start(ctx, "embedded broker", withHint(b.Run, "kafka.listen in "+u.pipeline+" is its address"))
 	}
 	engine := usesEmbeddedClickHouse(u.plan)
 	if engine {
@@ -200,14 +207,14 @@ func (u *up) startServers(ctx context.Context, screen *screen) error {
 			default: // a later start: where it answers has not changed
 			}
 		}
-		u.keep(ctx, "embedded ClickHouse", s.Run, answered.Load)
+		u.keep(ctx, "embedded ClickHouse", withHint(s.Run, "--clickhouse-http and --clickhouse-tcp are its addresses"), answered.Load)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, startWait, fmt.Errorf("not ready within %v", startWait))
 	defer cancel()
 	if len(brokers) == 0 {
 		addr, err := await(ctx, brokerReady)
 		if err != nil {
-			return fmt.Errorf("embedded broker: %w", err)
+			return err
 		}
 		brokers = []string{addr}
 	}
@@ -219,12 +226,23 @@ func (u *up) startServers(ctx context.Context, screen *screen) error {
 	if engine {
 		var err error
 		if u.clickhouse, err = await(ctx, engineReady); err != nil {
-			return fmt.Errorf("embedded ClickHouse: %w", err)
+			return err
 		}
 		user = &clickhouseUser{address: u.clickhouse.TCP, user: u.clickhouse.Writer.Name, password: u.clickhouse.Writer.Password}
 	}
 	u.configure(user)
 	return nil
+}
+
+// withHint says what to change where an address is in use.
+func withHint(run func(context.Context) error, hint string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		err := run(ctx)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("%w; %s", err, hint)
+		}
+		return err
+	}
 }
 
 func await[T any](ctx context.Context, ready <-chan T) (T, error) {

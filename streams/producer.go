@@ -170,8 +170,15 @@ func (l *lane) send(ctx context.Context, c *Client, trouble *trouble, request []
 			l.known, stamped = false, false
 			err = fmt.Errorf("the broker does not know this producer any more: %v %s", r.code, r.reason)
 		default:
-			if r.code == kafka.RequestTimedOut || r.code == kafka.NotEnoughReplicasAfterAppend {
+			switch r.code {
+			case kafka.RequestTimedOut, kafka.NotEnoughReplicasAfterAppend:
 				l.doubtful = true
+			case kafka.Unknown, kafka.KafkaStorageError:
+				// Something broke inside the broker (a full disk, say), perhaps after it had noted the sequence and
+				// before it had the batch: sent again under that sequence it would be answered as a repetition, and
+				// be lost. Under a new epoch it is stored; if it had been after all, lineage tells.
+				l.raise()
+				stamped = false
 			}
 			err = answered(r)
 		}
