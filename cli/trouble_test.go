@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -191,8 +192,12 @@ func newSmallDisk(t *testing.T, dir string, megabytes int) *smallDisk {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+strconv.Itoa(megabytes)+"m"); err != nil {
-		t.Fatalf("this test needs a disk of its own, and may not mount one: %v; run it as root", err)
+	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+strconv.Itoa(megabytes)+"m")
+	if errors.Is(err, syscall.EPERM) && os.Getenv("CI") == "" {
+		t.Skipf("NOT TESTED: a full disk needs a disk of its own, and only root may mount one (%v)", err)
+	}
+	if err != nil {
+		t.Fatalf("mount a disk for this test: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
