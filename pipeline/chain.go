@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/array"
 	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
@@ -25,7 +26,8 @@ type chain struct {
 	mem       memory.Allocator
 	tap       TapFunc
 	retry     retryFunc
-	uncount   []func() // end what open began to count
+	opened    []*chained // those to be closed
+	uncount   []func()   // end what open began to count
 }
 
 // chained is one stage of a chain.
@@ -79,6 +81,7 @@ func (c *chain) open(ctx context.Context, states map[string][]byte) error {
 				return fmt.Errorf("open stage %s: %w", l.node.Name, err)
 			}
 		}
+		c.opened = append(c.opened, l)
 		if n, ok := l.stage.(flow.Counting); ok {
 			c.uncount = append(c.uncount, l.meter.count(n))
 		}
@@ -98,7 +101,7 @@ func (c *chain) close() error {
 		end()
 	}
 	var errs []error
-	for _, l := range c.links {
+	for _, l := range c.opened {
 		if o, ok := l.stage.(flow.Closer); ok {
 			errs = append(errs, o.Close())
 		}
@@ -211,6 +214,10 @@ func (c *chain) route(ctx context.Context, m message, l *chained, outputs []flow
 			releaseOutputs(outputs[i:])
 			return fmt.Errorf("stage %s returned an output called %q, which pipeline.yaml maps to no stream", l.node.Name, o.To)
 		}
+		if o.Record == nil {
+			releaseOutputs(outputs[i:])
+			return fmt.Errorf("stage %s returned no record for its output %q", l.node.Name, o.To)
+		}
 		if o.Record.NumRows() == 0 {
 			o.Record.Release()
 			continue
@@ -218,6 +225,9 @@ func (c *chain) route(ctx context.Context, m message, l *chained, outputs []flow
 		edge := l.meter.Out(stream)
 		edge.Rows.Add(o.Record.NumRows())
 		edge.Batches.Add(1)
+		if c.onKafka[stream] || c.tap != nil {
+			makeShareable(o.Record)
+		}
 		if c.onKafka[stream] {
 			o.Record.Retain()
 			*out = append(*out, c.made(m, l, stream, o.Record))
@@ -241,15 +251,17 @@ func (c *chain) setAside(m message, l *chained, rec arrow.Record, err error, out
 		rows = &flow.BadRows{Reasons: []string{err.Error()}}
 	}
 	// An edge inside the unit has no offsets: the place is that of the message it comes from.
-	dead, derr := flow.DeadLetters(c.mem, rec, l.node.Name, m.origin, *rows)
+	letters, derr := deadLetters(c.mem, rec, l.node.Name, m.origin, *rows)
 	if derr != nil {
 		return derr
 	}
-	l.meter.Bad.Add(dead.NumRows())
 	edge := l.meter.Out(l.node.Dead)
-	edge.Rows.Add(dead.NumRows())
-	edge.Batches.Add(1)
-	*out = append(*out, c.made(m, l, l.node.Dead, dead))
+	for _, dead := range letters {
+		l.meter.Bad.Add(dead.NumRows())
+		edge.Rows.Add(dead.NumRows())
+		edge.Batches.Add(1)
+		*out = append(*out, c.made(m, l, l.node.Dead, dead))
+	}
 	return nil
 }
 
@@ -314,9 +326,35 @@ func boundsOf(rec arrow.Record) flow.Bounds {
 	return b
 }
 
+// makeShareable makes a record fit for several goroutines. Arrow finds a dictionary, and the number of nulls of a slice,
+// when first asked, and keeps them in the array. Records that share a column may be published at once, while a
+// stage still remembers it and somebody looks at its rows.
+func makeShareable(rec arrow.Record) {
+	for _, col := range rec.Columns() {
+		makeArrayShareable(col)
+	}
+}
+
+func makeArrayShareable(a arrow.Array) {
+	a.NullN()
+	switch a := a.(type) {
+	case *array.Dictionary:
+		makeArrayShareable(a.Indices())
+		makeArrayShareable(a.Dictionary())
+	case array.ListLike:
+		makeArrayShareable(a.ListValues())
+	case *array.Struct:
+		for i := range a.NumField() {
+			makeArrayShareable(a.Field(i))
+		}
+	}
+}
+
 func releaseOutputs(outputs []flow.Output) {
 	for _, o := range outputs {
-		o.Record.Release()
+		if o.Record != nil {
+			o.Record.Release()
+		}
 	}
 }
 

@@ -30,7 +30,9 @@ type checkpoint struct {
 	Inputs  []inputMark    `json:"in"`
 	Intent  *intent        `json:"intent,omitempty"` // of a sink: the range it is about to write
 	States  []stateSection `json:"states,omitempty"` // what follows in the blob, in this order
-	state   map[string][]byte
+	// Watermark is a task's, which its inputs' do not tell: it only rises, and one that has ended does not hold it.
+	Watermark flow.Micros `json:"wm,omitempty"`
+	state     map[string][]byte
 }
 
 // inputMark is how far one input stream has been taken.

@@ -46,8 +46,14 @@ func (m *marks) take(b *flow.Batch) bool {
 		return false
 	}
 	k.Position = b.Lineage.Position
-	k.Watermark = max(k.Watermark, b.Watermark)
 	k.Ended = b.Run
+	// What a producer says of time it says for everything it makes: a stage with two inputs speaks of both, whichever
+	// of them it made this batch of.
+	for s, other := range m.of {
+		if s.Producer == b.Lineage.Producer {
+			other.Watermark = max(other.Watermark, b.Watermark)
+		}
+	}
 	m.advance()
 	return true
 }

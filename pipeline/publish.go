@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/memory"
 	"github.com/sourcegraph/conc/pool"
 
@@ -26,11 +28,11 @@ func (t *task) publish(ctx context.Context) error {
 			checkpoint = more.checkpoint
 		}
 		if failed == nil {
-			failed = t.publishGroup(ctx, group)
+			failed = panicIsError(func() error { return t.publishGroup(ctx, group) })
 		}
 		release(group)
 		if checkpoint != nil && failed == nil {
-			failed = t.save(ctx, checkpoint)
+			failed = panicIsError(func() error { return t.save(ctx, checkpoint) })
 		}
 		if failed != nil {
 			// Nothing behind a failure may be published or committed: readers would take it for what comes next.
@@ -84,7 +86,7 @@ func (t *task) save(ctx context.Context, c *checkpoint) error {
 }
 
 // deadMessage makes the dead letter of a message that could not be decoded.
-func deadMessage(mem memory.Allocator, node, deadStream string, from flow.Origin, why error) (made, error) {
+func deadMessage(mem memory.Allocator, node, deadStream string, from flow.Origin, why error) made {
 	b := flow.NewDeadBuilder(mem)
 	defer b.Release()
 	b.Message(node, from, why.Error())
@@ -96,5 +98,33 @@ func deadMessage(mem memory.Allocator, node, deadStream string, from flow.Origin
 		Bounds:    flow.Bounds{First: from.Watermark, Last: from.Watermark},
 		Watermark: from.Watermark,
 		Record:    b.Record(),
-	}}, nil
+	}}
+}
+
+// deadRowsMax is how many dead letters travel in one batch. As JSON a row takes up to ten times what it takes in
+// columns; a batch must stay below what the broker takes, or its task could never go on.
+const deadRowsMax = 1024
+
+// deadLetters makes the records of dead letters for the rows of in (borrowed) that node refused.
+func deadLetters(mem memory.Allocator, in arrow.Record, node string, from flow.Origin, bad flow.BadRows) ([]arrow.Record, error) {
+	rows, reasons := bad.Rows, bad.Reasons
+	if rows == nil {
+		rows, reasons = make([]int, in.NumRows()), slices.Repeat(reasons[:1], int(in.NumRows()))
+		for i := range rows {
+			rows[i] = i
+		}
+	}
+	var made []arrow.Record
+	for len(rows) > 0 {
+		n := min(len(rows), deadRowsMax)
+		rec, err := flow.DeadLetters(mem, in, node, from, flow.BadRows{Rows: rows[:n], Reasons: reasons[:n]})
+		if err != nil {
+			for _, rec := range made {
+				rec.Release()
+			}
+			return nil, err
+		}
+		made, rows, reasons = append(made, rec), rows[n:], reasons[n:]
+	}
+	return made, nil
 }

@@ -181,6 +181,16 @@ type generation struct {
 	commit     func(context.Context, []streams.Commit) error
 }
 
+// metadata is that of the last commit, which is the same for all inputs, except one that has been added since.
+func (g *generation) metadata(inputs []string, partition int32) string {
+	for _, stream := range inputs {
+		if m := g.committed[stream][partition].Metadata; m != "" {
+			return m
+		}
+	}
+	return ""
+}
+
 // each runs f for every one of all at once. It says whether all are done.
 func each[T any](ctx context.Context, all []T, f func(context.Context, T) (bool, error)) (bool, error) {
 	p := pool.NewWithResults[bool]().WithContext(ctx).WithCancelOnError()
@@ -216,7 +226,12 @@ func (r *Runner) join(ctx context.Context, node string, inputs []string, run fun
 				group: r.group(node), partitions: sg.Partitions(), committed: committed, ids: ids, commit: sg.Commit,
 			})
 			if errors.Is(err, streams.ErrFenced) {
-				r.Log.Info("partitions were taken over by another member", "node", node)
+				r.Log.Info("partitions were taken over by another member", "node", node, "error", err)
+				return nil
+			}
+			if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+				// The generation ended while its tasks were still making ready. Whoever has the partitions next does that.
+				r.Log.Debug("partitions went before work on them had begun", "node", node, "error", err)
 				return nil
 			}
 			if err != nil {
@@ -246,38 +261,48 @@ func (r *Runner) join(ctx context.Context, node string, inputs []string, run fun
 func (r *Runner) runTask(ctx context.Context, g *generation, unit *Unit, partition int32) (done bool, err error) {
 	t := &task{r: r, unit: unit, partition: partition, told: map[string]flow.Micros{}}
 	t.keeper = r.keeper(g, unit.Name, unit.Inputs[0], partition)
-	saved, err := t.keeper.load(ctx, g.committed[unit.Inputs[0]][partition].Metadata)
+	saved, err := t.keeper.load(ctx, g.metadata(unit.Inputs, partition))
 	if err != nil {
 		return false, err
 	}
 	if err := t.keeper.sweep(ctx); err != nil {
 		return false, err
 	}
+	for _, stream := range unit.Inputs {
+		defer r.Meter.Node(unit.Name).release(stream, partition)
+	}
+	if err := r.prepare(ctx, t, g, saved); err != nil {
+		return false, errors.Join(err, t.close())
+	}
+	return t.run(ctx)
+}
+
+// prepare makes a task ready to go on from a checkpoint, or to begin when there is none. The caller closes it, also
+// after an error.
+func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *checkpoint) error {
+	unit, partition := t.unit, t.partition
 	states := map[string][]byte{}
 	t.fresh = saved == nil
 	if saved != nil {
-		states = saved.state
+		states, t.watermark = saved.state, saved.Watermark
 	}
-	meter := r.Meter.Node(unit.Name)
 	for _, stream := range unit.Inputs {
 		in, err := r.resume(ctx, g, saved, stream, partition)
 		if err != nil {
-			return false, err
+			return err
 		}
 		in.ended = r.Drain.Run != "" && in.marks.ended(r.Drain.Run) >= in.ends
 		t.inputs = append(t.inputs, in)
 		t.merge.inputs = append(t.merge.inputs, &mergeInput{stream: stream, source: r.road.Reader(stream, partition, in.next), ended: in.ended})
-		defer meter.release(stream, partition)
 	}
-	t.watermark = t.inputs[0].marks.watermark
 	t.advance()
 	t.chains = make(chan *chain, chainsFor(unit))
 	for range cap(t.chains) {
 		c := newChain(unit, r.Plan, partition, r.mem(), r.Meter, r.Tap, r.retry)
-		if err := c.open(ctx, states); err != nil {
-			return false, errors.Join(err, t.merge.close())
-		}
 		t.chains <- c
+		if err := c.open(ctx, states); err != nil {
+			return err
+		}
 	}
 	for _, s := range unit.Stages {
 		for _, output := range sortedKeys(s.Outputs) {
@@ -285,9 +310,13 @@ func (r *Runner) runTask(ctx context.Context, g *generation, unit *Unit, partiti
 				t.edges = append(t.edges, e)
 			}
 		}
-		t.deads = append(t.deads, edge{s.Name, s.Dead})
+		if e := (edge{s.Name, s.Dead}); slices.ContainsFunc(r.Plan.Streams[s.Dead].Readers, func(n string) bool { return r.Plan.Node(n) != nil }) {
+			t.edges = append(t.edges, e) // a stage reads them, perhaps beside another stream, and waits for what time they tell
+		} else {
+			t.deads = append(t.deads, e)
+		}
 	}
-	return t.run(ctx)
+	return nil
 }
 
 // runSinkTask keeps one partition of a stream for one generation.
@@ -310,6 +339,9 @@ func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *SinkNode,
 	t.keeper = r.keeper(g, node.Name, stream, partition)
 	saved, err := t.keeper.load(ctx, g.committed[stream][partition].Metadata)
 	if err != nil {
+		return false, err
+	}
+	if err := t.keeper.sweep(ctx); err != nil {
 		return false, err
 	}
 	in, err := r.resume(ctx, g, saved, stream, partition)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -32,8 +33,9 @@ type sinkTask struct {
 	meter     *NodeMeter
 
 	source source
-	next   int64  // first offset that is not yet written
-	marks  *marks // as of next
+	next   int64            // first offset that is not yet written
+	marks  *marks           // as of next
+	held   *streams.Message // read, but of another schema than the range before it: the first of the next one
 }
 
 // batchRange is what has been gathered for one write.
@@ -54,6 +56,11 @@ func (b *batchRange) release() {
 	b.records = nil
 }
 
+// differs says whether rec may not stand in a range with the rows gathered: a sink writes rows of one schema.
+func (b *batchRange) differs(rec arrow.Record) bool {
+	return rec != nil && len(b.records) > 0 && rec.Schema() != b.records[0].Schema() && !rec.Schema().Equal(b.records[0].Schema())
+}
+
 // run works until ctx ends or the stream has ended. What was gathered but not begun to be written when ctx ends
 // is left to whoever comes next.
 func (t *sinkTask) run(ctx context.Context, c *checkpoint) (done bool, err error) {
@@ -61,7 +68,12 @@ func (t *sinkTask) run(ctx context.Context, c *checkpoint) (done bool, err error
 	defer stop()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(windDown, stop) })()
 	t.source = t.open(t.next)
-	defer func() { err = errors.Join(err, t.source.Close()) }()
+	defer func() {
+		if t.held != nil {
+			t.held.Batch.Record.Release()
+		}
+		err = errors.Join(err, t.source.Close())
+	}()
 
 	if c != nil && c.Intent != nil {
 		if err := t.repeat(ctx, work, *c.Intent); err != nil {
@@ -110,12 +122,15 @@ func (t *sinkTask) gather(ctx context.Context, again *intent) (*batchRange, erro
 		if again != nil && b.last >= again.Last {
 			return b, nil
 		}
-		if again == nil && (b.rows >= t.rowsMax || b.bytes >= rangeBytesMax || b.ended) {
+		if again == nil && (b.rows+int64(len(b.broken)) >= t.rowsMax || b.bytes >= rangeBytesMax || b.ended) {
 			return b, nil
 		}
 		msg, err := t.nextBefore(ctx, deadline)
 		var broken *streams.DecodeError
 		switch {
+		case err == nil && again == nil && b.differs(msg.Batch.Record):
+			t.held = &msg
+			return b, nil
 		case err == nil:
 			b.last = msg.Offset
 			t.takeInto(b, msg)
@@ -134,6 +149,10 @@ func (t *sinkTask) gather(ctx context.Context, again *intent) (*batchRange, erro
 }
 
 func (t *sinkTask) nextBefore(ctx context.Context, deadline time.Time) (streams.Message, error) {
+	if msg := t.held; msg != nil {
+		t.held = nil
+		return *msg, nil
+	}
 	if !deadline.IsZero() {
 		wait, cancel := context.WithDeadline(ctx, deadline)
 		defer cancel()
@@ -217,34 +236,60 @@ func (t *sinkTask) store(ctx context.Context, r flow.Range, b *batchRange) error
 // setAside publishes dead letters for a range: messages nobody could read, rows the sink refused. Their lineage is
 // the range's, so that a second writing of the range makes none that count.
 func (t *sinkTask) setAside(ctx context.Context, r flow.Range, b *batchRange, bad error) error {
-	d := flow.NewDeadBuilder(t.r.mem())
-	defer d.Release()
 	from := flow.Origin{Stream: r.Stream, Partition: r.Partition, Offset: r.First, Watermark: b.marks.watermark}
-	for _, broken := range b.broken {
-		at := from
-		at.Offset = broken.Offset
-		d.Message(t.node.Name, at, broken.Err.Error())
+	if err := t.setAsideBroken(ctx, r, from, b.broken); err != nil || bad == nil {
+		return err
 	}
-	if bad != nil {
-		for _, rec := range b.records {
-			if err := d.Rows(rec, t.node.Name, from, flow.BadRows{Reasons: []string{bad.Error()}}); err != nil {
-				return err
-			}
+	k := int32(len(b.broken))
+	for _, rec := range b.records {
+		letters, err := deadLetters(t.r.mem(), rec, t.node.Name, from, flow.BadRows{Reasons: []string{bad.Error()}})
+		if err != nil {
+			return err
+		}
+		if err := t.publishDead(ctx, r, from, &k, letters); err != nil {
+			return err
 		}
 	}
-	rec := d.Record()
-	defer rec.Release()
-	t.meter.Bad.Add(rec.NumRows())
+	return nil
+}
+
+// setAsideBroken publishes the dead letters of messages that nobody could read.
+func (t *sinkTask) setAsideBroken(ctx context.Context, r flow.Range, from flow.Origin, all []*streams.DecodeError) error {
+	d := flow.NewDeadBuilder(t.r.mem())
+	defer d.Release()
+	k := int32(0)
+	for some := range slices.Chunk(all, deadRowsMax) {
+		for _, broken := range some {
+			at := from
+			at.Offset = broken.Offset
+			d.Message(t.node.Name, at, broken.Err.Error())
+		}
+		if err := t.publishDead(ctx, r, from, &k, []arrow.Record{d.Record()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// publishDead publishes dead letters of range r (given away), each as the next of those made of it.
+func (t *sinkTask) publishDead(ctx context.Context, r flow.Range, from flow.Origin, k *int32, letters []arrow.Record) error {
 	edge := t.meter.Out(t.node.Dead)
-	edge.Rows.Add(rec.NumRows())
-	edge.Batches.Add(1)
-	return publishAll(ctx, t.r.road, t.node.Dead, t.partition, []flow.Batch{{
-		Lineage: flow.Lineage{
-			Source:   flow.Source{Producer: t.node.Name, Stream: r.Stream, Partition: r.Partition},
-			Position: flow.Position{Offset: r.Last},
-		},
-		Bounds: boundsOf(rec), Watermark: b.marks.watermark, Record: rec,
-	}})
+	var batches []flow.Batch
+	for _, rec := range letters {
+		defer rec.Release()
+		t.meter.Bad.Add(rec.NumRows())
+		edge.Rows.Add(rec.NumRows())
+		edge.Batches.Add(1)
+		batches = append(batches, flow.Batch{
+			Lineage: flow.Lineage{
+				Source:   flow.Source{Producer: t.node.Name, Stream: r.Stream, Partition: r.Partition},
+				Position: flow.Position{Offset: r.Last, K: *k},
+			},
+			Bounds: boundsOf(rec), Watermark: from.Watermark, Record: rec,
+		})
+		*k++
+	}
+	return publishAll(ctx, t.r.road, t.node.Dead, t.partition, batches)
 }
 
 // tellEnd ends the run for whoever reads this sink's dead letters.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -45,8 +46,8 @@ type task struct {
 	chains    chan *chain // idle ones; one when the unit is stateful
 	keeper    *keeper
 	told      map[string]flow.Micros // stream → watermark last sent on it; used by deliver alone
-	edges     []edge                 // what the unit writes to Kafka beside dead letters
-	deads     []edge
+	edges     []edge                 // what the unit writes to Kafka and heartbeats go to
+	deads     []edge                 // its dead letters that only sinks read
 	watermark flow.Micros
 	fresh     bool // there is no checkpoint yet
 
@@ -103,10 +104,16 @@ func (t *task) run(ctx context.Context) (done bool, err error) {
 	if cause := context.Cause(work); cause != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		err = cause
 	}
-	for range cap(t.chains) {
-		err = errors.Join(err, (<-t.chains).close())
+	return done && err == nil, errors.Join(err, t.close())
+}
+
+// close gives back the inputs and the chains, none of which is in use any more.
+func (t *task) close() error {
+	var errs []error
+	for range len(t.chains) {
+		errs = append(errs, (<-t.chains).close())
 	}
-	return done && err == nil, errors.Join(err, t.merge.close())
+	return errors.Join(append(errs, t.merge.close())...)
 }
 
 // read takes messages until it is told to stop or the inputs have ended, and submits them.
@@ -211,7 +218,10 @@ func (t *task) advance() {
 		}
 	}
 	t.watermark = max(t.watermark, low)
-	t.r.Meter.Node(t.unit.Name).partition(t.inputs[0].stream, t.partition).Watermark.Store(int64(t.watermark))
+	meter := t.r.Meter.Node(t.unit.Name)
+	for _, in := range t.inputs {
+		meter.partition(in.stream, t.partition).Watermark.Store(int64(in.marks.watermark))
+	}
 }
 
 // submit has a message processed. What comes of it is delivered in the order of submission.
@@ -222,15 +232,33 @@ func (t *task) submit(work context.Context, workers *stream.Stream, m message, l
 			defer m.record.Release()
 		}
 		if work.Err() == nil {
-			c := <-t.chains
-			var err error
-			if out, err = c.process(work, m); err != nil {
-				t.fail(err)
-			}
-			t.chains <- c
+			t.withChain(func(c *chain) (err error) {
+				out, err = c.process(work, m)
+				return err
+			})
 		}
 		return func() { t.deliver(work, m, out, last) }
 	})
+}
+
+// withChain calls f with an idle chain; its error ends the task. So does a panic that is not a stage's (see
+// chain.call): a worker that died of it would keep the chain, and everything behind it would wait for ever.
+func (t *task) withChain(f func(*chain) error) {
+	c := <-t.chains
+	defer func() { t.chains <- c }()
+	if err := panicIsError(func() error { return f(c) }); err != nil {
+		t.fail(err)
+	}
+}
+
+// panicIsError calls f and makes an error of a panic.
+func panicIsError(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return f()
 }
 
 // deliver hands what a message came to over to publish. It is called in the order of the messages.
@@ -278,7 +306,7 @@ func (t *task) tell(m message, e edge, kind flow.Kind, k int32) made {
 
 // submitCheckpoint has a checkpoint saved that covers every message submitted so far.
 func (t *task) submitCheckpoint(work context.Context, workers *stream.Stream) {
-	c := &checkpoint{}
+	c := &checkpoint{Watermark: t.watermark}
 	for _, in := range t.inputs {
 		c.Inputs = append(c.Inputs, inputMark{
 			Stream: in.stream, StreamID: in.id, Next: in.next, Watermark: in.marks.watermark, Marks: in.marks.list(),
@@ -286,12 +314,10 @@ func (t *task) submitCheckpoint(work context.Context, workers *stream.Stream) {
 	}
 	workers.Go(func() stream.Callback {
 		if work.Err() == nil && cap(t.chains) == 1 {
-			chain := <-t.chains
-			var err error
-			if c.state, err = chain.snapshot(); err != nil {
-				t.fail(err)
-			}
-			t.chains <- chain
+			t.withChain(func(chain *chain) (err error) {
+				c.state, err = chain.snapshot()
+				return err
+			})
 		}
 		return func() {
 			if work.Err() == nil {
@@ -304,31 +330,19 @@ func (t *task) submitCheckpoint(work context.Context, workers *stream.Stream) {
 // submitBroken sets a message aside that could not be decoded.
 func (t *task) submitBroken(work context.Context, workers *stream.Stream, broken *streams.DecodeError) {
 	t.input(broken.Stream).next = broken.Offset + 1
+	t.r.Meter.Node(t.unit.Name).partition(broken.Stream, t.partition).Offset.Store(broken.Offset + 1)
+	// A message that nobody can read tells no time: its is that of the task when its turn came.
+	from := flow.Origin{Stream: broken.Stream, Partition: t.partition, Offset: broken.Offset, Watermark: t.watermark}
 	head := t.unit.Stages[slices.IndexFunc(t.unit.Stages, func(s *StageNode) bool { return slices.Contains(s.From, broken.Stream) })]
 	workers.Go(func() stream.Callback {
 		return func() {
 			if work.Err() != nil {
 				return
 			}
-			from := flow.Origin{Stream: broken.Stream, Partition: t.partition, Offset: broken.Offset, Watermark: t.watermarkTold()}
-			out, err := deadMessage(t.r.mem(), head.Name, head.Dead, from, broken.Err)
-			if err != nil {
-				t.fail(err)
-				return
-			}
 			t.r.Meter.Node(head.Name).Bad.Add(1)
-			t.deliveries <- delivery{made: []made{out}}
+			t.deliveries <- delivery{made: []made{deadMessage(t.r.mem(), head.Name, head.Dead, from, broken.Err)}}
 		}
 	})
-}
-
-// watermarkTold is the highest watermark delivered so far: the time of a message that tells none.
-func (t *task) watermarkTold() flow.Micros {
-	w := flow.Micros(0)
-	for _, told := range t.told {
-		w = max(w, told)
-	}
-	return w
 }
 
 // chainsFor is how many messages a task works on at once.
