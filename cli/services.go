@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/sourcegraph/conc"
+
+	"hearthline/streams"
 )
 
 // services are the parts of one process, started in the order of their dependence and stopped in the reverse.
@@ -22,6 +25,7 @@ type services struct {
 // service is one part: something whose Run(ctx) blocks.
 type service struct {
 	name string
+	log  *slog.Logger
 	stop context.CancelFunc
 	done chan struct{}
 	err  error // why it ended, valid after done
@@ -31,10 +35,16 @@ type service struct {
 func (s *services) start(ctx context.Context, name string, run func(context.Context) error) *service {
 	// A part outlives the signal that ends the process: it is stopped in its turn.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	v := &service{name: name, stop: cancel, done: make(chan struct{})}
+	v := &service{name: name, log: s.log, stop: cancel, done: make(chan struct{})}
 	s.running = append(s.running, v)
 	s.wait.Go(func() {
 		defer close(v.done)
+		defer func() {
+			if p := recover(); p != nil {
+				v.err = fmt.Errorf("%s panicked: %v\n%s", name, p, debug.Stack())
+				s.fatal(v.err)
+			}
+		}()
 		if err := run(ctx); err != nil && !(ctx.Err() != nil && errors.Is(err, context.Canceled)) {
 			v.err = fmt.Errorf("%s: %w", name, err)
 			s.fatal(v.err)
@@ -88,24 +98,31 @@ func (s *services) supervise(ctx context.Context, name string, restarted func(),
 	})
 }
 
-// finished waits until v has ended by itself, no longer than limit; then it stops it.
-func (v *service) finished(limit time.Duration) bool {
+// finished waits until v has ended by itself, no longer than limit and ctx; then it stops it.
+func (v *service) finished(ctx context.Context, limit time.Duration) bool {
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
 	case <-v.done:
 		return v.err == nil
 	case <-t.C:
-		v.stop()
-		<-v.done
-		return false
+	case <-ctx.Done():
 	}
+	v.end()
+	return false
 }
 
-// end stops v and waits for it.
+// endWait is how long a part may take to end. It is above what any part allows itself (the gateway 30 s, ClickHouse 30 s).
+const endWait = 45 * time.Second
+
+// end stops v and waits for it. A part that does not end is left behind: the process is about to end with it.
 func (v *service) end() {
 	v.stop()
-	<-v.done
+	select {
+	case <-v.done:
+	case <-time.After(endWait):
+		v.log.Error("does not end and is left behind; what it has not done is done at the next start", "what", v.name, "after", endWait)
+	}
 }
 
 // endAll stops what still runs, the last started first.
@@ -113,24 +130,32 @@ func (s *services) endAll() {
 	for i := len(s.running) - 1; i >= 0; i-- {
 		s.running[i].end()
 	}
-	s.wait.Wait()
 }
 
-// retryUntil calls f until it succeeds or ctx ends: what is started together need not be ready together. It says
-// once what it is waiting for.
+// Limits of retryUntil.
+const (
+	readyWait    = 5 * time.Minute  // then the process ends with the error, for whoever runs it to see
+	readyRemind  = 30 * time.Second // between two lines that say what is waited for
+	readyWaitMax = 5 * time.Second  // between two tries
+)
+
+// retryUntil calls f until it succeeds: what is started together need not be ready together.
 func retryUntil[T any](ctx context.Context, log *slog.Logger, what string, f func() (T, error)) (T, error) {
 	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval = 200*time.Millisecond, 5*time.Second
-	said := false
+	pause.InitialInterval, pause.MaxInterval = 200*time.Millisecond, readyWaitMax
+	var said time.Time
 	v, err := backoff.Retry(ctx, func() (T, error) {
 		v, err := f()
-		if err != nil && !said {
-			said = true
+		if err != nil && streams.Permanent(err) {
+			return v, backoff.Permanent(err)
+		}
+		if err != nil && time.Since(said) > readyRemind {
+			said = time.Now()
 			log.Warn("not ready, waiting", "for", what, "error", err)
 		}
 		return v, err
-	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(0))
-	if err == nil && said {
+	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(readyWait))
+	if err == nil && !said.IsZero() {
 		log.Info("ready", "what", what)
 	}
 	return v, err

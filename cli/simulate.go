@@ -74,7 +74,7 @@ func simulate(cmd *cobra.Command, o *options, sim *simulator.Simulator, password
 	s := newScreen(cmd.OutOrStdout(), true)
 	ctx := cmd.Context()
 	done := make(chan struct{})
-	var shown services
+	shown := services{log: o.log, fatal: func(err error) { o.log.Error("progress display", "error", err) }}
 	shown.start(ctx, "progress", func(ctx context.Context) error { return showSimulation(ctx, s, sim, done) })
 	err = sim.Run(ctx)
 	close(done)

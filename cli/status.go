@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -28,7 +29,9 @@ type ledger struct {
 	files  *parquet.Counter
 	acked  func() (int64, error)
 	homes  bool
-	opened bool
+
+	opening sync.Mutex // the display and the console ask at once
+	opened  bool
 }
 
 // entries are the numbers of one moment; -1 is unknown.
@@ -82,11 +85,8 @@ func (l *ledger) read(ctx context.Context) (entries, error) {
 }
 
 func (l *ledger) askEngine(ctx context.Context, e *entries) error {
-	if !l.opened {
-		if err := l.engine.Open(ctx); err != nil {
-			return err
-		}
-		l.opened = true
+	if err := l.open(ctx); err != nil {
+		return err
 	}
 	counts, err := l.engine.RowCounts(ctx)
 	if err != nil {
@@ -94,6 +94,20 @@ func (l *ledger) askEngine(ctx context.Context, e *entries) error {
 	}
 	e.clickhouse, e.dead = int64(counts[l.stream]), int64(counts["dead"])
 	e.scores, e.alerts = int64(counts["scores"]), int64(counts["alerts"])
+	return nil
+}
+
+// open connects to ClickHouse, unless that has been done.
+func (l *ledger) open(ctx context.Context) error {
+	l.opening.Lock()
+	defer l.opening.Unlock()
+	if l.opened {
+		return nil
+	}
+	if err := l.engine.Open(ctx); err != nil {
+		return err
+	}
+	l.opened = true
 	return nil
 }
 
@@ -153,11 +167,14 @@ func (u *up) numbers(ctx context.Context) ([]console.Number, error) {
 }
 
 func (u *up) alerts(ctx context.Context) ([]console.Alert, error) {
-	if u.books.engine == nil || !u.books.opened {
+	if u.books.engine == nil {
 		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
+	if err := u.books.open(ctx); err != nil {
+		return nil, err
+	}
 	res, err := u.books.engine.Query(ctx, 20, `SELECT time, started, home, device, metric, state, severity, score, value, threshold
 		FROM alerts ORDER BY received DESC, time DESC LIMIT 20`)
 	if err != nil {

@@ -107,8 +107,12 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 
 // main starts the parts in the order of their dependence, shows what happens until ctx ends, then drains.
 func (u *up) main(cmd *cobra.Command) (err error) {
-	ctx, fatal := context.WithCancelCause(cmd.Context())
+	// A part that ends with an error ends everything, also while draining; Ctrl-C only ends the watching.
+	life, fatal := context.WithCancelCause(context.WithoutCancel(cmd.Context()))
 	defer fatal(nil)
+	ctx, interrupt := context.WithCancelCause(life)
+	defer interrupt(nil)
+	defer context.AfterFunc(cmd.Context(), func() { interrupt(context.Canceled) })()
 	screen := newScreen(cmd.OutOrStdout(), u.plain)
 	if screen.live {
 		u.options.log = newLogger(screen, u.options) // log lines go above the table, not through it
@@ -137,8 +141,8 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 			n.stop() // each takes a moment to leave its group: all at once
 		}
 		u.endAll()
-		if cause := context.Cause(ctx); cause != nil && cmd.Context().Err() == nil && !errors.Is(cause, context.Canceled) {
-			err = errors.Join(cause, err)
+		if cause := context.Cause(life); cause != nil {
+			err = cause // why a part ended is why everything else did
 		}
 	}()
 	if err := u.startServers(ctx, screen); err != nil {
@@ -162,10 +166,10 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 		defer stop()
 	}
 	u.watch(watching, screen)
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+	if life.Err() != nil {
 		return nil // a part ended with an error, which the deferred function gives
 	}
-	return u.drain(cmd.Context(), screen)
+	return u.drain(life, screen)
 }
 
 // prepareHomes sees to what the plan may refer to before it is read: the registry of the homes' devices.
@@ -353,9 +357,9 @@ func (u *up) drain(ctx context.Context, screen *screen) error {
 	}
 	deadline := time.Now().Add(drainWait)
 	for i := len(u.nodes) - 1; i >= 0; i-- { // upstream first: units, then sinks
-		if !u.nodes[i].finished(time.Until(deadline)) {
+		if !u.nodes[i].finished(ctx, time.Until(deadline)) {
 			return fmt.Errorf("%s had not finished after %v; what it has not done is done at the next start (hearthline up)", u.nodes[i].name, drainWait)
 		}
 	}
-	return u.compare(context.WithoutCancel(ctx), screen)
+	return u.compare(ctx, screen)
 }

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"math"
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -16,8 +17,18 @@ func MicrosOf(t time.Time) Micros { return Micros(t.UnixMicro()) }
 // Time gives m as a time in UTC.
 func (m Micros) Time() time.Time { return time.UnixMicro(int64(m)).UTC() }
 
-// Sub gives the time from o to m.
-func (m Micros) Sub(o Micros) time.Duration { return time.Duration(m-o) * time.Microsecond }
+// Sub gives the time from o to m, the longest there is (292 years) where it is longer.
+func (m Micros) Sub(o Micros) time.Duration {
+	const most = Micros(math.MaxInt64 / int64(time.Microsecond))
+	switch d := m - o; {
+	case m > o && (d < 0 || d > most):
+		return math.MaxInt64
+	case m < o && (d > 0 || d < -most):
+		return math.MinInt64
+	default:
+		return time.Duration(d) * time.Microsecond
+	}
+}
 
 // Add gives the instant d after m.
 func (m Micros) Add(d time.Duration) Micros { return m + Micros(d/time.Microsecond) }

@@ -225,13 +225,10 @@ func (c *chain) route(ctx context.Context, m message, l *chained, outputs []flow
 		edge := l.meter.Out(stream)
 		edge.Rows.Add(o.Record.NumRows())
 		edge.Batches.Add(1)
-		if c.onKafka[stream] || c.tap != nil {
-			makeShareable(o.Record)
-		}
 		if c.onKafka[stream] {
-			o.Record.Retain()
-			*out = append(*out, c.made(m, l, stream, o.Record))
+			c.publishable(m, l, stream, o.Record, out)
 		} else if c.tap != nil {
+			makeShareable(o.Record)
 			c.tap(stream, c.partition, o.Record)
 		}
 		err := c.give(ctx, m, stream, o.Record, out)
@@ -242,6 +239,19 @@ func (c *chain) route(ctx context.Context, m message, l *chained, outputs []flow
 		}
 	}
 	return nil
+}
+
+// outputRowsMax cuts what a stage gives into batches that fit a Kafka message. It is a number of rows, not the broker's
+// answer: cut again after a crash, the same rows must have the same positions.
+const outputRowsMax = 16_384
+
+// publishable adds rec (borrowed) to what will be published, in pieces if it is large.
+func (c *chain) publishable(m message, l *chained, stream string, rec arrow.Record, out *[]made) {
+	for at := int64(0); at < rec.NumRows(); at += outputRowsMax {
+		piece := rec.NewSlice(at, min(at+outputRowsMax, rec.NumRows()))
+		makeShareable(piece)
+		*out = append(*out, c.made(m, l, stream, piece))
+	}
 }
 
 // setAside puts the rows that a stage refused into its dead letters.

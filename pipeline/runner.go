@@ -191,6 +191,11 @@ func (g *generation) metadata(inputs []string, partition int32) string {
 	return ""
 }
 
+// set says whether an offset is committed for some input: by a task, or by somebody who set it by hand.
+func (g *generation) set(inputs []string, partition int32) bool {
+	return slices.ContainsFunc(inputs, func(stream string) bool { _, ok := g.committed[stream][partition]; return ok })
+}
+
 // each runs f for every one of all at once. It says whether all are done.
 func each[T any](ctx context.Context, all []T, f func(context.Context, T) (bool, error)) (bool, error) {
 	p := pool.NewWithResults[bool]().WithContext(ctx).WithCancelOnError()
@@ -296,6 +301,9 @@ func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *che
 		t.merge.inputs = append(t.merge.inputs, &mergeInput{stream: stream, source: r.road.Reader(stream, partition, in.next), ended: in.ended})
 	}
 	t.advance()
+	if err := r.foreign(ctx, t, g); err != nil {
+		return err
+	}
 	t.chains = make(chan *chain, chainsFor(unit))
 	for range cap(t.chains) {
 		c := newChain(unit, r.Plan, partition, r.mem(), r.Meter, r.Tap, r.retry)
@@ -314,6 +322,33 @@ func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *che
 			t.edges = append(t.edges, e) // a stage reads them, perhaps beside another stream, and waits for what time they tell
 		} else {
 			t.deads = append(t.deads, e)
+		}
+	}
+	return nil
+}
+
+// foreign refuses to begin a unit anew whose streams hold batches already. It has run before under another name (its
+// stages stood together with others), or Kafka has forgotten its group. What it would make now has positions
+// that readers do not know, and would count a second time.
+func (r *Runner) foreign(ctx context.Context, t *task, g *generation) error {
+	if !t.fresh || g.set(t.unit.Inputs, t.partition) {
+		return nil
+	}
+	for _, s := range t.unit.Stages {
+		for _, output := range sortedKeys(s.Outputs) {
+			stream := s.Outputs[output]
+			if !r.Plan.Streams[stream].OnKafka() {
+				continue
+			}
+			first, next, err := r.road.Bounds(ctx, stream, t.partition)
+			if err != nil {
+				return err
+			}
+			if next > 0 {
+				return fmt.Errorf("stream %s holds batches (offsets %d to %d of partition %d), but consumer group %s, which runs %s, has no checkpoint: "+
+					"the stages stood together otherwise before, or the group was deleted; beginning anew would count everything twice. "+
+					"Set the offsets of the group to where it shall go on, or give its outputs new streams", stream, first, next, t.partition, g.group, t.unit.Name)
+			}
 		}
 	}
 	return nil
@@ -394,8 +429,10 @@ func (r *Runner) retry(ctx context.Context, meter *NodeMeter, what string, f fun
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 10*time.Second
 	logged := false
+	var last error
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := f()
+		last = err
 		if err == nil || errors.Is(err, flow.ErrBad) {
 			return struct{}{}, wrapPermanent(err)
 		}
@@ -408,6 +445,9 @@ func (r *Runner) retry(ctx context.Context, meter *NodeMeter, what string, f fun
 	}, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(cmp.Or(r.patience, patienceMax)))
 	if err == nil && logged {
 		r.Log.Info("works again", "node", meter.Name, "what", what)
+	}
+	if err != nil && last != nil && !errors.Is(err, last) {
+		return fmt.Errorf("%s: %w (%w)", what, last, err) // the context ended it: what had been failing is what matters
 	}
 	return err
 }

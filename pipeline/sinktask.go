@@ -8,13 +8,15 @@ import (
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/util"
 
 	"hearthline/flow"
 	"hearthline/streams"
 )
 
-// rangeBytesMax bounds what a sink's task gathers, whatever its rows limit: as read from Kafka, decompressed.
-const rangeBytesMax = 64 << 20
+// rangeBytesMax bounds what a sink's task gathers, whatever its rows limit: in memory, so about three of
+// them (one being gathered, one being written, one being encoded) a partition and stream.
+const rangeBytesMax = 32 << 20
 
 // sinkTask keeps one partition of one stream in a sink. It gathers a range, commits that it is about to write it
 // (the intent), writes it, and commits that it has. After a crash the same range is cut again from the same
@@ -180,7 +182,7 @@ func (t *sinkTask) takeInto(b *batchRange, msg streams.Message) {
 		}
 		b.records = append(b.records, rec)
 		b.rows += rec.NumRows()
-		b.bytes += msg.Bytes
+		b.bytes += int(util.TotalRecordSize(rec))
 		edge := t.meter.In(t.stream)
 		edge.Rows.Add(rec.NumRows())
 		edge.Batches.Add(1)

@@ -126,9 +126,10 @@ func (t *task) read(ctx, work context.Context, workers *stream.Stream) (done boo
 	if t.allEnded() {
 		return true, nil
 	}
-	if t.fresh && cap(t.chains) == 1 {
+	if t.fresh {
 		// What a stage found when it was opened (a registry, a model) is part of its state: it must be on record
-		// before anything is made with it, or a replay might be made with something else.
+		// before anything is made with it, or a replay might be made with something else. And whoever finds
+		// batches of a unit that has no checkpoint knows that they are not this unit's (see Runner.foreign).
 		t.submitCheckpoint(work, workers)
 	}
 	dirty, due := false, time.Now().Add(t.r.Plan.Spec.Checkpoint)

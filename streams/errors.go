@@ -83,6 +83,12 @@ type final struct{ error }
 
 func (f final) Unwrap() error { return f.error }
 
+// Permanent says whether trying again will not mend err: a stream with another number of partitions, say.
+func Permanent(err error) bool {
+	var f final
+	return errors.As(err, &f)
+}
+
 // mends says whether trying again may help after err: the connection was lost, or the broker said so.
 func mends(ctx context.Context, err error) bool {
 	if ctx.Err() != nil {
