@@ -57,7 +57,7 @@ func (s *screen) draw(table string) {
 	lines := strings.Split(strings.TrimRight(table, "\n"), "\n")
 	for _, l := range lines {
 		if r := []rune(l); len(r) >= s.width {
-			l = string(r[:s.width-1])
+			l = string(r[:max(0, s.width-2)]) + "…"
 		}
 		fmt.Fprintln(s.out, l)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -46,7 +47,10 @@ func (s *services) start(ctx context.Context, name string, run func(context.Cont
 			}
 		}()
 		if err := run(ctx); err != nil && !(ctx.Err() != nil && errors.Is(err, context.Canceled)) {
-			v.err = fmt.Errorf("%s: %w", name, err)
+			v.err = err
+			if !strings.HasPrefix(err.Error(), name) {
+				v.err = fmt.Errorf("%s: %w", name, err)
+			}
 			s.fatal(v.err)
 		}
 	})

@@ -36,6 +36,9 @@ Exit code 0: everything sent was acknowledged. 1: not; the next run sends the re
 			if err := sim.Faults.UnmarshalText([]byte(faults)); err != nil {
 				return usageError{fmt.Errorf("--faults: %w", err)}
 			}
+			if err := sim.Validate(); err != nil {
+				return usageError{err}
+			}
 			return simulate(cmd, o, sim, credentials)
 		},
 	}

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -51,7 +52,10 @@ that runs them.`,
 				return usagef("no stream %q in %s; it has %s", args[0], o.pipeline, strings.Join(sortedStreams(plan), ", "))
 			}
 			t := &tap{out: cmd.OutOrStdout(), json: format == "json", left: rows, fields: st.Schema.Fields()}
-			if rows <= 0 {
+			if rows < 0 {
+				return usagef("--rows is %d; want 0 (until Ctrl-C) or more", rows)
+			}
+			if rows == 0 {
 				t.left = -1
 			}
 			if at == "" {
@@ -60,7 +64,9 @@ that runs them.`,
 			if st.OnKafka() {
 				err = t.kafka(cmd.Context(), o, plan, args[0])
 			} else {
-				err = t.console(cmd.Context(), at, st.Unit, args[0], rows)
+				for err == nil && cmd.Context().Err() == nil {
+					err = t.console(cmd.Context(), at, st.Unit, args[0], rows)
+				}
 			}
 			if cmd.Context().Err() != nil || errors.Is(err, errEnough) {
 				return nil
@@ -108,9 +114,15 @@ func (t *tap) kafka(ctx context.Context, o *options, plan *pipeline.Plan, stream
 	return errors.Join(err, context.Cause(ctx))
 }
 
+// consoleRowsMax is how many rows a console gives to one who asks; who wants more asks again.
+const consoleRowsMax = 100_000
+
 // console watches an edge inside a process through that process's console.
 func (t *tap) console(ctx context.Context, addr, unit, stream string, rows int) error {
-	u := url.URL{Scheme: "http", Host: addr, Path: "/api/tap", RawQuery: url.Values{"stream": {stream}, "rows": {fmt.Sprint(max(rows, 0))}}.Encode()}
+	if rows <= 0 || rows > consoleRowsMax {
+		rows = consoleRowsMax
+	}
+	u := url.URL{Scheme: "http", Host: addr, Path: "/api/tap", RawQuery: url.Values{"stream": {stream}, "rows": {strconv.Itoa(rows)}}.Encode()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return err

@@ -56,6 +56,7 @@ type up struct {
 
 func newUp(o *options) *cobra.Command {
 	u := &up{sim: simulator.New()}
+	u.sim.Speed = 2000 // the room's four days in three minutes
 	faults := "few"
 	noSim := false
 	cmd := &cobra.Command{
@@ -81,6 +82,9 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 			}
 			if noSim {
 				u.sim.Homes, u.sim.Recorded = 0, false
+			}
+			if err := u.sim.Validate(); err != nil {
+				return usageError{err}
 			}
 			if u.gateways != 1 {
 				return usagef("--gateways %d: one process runs one gateway so far", u.gateways)
@@ -211,7 +215,7 @@ func (u *up) startServers(ctx context.Context, screen *screen) error {
 			default: // a later start: where it answers has not changed
 			}
 		}
-		u.keep(ctx, "embedded ClickHouse", withHint(s.Run, "--clickhouse-http and --clickhouse-tcp are its addresses"), answered.Load)
+		u.keep(ctx, "clickhouse", withHint(s.Run, "--clickhouse-http and --clickhouse-tcp are its addresses"), answered.Load)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, startWait, fmt.Errorf("not ready within %v", startWait))
 	defer cancel()

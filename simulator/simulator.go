@@ -74,7 +74,13 @@ func New() *Simulator {
 var ErrUnacknowledged = errors.New("readings were sent that the gateway has not acknowledged")
 
 // check says what is wrong with the settings.
-func (s *Simulator) check() error {
+func (s *Simulator) check() error { return s.checked(true) }
+
+// Validate says what is wrong with the settings, but for what only Run needs: where the gateway is, the journal, the
+// credentials, something to play.
+func (s *Simulator) Validate() error { return s.checked(false) }
+
+func (s *Simulator) checked(running bool) error {
 	var errs []error
 	need := func(ok bool, format string, args ...any) {
 		if !ok {
@@ -82,11 +88,11 @@ func (s *Simulator) check() error {
 		}
 	}
 	_, _, err := net.SplitHostPort(s.Gateway)
-	need(err == nil, "gateway is %q; want host:port of MQTT over TLS, such as localhost:8883", s.Gateway)
-	need(s.JournalDir != "", "journal_dir is empty; name a folder to remember progress in")
-	need(s.Credentials != nil, "no credentials: set Credentials")
+	need(!running || err == nil, "gateway is %q; want host:port of MQTT over TLS, such as localhost:8883", s.Gateway)
+	need(!running || s.JournalDir != "", "journal_dir is empty; name a folder to remember progress in")
+	need(!running || s.Credentials != nil, "no credentials: set Credentials")
 	need(s.Homes >= 0 && s.Homes <= 1_000_000, "homes is %d; want 0 to 1000000", s.Homes)
-	need(s.Homes > 0 || s.Recorded, "homes is 0 and recorded is off: there is nothing to play")
+	need(!running || s.Homes > 0 || s.Recorded, "homes is 0 and recorded is off: there is nothing to play")
 	need(s.Interval >= time.Millisecond, "interval is %v; want 1ms or more", s.Interval)
 	need(s.History >= 0 && s.Backlog >= 0 && s.Duration >= 0, "history, backlog and duration must not be negative")
 	need(s.Speed >= 0 && s.Speed < 1e9, "speed is %v; want 0 (as fast as acknowledged) or a factor such as 600", s.Speed)

@@ -27,7 +27,7 @@ func (s *Sink) Write(ctx context.Context, r flow.Range, recs []arrow.Record) err
 	}
 	var refused, total int64
 	var bad error
-	b := batch{single: s.Single, id: func(first int64) string { return messageID(r, first) }}
+	b := batch{stream: r.Stream, single: s.Single, id: func(first int64) string { return messageID(r, first) }}
 	send := func() error {
 		total += b.rows
 		err := s.deliver(ctx, &b)
@@ -72,7 +72,7 @@ func (s *Sink) deliver(ctx context.Context, b *batch) error {
 	body := b.body()
 	if s.Log {
 		for _, row := range b.each() {
-			s.Logger.LogAttrs(ctx, logLevel, "row", rowAttr(row))
+			s.Logger.LogAttrs(ctx, logLevel, b.stream, rowAttrs(row)...)
 		}
 	}
 	if s.URL != "" {

@@ -14,11 +14,33 @@ import (
 
 const logLevel = slog.LevelInfo
 
-// rowAttr shows a row, which is a JSON object, as it is posted.
-func rowAttr(row []byte) slog.Attr { return slog.String("row", string(row)) }
+// rowAttrs shows a row, which is a JSON object, in the log.
+//
+// The columns become attributes of the line, as they stand in the row, but for nulls.
+func rowAttrs(row []byte) []slog.Attr {
+	var attrs []slog.Attr
+	d := json.NewDecoder(bytes.NewReader(row))
+	d.UseNumber()
+	_, _ = d.Token() // {
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			break
+		}
+		var v any
+		if err := d.Decode(&v); err != nil {
+			break
+		}
+		if v != nil {
+			attrs = append(attrs, slog.Any(name.(string), v))
+		}
+	}
+	return attrs
+}
 
 // batch gathers the rows of one request.
 type batch struct {
+	stream string
 	single bool
 	id     func(first int64) string // of the request whose first row is row first of the range
 	first  int64

@@ -174,6 +174,7 @@ var usersXML = xmlTemplate(usersFile, `<clickhouse>
       </grants>
     </writer>
     <dashboard>
+      <default_database>{{x .Database}}</default_database>
       <password_sha256_hex>{{.Dashboard}}</password_sha256_hex>
       <networks><ip>::/0</ip></networks>
       <profile>reader</profile><quota>default</quota>
