@@ -110,10 +110,10 @@ On a cluster each role is a process of its own: gateway, stage NAME, sink NAME.`
 	for _, c := range root.Commands() {
 		if args := c.Args; args != nil {
 			c.Args = func(cmd *cobra.Command, a []string) error {
-				if err := args(cmd, a); err != nil {
-					return usageError{err}
+				if args(cmd, a) == nil {
+					return nil
 				}
-				return nil
+				return usagef("%s has %d arguments; it is used so: %s", cmd.CommandPath(), len(a), cmd.UseLine())
 			}
 		}
 	}

@@ -75,6 +75,7 @@ func (p *process) configure(ch *clickhouseUser) {
 				c.Logger = p.log.With("node", s.Name)
 				if ch != nil && c.Address == clickhouse.AddressEmbedded {
 					c.Address, c.User, c.Password = ch.address, ch.user, ch.password
+					c.PasswordEnv, c.PasswordFile = "", "" // those are for the server of the settings, which this is not
 				}
 			}
 			if w, ok := sink.(*webhook.Sink); ok {

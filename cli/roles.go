@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hearthline/console"
+	"hearthline/ingest"
 	"hearthline/pipeline"
 )
 
@@ -41,15 +42,12 @@ func newGateway(o *options) *cobra.Command {
 		Long:  "Runs one gateway of the pipeline. Run as many as there are connections to carry.\n" + roleNote,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return r.run(cmd, func(ctx context.Context, p *process, ready *readiness) error {
+			return r.run(cmd, hasIdentity, func(ctx context.Context, p *process, ready *readiness) error {
 				instance, err := os.Hostname()
 				if err != nil {
 					return fmt.Errorf("name of this gateway: %w", err)
 				}
 				g := p.gateway(envOr("HEARTHLINE_INSTANCE", instance))
-				if g.Certificate == "" || g.Key == "" || g.Credentials == "" {
-					return usagef("%s: gateway.settings needs certificate, key and credentials; only `up` makes its own", p.plan.Spec.File)
-				}
 				ready.set(g.Health, g.Readiness)
 				p.registry.MustRegister(gatewayCollector{g.Stats})
 				return g.Run(ctx)
@@ -69,10 +67,13 @@ takes, up to the number of partitions: they share the partitions among them.
 		Example: "  hearthline stage features\n  hearthline stage normalize     # runs the group normalize+dedupe+enrich",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return r.run(cmd, func(ctx context.Context, p *process, ready *readiness) error {
-				if p.plan.Node(args[0]) == nil {
-					return usagef("no stage %q in %s; it has %s", args[0], p.plan.Spec.File, stageNames(p.plan))
+			known := func(plan *pipeline.Plan) error {
+				if plan.Node(args[0]) == nil {
+					return usagef("no stage %q in %s; it has %s", args[0], plan.Spec.File, stageNames(plan))
 				}
+				return nil
+			}
+			return r.run(cmd, known, func(ctx context.Context, p *process, ready *readiness) error {
 				ready.set(alive, alive)
 				return p.runner(pipeline.Drain{}, nil).Unit(ctx, args[0])
 			})
@@ -89,10 +90,13 @@ func newSink(o *options) *cobra.Command {
 		Example: "  hearthline sink clickhouse",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return r.run(cmd, func(ctx context.Context, p *process, ready *readiness) error {
-				if !hasSink(p.plan, args[0]) {
-					return usagef("no sink %q in %s; it has %s", args[0], p.plan.Spec.File, sinkNames(p.plan))
+			known := func(plan *pipeline.Plan) error {
+				if !hasSink(plan, args[0]) {
+					return usagef("no sink %q in %s; it has %s", args[0], plan.Spec.File, sinkNames(plan))
 				}
+				return nil
+			}
+			return r.run(cmd, known, func(ctx context.Context, p *process, ready *readiness) error {
 				ready.set(alive, alive)
 				return p.runner(pipeline.Drain{}, nil).Sink(ctx, args[0])
 			})
@@ -100,15 +104,27 @@ func newSink(o *options) *cobra.Command {
 	})
 }
 
+// hasIdentity checks what a gateway needs of its own.
+func hasIdentity(plan *pipeline.Plan) error {
+	if g := plan.Gateway.(*ingest.Gateway); g.Certificate == "" || g.Key == "" || g.Credentials == "" {
+		return usagef("%s: gateway.settings needs certificate, key and credentials; only `up` makes its own", plan.Spec.File)
+	}
+	return nil
+}
+
 func alive() error { return nil }
 
-// run does what every role does: the plan, the operations endpoints, Kafka; then work until told to stop.
-func (r *role) run(cmd *cobra.Command, work func(context.Context, *process, *readiness) error) (err error) {
+// run does what every role does: the plan, checked for what the role needs of it, the operations endpoints, Kafka; then
+// work until told to stop.
+func (r *role) run(cmd *cobra.Command, check func(*pipeline.Plan) error, work func(context.Context, *process, *readiness) error) (err error) {
 	if err := os.Setenv("HEARTHLINE_DATA", r.data); err != nil {
 		return err
 	}
 	plan, err := load(cmd.Context(), cmd, r.options, newCatalog())
 	if err != nil {
+		return err
+	}
+	if err := check(plan); err != nil {
 		return err
 	}
 	p, err := newProcess(r.options, plan)

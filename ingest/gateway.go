@@ -281,12 +281,25 @@ func (g *Gateway) check() error {
 	if g.Publisher == nil || g.Partitions < 1 {
 		return errors.New("no publisher, or no partitions")
 	}
-	if g.MQTT == "" && g.HTTP == "" {
-		return errors.New("neither mqtt nor http has an address to listen on")
-	}
 	for _, f := range []struct{ name, value string }{{"certificate", g.Certificate}, {"key", g.Key}, {"credentials", g.Credentials}, {"to", g.To}} {
 		if f.value == "" {
 			return fmt.Errorf("%s is not set", f.name)
+		}
+	}
+	return g.Validate()
+}
+
+// Validate says what is wrong with the settings by themselves; whether files and addresses are there, Run says.
+func (g *Gateway) Validate() error {
+	if g.MQTT == "" && g.HTTP == "" {
+		return errors.New("neither mqtt nor http has an address to listen on")
+	}
+	for _, a := range []struct{ name, value string }{{"mqtt", g.MQTT}, {"http", g.HTTP}} {
+		if a.value == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(a.value); err != nil {
+			return fmt.Errorf("%s is %q; want host:port, such as 127.0.0.1:8883", a.name, a.value)
 		}
 	}
 	for _, n := range []struct {

@@ -61,7 +61,7 @@ type Sink struct {
 	// Connections is how many inserts may run at once; more wait for their turn.
 	Connections int `yaml:"connections"`
 
-	// Password is the password itself, for callers that made it, and comes before the other two; no setting, since plans are no place for secrets.
+	// Password is the password itself, for callers that made it; no setting, since plans are no place for secrets.
 	Password string `yaml:"-"`
 	// Logger hears of a server that is gone or back, and of tables made or changed.
 	Logger *slog.Logger `yaml:"-"`
@@ -216,8 +216,6 @@ func (s *Sink) checkSettings() error {
 // password reads the secret from where the settings say it is.
 func (s *Sink) password() (string, error) {
 	switch {
-	case s.Password != "":
-		return s.Password, nil
 	case s.PasswordEnv != "":
 		v, ok := os.LookupEnv(s.PasswordEnv)
 		if !ok {

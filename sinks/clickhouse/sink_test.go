@@ -358,6 +358,13 @@ func TestServerThatComesLateAndGoes(t *testing.T) {
 }
 
 func TestOpenRefusesWhatWaitingDoesNotMend(t *testing.T) {
+	// The dashboard user begins in the server's own database: without it, it cannot even log in.
+	own := newSink(t)
+	own.Database = engine.ends.Database
+	if err := own.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
 	for name, c := range map[string]struct {
 		change func(*Sink)
 		says   string
