@@ -20,10 +20,10 @@ import (
 
 // Exit codes. They are part of the interface: scripts and Kubernetes act on them.
 const (
-	exitOK       = 0
-	exitFailed   = 1   // something in the world failed; a supervisor may start it again
-	exitUsage    = 2   // the command line or pipeline.yaml is wrong; starting it again will not help
-	exitImpolite = 130 // a second Ctrl-C ended it before it had drained
+	exitOK     = 0
+	exitFailed = 1 // something in the world failed; a supervisor may start it again
+	exitUsage  = 2 // the command line or pipeline.yaml is wrong; starting it again will not help
+	// A second Ctrl-C has its default effect: the shell reports 130.
 )
 
 // version is set by the build.

@@ -306,7 +306,11 @@ func (u *up) compare(ctx context.Context, s *screen) error {
 		// Rows may also come from others than the homes; but fewer, or not the same in both, is never right.
 		whole := err == nil && (e.clickhouse < 0 || e.parquet < 0 || e.clickhouse == e.parquet) && max(e.clickhouse, e.parquet) >= e.acknowledged
 		if !whole && time.Now().Before(deadline) {
-			time.Sleep(200 * time.Millisecond)
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-time.After(200 * time.Millisecond):
+			}
 			continue
 		}
 		s.say("drained.  rows acknowledged %s   in ClickHouse %s   in Parquet %s (%s files)   dead letters %s   alerts %s",

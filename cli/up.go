@@ -33,7 +33,6 @@ type up struct {
 	*process
 	services
 	sim        *simulator.Simulator
-	gateways   int
 	duration   time.Duration
 	plain      bool
 	clickhouse embedded.Endpoints
@@ -86,9 +85,6 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 			if err := u.sim.Validate(); err != nil {
 				return usageError{err}
 			}
-			if u.gateways != 1 {
-				return usagef("--gateways %d: one process runs one gateway so far", u.gateways)
-			}
 			u.process = &process{options: o}
 			return u.main(cmd)
 		},
@@ -101,7 +97,6 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 	f.Float64Var(&u.sim.Speed, "speed", u.sim.Speed, "how many times faster than recorded the room is played; 0 = as fast as acknowledged")
 	f.StringVar(&faults, "faults", faults, "what goes wrong: none, few, all, or a list such as few,nan=0.01")
 	f.BoolVar(&noSim, "no-homes", false, "no simulated homes and no recorded room: only your own devices")
-	f.IntVar(&u.gateways, "gateways", 1, "gateways")
 	f.DurationVar(&u.duration, "duration", 0, "drain and exit after this time; 0 = run until Ctrl-C")
 	f.BoolVar(&u.plain, "plain", false, "a line every few seconds instead of a live table")
 	f.StringVar(&u.chHTTP, "clickhouse-http", "127.0.0.1:8123", "address of the embedded ClickHouse's HTTP port")
@@ -267,7 +262,7 @@ func await[T any](ctx context.Context, ready <-chan T) (T, error) {
 func (u *up) startNodes(ctx context.Context) error {
 	u.run = strconv.FormatInt(u.started.UnixMicro(), 36)
 	u.taps = &console.Taps{}
-	r := u.runner(pipeline.Drain{Run: u.run, Gateways: u.gateways}, u.taps.Offer)
+	r := u.runner(pipeline.Drain{Run: u.run, Gateways: 1}, u.taps.Offer)
 	node := func(name string, run func(context.Context, string) error) {
 		restarted := func() { u.meter.Node(name).Restarts.Add(1) }
 		u.nodes = append(u.nodes, u.supervise(ctx, name, restarted, func(ctx context.Context) error { return run(ctx, name) }))
