@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"hearthline/cli/clitest"
 	"hearthline/sinks/parquet"
 )
 
@@ -16,16 +17,16 @@ const kills = 10
 // to a device is in ClickHouse and in Parquet, once by (home, device, metric, sequence), and what is derived from
 // the rows is there once too.
 func TestKilledTenTimesEveryAcknowledgedRowIsStoredOnce(t *testing.T) {
-	i := newInstallation(t)
+	i := clitest.New(t)
 	seed := uint64(time.Now().UnixNano())
 	dice := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
 	// Enough work that it is under way at every kill: a pipeline's life here is a few seconds.
-	homes := i.homes(20, 2400, 4000)
+	homes := i.Homes(20, 2400, 4000)
 	homes.Rounds, homes.History = 2400, 0
 	homes.Interval = 50 * time.Millisecond
-	up := i.up("--no-homes")
-	ended := play(t.Context(), homes)
+	up := i.Up("--no-homes")
+	ended := clitest.Play(t.Context(), homes)
 	before := int64(0)
 	for kill := range kills {
 		// In mid-flow: rows have been acknowledged in this life, and more are outstanding.
@@ -37,9 +38,9 @@ func TestKilledTenTimesEveryAcknowledgedRowIsStoredOnce(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		time.Sleep(time.Duration(dice.IntN(3000)) * time.Millisecond)
-		up.kill()
+		up.Kill()
 		before = homes.Stats().Acknowledged
-		up = i.up("--no-homes")
+		up = i.Up("--no-homes")
 	}
 	select {
 	case err := <-ended:
@@ -49,7 +50,7 @@ func TestKilledTenTimesEveryAcknowledgedRowIsStoredOnce(t *testing.T) {
 	case <-time.After(5 * time.Minute):
 		t.Fatalf("seed %d: the homes' work is not acknowledged: %+v", seed, homes.Stats())
 	}
-	up.stop()
+	up.Stop()
 	want, err := homes.ExpectedRows()
 	if err != nil {
 		t.Fatal(err)
@@ -60,11 +61,11 @@ func TestKilledTenTimesEveryAcknowledgedRowIsStoredOnce(t *testing.T) {
 		t.Errorf("seed %d: %d reconnects in %d kills: the homes were not in mid-flow", seed, stats.Reconnects, kills)
 	}
 
-	files, err := parquet.Count(t.Context(), i.parquetStore(), "readings")
+	files, err := parquet.Count(t.Context(), i.ParquetStore(), "readings")
 	if err != nil || files.Rows != want {
 		t.Errorf("seed %d: %d rows in Parquet, %d acknowledged; %v", seed, files.Rows, want, err)
 	}
-	up = i.up("--no-homes")
+	up = i.Up("--no-homes")
 	for _, check := range []struct{ what, sql, want string }{
 		{"rows in ClickHouse", "SELECT count() FROM readings", strconv.FormatInt(want, 10)},
 		{"distinct rows", "SELECT uniqExact(home, device, metric, seq) FROM readings", strconv.FormatInt(want, 10)},
@@ -74,28 +75,28 @@ func TestKilledTenTimesEveryAcknowledgedRowIsStoredOnce(t *testing.T) {
 		{"alerts", "SELECT count() - uniqExact(id, state, severity) FROM alerts", "0"},
 		{"dead letters", "SELECT count() FROM dead", "0"},
 	} {
-		if got := i.query(check.sql)[0]; got != check.want {
+		if got := i.Query(check.sql)[0]; got != check.want {
 			t.Errorf("seed %d: %s: %s gives %s, want %s", seed, check.what, check.sql, got, check.want)
 		}
 	}
-	up.stop()
+	up.Stop()
 }
 
 // `up` with homes of its own is killed with them; they, too, go on where they were.
 func TestKilledWithItsHomes(t *testing.T) {
-	i := newInstallation(t)
+	i := clitest.New(t)
 	args := []string{"--homes", "30", "--interval", "200ms", "--speed", "5000"}
 	for range 3 {
-		up := i.up(args...)
-		up.expect("acknowledged", time.Minute)
-		up.kill()
+		up := i.Up(args...)
+		up.Expect("acknowledged", time.Minute)
+		up.Kill()
 	}
-	up := i.start(append([]string{"up", "--plain", "--clickhouse-http", i.chHTTP, "--clickhouse-tcp", i.chTCP, "--duration", "5s"}, args...)...)
-	if code := up.exit(3 * time.Minute); code != 0 {
+	up := i.Start(append([]string{"up", "--plain", "--clickhouse-http", i.ClickHouseHTTP, "--clickhouse-tcp", i.ClickHouseTCP, "--duration", "5s"}, args...)...)
+	if code := up.Exit(3 * time.Minute); code != 0 {
 		t.Fatalf("exit code %d", code)
 	}
-	said := drained.FindStringSubmatch(up.out.String())
-	if said == nil || said[1] != said[2] || said[2] != said[3] || !strings.Contains(up.out.String(), "equal: ") {
+	said := clitest.Drained.FindStringSubmatch(up.Out.String())
+	if said == nil || said[1] != said[2] || said[2] != said[3] || !strings.Contains(up.Out.String(), "equal: ") {
 		t.Errorf("the last run ended with %q", said)
 	}
 }

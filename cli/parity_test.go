@@ -11,6 +11,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
 
+	"hearthline/cli/clitest"
 	"hearthline/flow"
 	"hearthline/pipeline"
 	"hearthline/sinks/parquet"
@@ -19,25 +20,25 @@ import (
 // A window's features, computed live (over Kafka, through kills) and stored, equal those that the same stage makes of the
 // same readings from Parquet, bit for bit.
 func TestFeaturesFromParquetEqualThoseComputedLive(t *testing.T) {
-	i := newInstallation(t)
-	homes := i.homes(10, 300, 1200)
+	i := clitest.New(t)
+	homes := i.Homes(10, 300, 1200)
 	homes.Window = 64
 	homes.Faults.Offline, homes.Faults.Reorder, homes.Faults.Duplicate = 0.002, 0.01, 0.01
 	homes.OfflineFor = 3 * time.Second
-	up := i.up("--no-homes")
-	ended := play(t.Context(), homes)
+	up := i.Up("--no-homes")
+	ended := clitest.Play(t.Context(), homes)
 	for homes.Stats().Acknowledged < 2000 {
 		time.Sleep(20 * time.Millisecond)
 	}
-	up.kill() // live includes a replay
-	up = i.up("--no-homes")
+	up.Kill() // live includes a replay
+	up = i.Up("--no-homes")
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	up.stop()
+	up.Stop()
 
-	t.Setenv("HEARTHLINE_DATA", i.data)
-	plan, findings, err := pipeline.Lint(t.Context(), i.pipeline, newCatalog())
+	t.Setenv("HEARTHLINE_DATA", i.Data)
+	plan, findings, err := pipeline.Lint(t.Context(), i.Pipeline, newCatalog())
 	if err != nil || pipeline.Failed(findings) {
 		t.Fatal(findings, err)
 	}
@@ -92,9 +93,9 @@ func TestFeaturesFromParquetEqualThoseComputedLive(t *testing.T) {
 }
 
 // readAll gives a stream's rows from Parquet, a partition after the other, in the order of the stream.
-func readAll(t *testing.T, i *installation, stream string, give func(arrow.Record, int32)) {
+func readAll(t *testing.T, i *clitest.Installation, stream string, give func(arrow.Record, int32)) {
 	t.Helper()
-	r := parquet.Reader{Store: i.parquetStore(), Stream: stream}
+	r := parquet.Reader{Store: i.ParquetStore(), Stream: stream}
 	for rows, err := range r.Rows(t.Context()) {
 		if err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package cli
+package clitest
 
 import (
 	"fmt"
@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// freePort finds a loopback port that is free now, below those that outgoing connections take.
-func freePort(t *testing.T) int {
+// FreePort finds a loopback port that is free now, below those that outgoing connections take.
+func FreePort(t *testing.T) int {
 	t.Helper()
 	for range 1000 {
 		port := 20000 + rand.IntN(12000)
@@ -22,4 +22,5 @@ func freePort(t *testing.T) int {
 	return 0
 }
 
-func freeAddr(t *testing.T) string { return fmt.Sprintf("127.0.0.1:%d", freePort(t)) }
+// FreeAddr is such a port as host:port.
+func FreeAddr(t *testing.T) string { return fmt.Sprintf("127.0.0.1:%d", FreePort(t)) }
