@@ -14,6 +14,7 @@ import (
 	"hearthline/flow"
 	"hearthline/ingest"
 	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 	"hearthline/sinks/clickhouse"
 	"hearthline/sinks/webhook"
 	"hearthline/stages/enrich"
@@ -26,7 +27,7 @@ type process struct {
 	plan     *pipeline.Plan
 	client   *streams.Client
 	store    blobs.Store
-	meter    *pipeline.Meter
+	meter    *run.Meter
 	registry *prometheus.Registry
 }
 
@@ -35,7 +36,7 @@ func newProcess(o *options, plan *pipeline.Plan) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint store: %w", err)
 	}
-	p := &process{options: o, plan: plan, store: store, meter: pipeline.NewMeter(), registry: prometheus.NewRegistry()}
+	p := &process{options: o, plan: plan, store: store, meter: run.NewMeter(), registry: prometheus.NewRegistry()}
 	p.registry.MustRegister(p.meter, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return p, nil
 }
@@ -49,12 +50,12 @@ func (p *process) connect(ctx context.Context, brokers []string) error {
 		return err
 	}
 	p.client = client
-	_, err = retryUntil(ctx, p.log, "streams", func() (struct{}, error) { return struct{}{}, p.runner(pipeline.Drain{}, nil).Ensure(ctx) })
+	_, err = retryUntil(ctx, p.log, "streams", func() (struct{}, error) { return struct{}{}, p.runner(run.Drain{}, nil).Ensure(ctx) })
 	return err
 }
 
-func (p *process) runner(drain pipeline.Drain, tap pipeline.TapFunc) *pipeline.Runner {
-	return &pipeline.Runner{Plan: p.plan, Client: p.client, Store: p.store, Log: p.log, Meter: p.meter, Drain: drain, Tap: tap}
+func (p *process) runner(drain run.Drain, tap run.TapFunc) *run.Runner {
+	return &run.Runner{Plan: p.plan, Client: p.client, Store: p.store, Log: p.log, Meter: p.meter, Drain: drain, Tap: tap}
 }
 
 // brokers says where Kafka is for a role that starts none.

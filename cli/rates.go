@@ -6,16 +6,17 @@ import (
 	"time"
 
 	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 // rates turns counters into rows a second, between the last two samples.
 type rates struct {
-	meter     *pipeline.Meter
+	meter     *run.Meter
 	now, last map[[2]string]int64 // node, stream → rows taken
 	at, since time.Time
 }
 
-func newRates(m *pipeline.Meter) *rates {
+func newRates(m *run.Meter) *rates {
 	r := &rates{meter: m}
 	r.sample(time.Now())
 	return r

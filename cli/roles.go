@@ -13,6 +13,7 @@ import (
 	"hearthline/console"
 	"hearthline/ingest"
 	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 // role is one part of a pipeline as a process of its own, as on a cluster.
@@ -75,7 +76,7 @@ takes, up to the number of partitions: they share the partitions among them.
 			}
 			return r.run(cmd, known, func(ctx context.Context, p *process, ready *readiness) error {
 				ready.set(alive, alive)
-				return p.runner(pipeline.Drain{}, nil).Unit(ctx, args[0])
+				return p.runner(run.Drain{}, nil).Unit(ctx, args[0])
 			})
 		},
 	})
@@ -98,7 +99,7 @@ func newSink(o *options) *cobra.Command {
 			}
 			return r.run(cmd, known, func(ctx context.Context, p *process, ready *readiness) error {
 				ready.set(alive, alive)
-				return p.runner(pipeline.Drain{}, nil).Sink(ctx, args[0])
+				return p.runner(run.Drain{}, nil).Sink(ctx, args[0])
 			})
 		},
 	})

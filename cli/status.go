@@ -13,7 +13,7 @@ import (
 	"hearthline/blobs"
 	"hearthline/console"
 	"hearthline/flow"
-	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 	"hearthline/sinks/clickhouse"
 	"hearthline/sinks/parquet"
 	"hearthline/streams"
@@ -118,7 +118,7 @@ func (u *up) startConsole(ctx context.Context) error {
 		return err
 	}
 	u.books = books
-	r := u.runner(pipeline.Drain{}, nil)
+	r := u.runner(run.Drain{}, nil)
 	ready := make(chan string, 1)
 	s := &console.Server{
 		Listen: u.plan.Spec.Console.Listen, Plan: u.plan, Meter: u.meter, Gatherer: u.registry, Log: u.log.With("node", "console"),

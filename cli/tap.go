@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 	"hearthline/streams"
 )
 
@@ -106,7 +107,7 @@ func (t *tap) kafka(ctx context.Context, o *options, plan *pipeline.Plan, stream
 	defer p.client.Close()
 	ctx, enough := context.WithCancelCause(ctx)
 	defer enough(nil)
-	err = p.runner(pipeline.Drain{}, nil).Tail(ctx, stream, func(m streams.Message) {
+	err = p.runner(run.Drain{}, nil).Tail(ctx, stream, func(m streams.Message) {
 		if t.record(m.Batch.Record) {
 			enough(errEnough)
 		}

@@ -16,7 +16,7 @@ import (
 
 	"hearthline/console"
 	"hearthline/ingest"
-	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 	"hearthline/simulator"
 	"hearthline/sinks/clickhouse/embedded"
 	embeddedbroker "hearthline/streams/embedded"
@@ -262,7 +262,7 @@ func await[T any](ctx context.Context, ready <-chan T) (T, error) {
 func (u *up) startNodes(ctx context.Context) error {
 	u.run = strconv.FormatInt(u.started.UnixMicro(), 36)
 	u.taps = &console.Taps{}
-	r := u.runner(pipeline.Drain{Run: u.run, Gateways: 1}, u.taps.Offer)
+	r := u.runner(run.Drain{Run: u.run, Gateways: 1}, u.taps.Offer)
 	node := func(name string, run func(context.Context, string) error) {
 		restarted := func() { u.meter.Node(name).Restarts.Add(1) }
 		u.nodes = append(u.nodes, u.supervise(ctx, name, restarted, func(ctx context.Context) error { return run(ctx, name) }))

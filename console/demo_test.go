@@ -20,6 +20,7 @@ import (
 
 	"hearthline/flow"
 	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 // TestDemo serves a made-up pipeline until it is interrupted, for whoever works on the page:
@@ -37,7 +38,7 @@ func TestDemo(t *testing.T) {
 	case "trouble":
 		w.stuck["clickhouse readings/2"], w.stuck["clickhouse readings/1"] = true, true
 		w.refuse["normalize"], w.refuse["score"] = .004, .00002
-		w.extra["clickhouse"] = pipeline.NodeStatus{Retries: 12, Restarts: 1, Duplicates: 40}
+		w.extra["clickhouse"] = run.NodeStatus{Retries: 12, Restarts: 1, Duplicates: 40}
 	case "empty":
 		w.rate = 0
 	}

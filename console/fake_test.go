@@ -15,6 +15,7 @@ import (
 
 	"hearthline/flow"
 	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 // fakePlan builds plans by hand: streams are joined by name, schemas are given, no stage ever runs.
@@ -143,14 +144,14 @@ type world struct {
 	factor map[string]float64 // stream → rows for each row of raw
 	steady bool               // no chance: what waits and how old it is are always the same
 	forced []func()           // done at the end of the next step
-	extra  map[string]pipeline.NodeStatus
+	extra  map[string]run.NodeStatus
 }
 
 func newWorld(plan *pipeline.Plan) *world {
 	return &world{
 		plan: plan, rows: map[string]float64{}, bad: map[string]float64{}, lag: map[string]map[string][]int64{},
 		offset: map[place]int64{}, marks: map[place]flow.Micros{}, stuck: map[string]bool{}, refuse: map[string]float64{},
-		factor: map[string]float64{}, extra: map[string]pipeline.NodeStatus{}, rate: 1200,
+		factor: map[string]float64{}, extra: map[string]run.NodeStatus{}, rate: 1200,
 	}
 }
 
@@ -248,11 +249,11 @@ func (w *world) lags(context.Context) (map[string]map[string][]int64, error) {
 }
 
 // statuses gives what meters would.
-func (w *world) statuses() []pipeline.NodeStatus {
+func (w *world) statuses() []run.NodeStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	nodes := map[string]*pipeline.NodeStatus{}
-	node := func(name string) *pipeline.NodeStatus {
+	nodes := map[string]*run.NodeStatus{}
+	node := func(name string) *run.NodeStatus {
 		if nodes[name] == nil {
 			n := w.extra[name]
 			n.Name = name
@@ -264,20 +265,20 @@ func (w *world) statuses() []pipeline.NodeStatus {
 	for key, rows := range w.rows {
 		f := strings.Fields(key)
 		n := node(f[0])
-		n.Edges = append(n.Edges, pipeline.EdgeStatus{Stream: f[2], Direction: f[1], Rows: int64(rows), Batches: int64(rows / 100)})
+		n.Edges = append(n.Edges, run.EdgeStatus{Stream: f[2], Direction: f[1], Rows: int64(rows), Batches: int64(rows / 100)})
 	}
 	for at, offset := range w.offset {
 		n := node(at.node)
-		n.Partitions = append(n.Partitions, pipeline.PartitionStatus{Stream: at.stream, Partition: at.partition, Offset: offset, Watermark: w.marks[at]})
+		n.Partitions = append(n.Partitions, run.PartitionStatus{Stream: at.stream, Partition: at.partition, Offset: offset, Watermark: w.marks[at]})
 	}
 	for name := range w.extra {
 		node(name)
 	}
-	var all []pipeline.NodeStatus
+	var all []run.NodeStatus
 	for _, n := range nodes {
 		all = append(all, *n)
 	}
-	slices.SortFunc(all, func(a, b pipeline.NodeStatus) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(all, func(a, b run.NodeStatus) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }
 

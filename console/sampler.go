@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"hearthline/flow"
-	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 const (
@@ -25,7 +25,7 @@ type sampler struct {
 
 type sample struct {
 	at    time.Time
-	nodes []pipeline.NodeStatus
+	nodes []run.NodeStatus
 	lag   map[string]map[string][]int64 // nil when unknown
 }
 
@@ -111,7 +111,7 @@ func (w window) rate(count func(sample) int64) float64 {
 func (w window) rise(count func(sample) int64) int64 { return max(0, count(w.last)-count(w.old)) }
 
 // rows gives what a node has counted on one of its edges: direction is in or out.
-func (s sample) rows(node, direction, stream string) (e pipeline.EdgeStatus, ok bool) {
+func (s sample) rows(node, direction, stream string) (e run.EdgeStatus, ok bool) {
 	for _, n := range s.nodes {
 		if !sameNode(n.Name, node) {
 			continue
@@ -156,8 +156,8 @@ func (s *sampler) views(g *Graph, status *Status) {
 	}
 }
 
-func nodeView(n pipeline.NodeStatus, w, minute window) NodeView {
-	count := func(f func(pipeline.NodeStatus) int64) func(sample) int64 {
+func nodeView(n run.NodeStatus, w, minute window) NodeView {
+	count := func(f func(run.NodeStatus) int64) func(sample) int64 {
 		return func(s sample) int64 {
 			for _, o := range s.nodes {
 				if o.Name == n.Name {
@@ -167,8 +167,8 @@ func nodeView(n pipeline.NodeStatus, w, minute window) NodeView {
 			return 0
 		}
 	}
-	direction := func(d string) func(pipeline.NodeStatus) int64 {
-		return func(n pipeline.NodeStatus) (rows int64) {
+	direction := func(d string) func(run.NodeStatus) int64 {
+		return func(n run.NodeStatus) (rows int64) {
 			for _, e := range n.Edges {
 				if e.Direction == d {
 					rows += e.Rows
@@ -181,9 +181,9 @@ func nodeView(n pipeline.NodeStatus, w, minute window) NodeView {
 		NodeStatus: n,
 		InRate:     w.rate(count(direction("in"))),
 		OutRate:    w.rate(count(direction("out"))),
-		BadRate:    w.rate(count(func(n pipeline.NodeStatus) int64 { return n.Bad })),
-		Retrying:   minute.rise(count(func(n pipeline.NodeStatus) int64 { return n.Retries })),
-		Restarting: minute.rise(count(func(n pipeline.NodeStatus) int64 { return n.Restarts })),
+		BadRate:    w.rate(count(func(n run.NodeStatus) int64 { return n.Bad })),
+		Retrying:   minute.rise(count(func(n run.NodeStatus) int64 { return n.Retries })),
+		Restarting: minute.rise(count(func(n run.NodeStatus) int64 { return n.Restarts })),
 	}
 }
 

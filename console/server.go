@@ -20,6 +20,7 @@ import (
 	"github.com/sourcegraph/conc/pool"
 
 	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 // DefaultListen is loopback: the console has no passwords.
@@ -31,7 +32,7 @@ type Server struct {
 	Listen   string   // host:port; "" is [DefaultListen]; port 0 picks a free one
 	Hosts    []string // names it may be called by, beside IP addresses, localhost and the host of Listen
 	Plan     *pipeline.Plan
-	Meter    *pipeline.Meter
+	Meter    *run.Meter
 	Gatherer prometheus.Gatherer
 	Log      *slog.Logger
 	Live     func() error // why the process is beyond help; nil error: it is not
@@ -52,7 +53,7 @@ type Server struct {
 
 	graph     *Graph
 	sampler   sampler
-	statuses  func() []pipeline.NodeStatus // of Meter
+	statuses  func() []run.NodeStatus // of Meter
 	lag       *poll[map[string]map[string][]int64]
 	numbers   *poll[[]Number]
 	alerts    *poll[[]Alert]
@@ -120,8 +121,8 @@ func (s *Server) init() {
 		s.graph = newGraph(s.Plan)
 	}
 	if s.statuses == nil {
-		s.statuses = func() []pipeline.NodeStatus {
-			var all []pipeline.NodeStatus
+		s.statuses = func() []run.NodeStatus {
+			var all []run.NodeStatus
 			if s.Meter != nil {
 				for _, n := range s.Meter.Nodes() {
 					all = append(all, n.Status())

@@ -22,7 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"hearthline/flow"
-	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 // eventually waits until ok.
@@ -183,7 +183,7 @@ func TestAnEmptyServerServes(t *testing.T) {
 
 func TestOperationsEndpoints(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	meter := pipeline.NewMeter()
+	meter := run.NewMeter()
 	meter.Node("enrich").Out("readings").Rows.Add(42)
 	registry.MustRegister(meter)
 	base := serve(t, &Server{

@@ -5,7 +5,7 @@ import (
 	"slices"
 
 	"hearthline/flow"
-	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 // Status is what the page shows, at one moment.
@@ -27,7 +27,7 @@ type Status struct {
 
 // NodeView is a node with what it does now.
 type NodeView struct {
-	pipeline.NodeStatus
+	run.NodeStatus
 	InRate  float64 `json:"in_rate"`  // rows a second, over the last seconds
 	OutRate float64 `json:"out_rate"` // rows a second
 	BadRate float64 `json:"bad_rate"` // rows a second

@@ -29,7 +29,7 @@ type looker struct {
 
 // Offer shows the rows of rec (borrowed) to whoever looks at stream. It never waits for them: what a slow looker
 // has no room for is dropped and counted. It is called by many goroutines at once, and has the form of a
-// pipeline.TapFunc.
+// run.TapFunc.
 func (t *Taps) Offer(stream string, _ int32, rec arrow.Record) {
 	all := t.lookers.Load()
 	if all == nil {

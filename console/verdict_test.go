@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"hearthline/flow"
-	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 // play lets a world run for some seconds before a server's eyes, and gives the status at the end.
@@ -88,7 +88,7 @@ func TestVerdict(t *testing.T) {
 		},
 		{
 			name: "a node is started again and again", seconds: 30, level: "stuck", node: "parquet",
-			each: func(w *world, second int) { w.extra["parquet"] = pipeline.NodeStatus{Restarts: int64(second / 10)} },
+			each: func(w *world, second int) { w.extra["parquet"] = run.NodeStatus{Restarts: int64(second / 10)} },
 			says: []string{"parquet ended with an error and was started again 2 times in the last minute"},
 		},
 		{
@@ -98,12 +98,12 @@ func TestVerdict(t *testing.T) {
 					w.stuck["webhook alerts/"+p] = true
 				}
 			},
-			each: func(w *world, second int) { w.extra["webhook"] = pipeline.NodeStatus{Retries: int64(second)} },
+			each: func(w *world, second int) { w.extra["webhook"] = run.NodeStatus{Retries: int64(second)} },
 			says: []string{"webhook waits for the world: it tried again 29 times"},
 		},
 		{
 			name: "retries that pass are no trouble", seconds: 30, level: "ok",
-			each: func(w *world, second int) { w.extra["clickhouse"] = pipeline.NodeStatus{Retries: int64(second)} },
+			each: func(w *world, second int) { w.extra["clickhouse"] = run.NodeStatus{Retries: int64(second)} },
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -185,9 +185,9 @@ func TestStreamsWrittenElsewhere(t *testing.T) {
 	if rows := streamRows(g.stream("readings"))(s); rows != 1200 {
 		t.Errorf("%d rows; want 1200", rows)
 	}
-	gateway := sample{nodes: []pipeline.NodeStatus{
-		{Name: "gateway/a", Edges: []pipeline.EdgeStatus{{Stream: "raw", Direction: "out", Rows: 3}}},
-		{Name: "gateway/b", Edges: []pipeline.EdgeStatus{{Stream: "raw", Direction: "out", Rows: 4}}},
+	gateway := sample{nodes: []run.NodeStatus{
+		{Name: "gateway/a", Edges: []run.EdgeStatus{{Stream: "raw", Direction: "out", Rows: 3}}},
+		{Name: "gateway/b", Edges: []run.EdgeStatus{{Stream: "raw", Direction: "out", Rows: 4}}},
 	}}
 	if rows := streamRows(g.stream("raw"))(gateway); rows != 7 {
 		t.Errorf("%d rows of two gateways; want 7", rows)
@@ -198,7 +198,7 @@ func TestStreamsWrittenElsewhere(t *testing.T) {
 func TestVerdictOfARole(t *testing.T) {
 	w := newWorld(homesPlan())
 	s := demo(w)
-	only := func() (nodes []pipeline.NodeStatus) {
+	only := func() (nodes []run.NodeStatus) {
 		for _, n := range w.statuses() {
 			if n.Name == "webhook" {
 				nodes = append(nodes, n)

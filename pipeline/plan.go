@@ -1,3 +1,5 @@
+// Package pipeline reads a pipeline.yaml strictly, proves that its parts fit together (names, graph, schemas, settings)
+// and draws it. What it gives is a [Plan]; package run carries it out.
 package pipeline
 
 import (

@@ -1,4 +1,4 @@
-package pipeline
+package run
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
+	"hearthline/pipeline"
 )
 
 // chain is one set of instances of a unit's stages, joined by plain calls. It is used by one goroutine at a time.
@@ -32,7 +33,7 @@ type chain struct {
 
 // chained is one stage of a chain.
 type chained struct {
-	node  *StageNode
+	node  *pipeline.StageNode
 	stage flow.Stage
 	meter *NodeMeter
 	k     int32 // outputs made of the message in hand
@@ -58,7 +59,7 @@ type message struct {
 	record    arrow.Record
 }
 
-func newChain(u *Unit, plan *Plan, partition int32, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
+func newChain(u *pipeline.Unit, plan *pipeline.Plan, partition int32, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
 	c := &chain{partition: partition, readers: map[string][]*chained{}, onKafka: map[string]bool{}, mem: mem, tap: tap, retry: retry}
 	for _, node := range u.Stages {
 		l := &chained{node: node, stage: node.New(), meter: meter.Node(node.Name)}
@@ -125,7 +126,7 @@ func (c *chain) snapshot() (map[string][]byte, error) {
 }
 
 // stateful says whether a unit needs one chain for a partition's whole life, or can have several work at once.
-func stateful(u *Unit) bool {
+func stateful(u *pipeline.Unit) bool {
 	for _, node := range u.Stages {
 		stage := node.New()
 		if _, ok := stage.(flow.Stateful); ok {
@@ -314,7 +315,7 @@ func panicIsBad(node string, err *error) {
 		if !strings.HasPrefix(f.Function, "runtime.") {
 			at = append(at, fmt.Sprintf("%s (%s:%d)", f.Function, filepath.Base(f.File), f.Line))
 		}
-		if !more || strings.HasPrefix(f.Function, "hearthline/pipeline.") {
+		if !more || strings.HasPrefix(f.Function, "hearthline/pipeline/run.") {
 			break
 		}
 	}

@@ -1,4 +1,11 @@
-package pipeline
+// Package run carries out a plan: a task for each input partition of a unit, which reads batches in order, has the
+// stages work on them, publishes what comes of it and checkpoints; a task for each partition that a sink keeps; and
+// the consumer groups that spread both over processes. Order, dropping of duplicates, time, retries and dead letters
+// are decided here and nowhere else, so that the authors of stages and sinks write none of it.
+//
+// task.go reads and submits, chain.go calls the stages, publish.go publishes and saves, marks.go knows what has been
+// taken, merge.go orders several inputs, checkpoint.go keeps state, sinktask.go writes ranges, runner.go joins groups.
+package run
 
 import (
 	"cmp"
@@ -6,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -16,12 +24,13 @@ import (
 
 	"hearthline/blobs"
 	"hearthline/flow"
+	"hearthline/pipeline"
 	"hearthline/streams"
 )
 
 // Runner runs the nodes of a plan against Kafka. Its fields are set before the first call and not changed.
 type Runner struct {
-	Plan   *Plan
+	Plan   *pipeline.Plan
 	Client *streams.Client
 	Store  blobs.Store // where checkpoints are kept
 	Log    *slog.Logger
@@ -103,13 +112,13 @@ func (r *Runner) ends(stream string) int {
 
 // sinkDead says whether a stream holds the dead letters of a sink.
 func (r *Runner) sinkDead(stream string) bool {
-	return slices.ContainsFunc(r.Plan.Sinks, func(s *SinkNode) bool { return s.Dead == stream })
+	return slices.ContainsFunc(r.Plan.Sinks, func(s *pipeline.SinkNode) bool { return s.Dead == stream })
 }
 
 // Ensure makes the streams of the plan that Kafka does not have yet, and checks those that it has.
 func (r *Runner) Ensure(ctx context.Context) error {
 	var specs []streams.Spec
-	for _, name := range sortedKeys(r.Plan.Streams) {
+	for _, name := range slices.Sorted(maps.Keys(r.Plan.Streams)) {
 		if s := r.Plan.Streams[name]; s.OnKafka() {
 			specs = append(specs, streams.Spec{Name: name, Partitions: r.Plan.Spec.Partitions, Retention: r.Plan.Spec.Kafka.Retention})
 		}
@@ -141,7 +150,7 @@ func (r *Runner) Unit(ctx context.Context, name string) error {
 // Sink runs a sink until ctx ends or, with a Drain, until its streams have ended. An error ends it; start it again.
 func (r *Runner) Sink(ctx context.Context, name string) (err error) {
 	r.init()
-	i := slices.IndexFunc(r.Plan.Sinks, func(s *SinkNode) bool { return s.Name == name })
+	i := slices.IndexFunc(r.Plan.Sinks, func(s *pipeline.SinkNode) bool { return s.Name == name })
 	if i < 0 {
 		return fmt.Errorf("no sink %q in %s", name, r.Plan.Spec.File)
 	}
@@ -263,7 +272,7 @@ func (r *Runner) join(ctx context.Context, node string, inputs []string, run fun
 }
 
 // runTask runs a unit on one partition for one generation.
-func (r *Runner) runTask(ctx context.Context, g *generation, unit *Unit, partition int32) (done bool, err error) {
+func (r *Runner) runTask(ctx context.Context, g *generation, unit *pipeline.Unit, partition int32) (done bool, err error) {
 	t := &task{r: r, unit: unit, partition: partition, told: map[string]flow.Micros{}}
 	t.keeper = r.keeper(g, unit.Name, unit.Inputs[0], partition)
 	saved, err := t.keeper.load(ctx, g.metadata(unit.Inputs, partition))
@@ -313,7 +322,7 @@ func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *che
 		}
 	}
 	for _, s := range unit.Stages {
-		for _, output := range sortedKeys(s.Outputs) {
+		for _, output := range slices.Sorted(maps.Keys(s.Outputs)) {
 			if e := (edge{s.Name, s.Outputs[output]}); r.Plan.Streams[e.stream].OnKafka() && !slices.Contains(t.edges, e) {
 				t.edges = append(t.edges, e)
 			}
@@ -335,7 +344,7 @@ func (r *Runner) foreign(ctx context.Context, t *task, g *generation) error {
 		return nil
 	}
 	for _, s := range t.unit.Stages {
-		for _, output := range sortedKeys(s.Outputs) {
+		for _, output := range slices.Sorted(maps.Keys(s.Outputs)) {
 			stream := s.Outputs[output]
 			if !r.Plan.Streams[stream].OnKafka() {
 				continue
@@ -355,7 +364,7 @@ func (r *Runner) foreign(ctx context.Context, t *task, g *generation) error {
 }
 
 // runSinkTask keeps one partition of a stream for one generation.
-func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *SinkNode, sink flow.Sink, stream string, partition int32) (done bool, err error) {
+func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *pipeline.SinkNode, sink flow.Sink, stream string, partition int32) (done bool, err error) {
 	t := &sinkTask{
 		r: r, node: node, sink: sink, stream: stream, id: g.ids[stream], partition: partition,
 		rowsMax: node.FlushRows, wait: node.FlushWait, meter: r.Meter.Node(node.Name),

@@ -1,4 +1,4 @@
-package pipeline
+package run
 
 import (
 	"bytes"
@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -24,6 +25,7 @@ import (
 
 	"hearthline/blobs"
 	"hearthline/flow"
+	"hearthline/pipeline"
 	"hearthline/streams"
 )
 
@@ -178,7 +180,7 @@ func (l *life) List(_ context.Context, prefix string) ([]blobs.Info, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var infos []blobs.Info
-	for _, name := range sortedKeys(l.blobs) {
+	for _, name := range slices.Sorted(maps.Keys(l.blobs)) {
 		if strings.HasPrefix(name, prefix) {
 			infos = append(infos, blobs.Info{Name: name, Size: int64(len(l.blobs[name]))})
 		}
@@ -312,28 +314,28 @@ func (b *bell) Advance(_ context.Context, w flow.Micros) ([]flow.Output, error) 
 func (b *bell) Snapshot(w io.Writer) error { return binary.Write(w, binary.LittleEndian, b) }
 func (b *bell) Restore(r io.Reader) error  { return binary.Read(r, binary.LittleEndian, b) }
 
-func stage(name string, from string, newStage func() flow.Stage, outputs map[string]string) *StageNode {
-	return &StageNode{Stage: Stage{Name: name, From: []string{from}}, New: newStage, Outputs: outputs, Dead: name + ".dead"}
+func stage(name string, from string, newStage func() flow.Stage, outputs map[string]string) *pipeline.StageNode {
+	return &pipeline.StageNode{Stage: pipeline.Stage{Name: name, From: []string{from}}, New: newStage, Outputs: outputs, Dead: name + ".dead"}
 }
 
 // testPlan: raw → sieve → good → [sum → sums, bell → counts] → keep.
-func testPlan() *Plan {
-	p := &Plan{
-		Spec:    &Spec{Name: "test", Partitions: 1, Gateway: Gateway{To: "raw"}, Checkpoint: time.Microsecond},
-		Streams: map[string]*Stream{"inner": {Unit: "sum+bell"}},
-		Units: []*Unit{
-			{Name: "sieve", Inputs: []string{"raw"}, Stages: []*StageNode{
+func testPlan() *pipeline.Plan {
+	p := &pipeline.Plan{
+		Spec:    &pipeline.Spec{Name: "test", Partitions: 1, Gateway: pipeline.Gateway{To: "raw"}, Checkpoint: time.Microsecond},
+		Streams: map[string]*pipeline.Stream{"inner": {Unit: "sum+bell"}},
+		Units: []*pipeline.Unit{
+			{Name: "sieve", Inputs: []string{"raw"}, Stages: []*pipeline.StageNode{
 				stage("sieve", "raw", func() flow.Stage { return sieve{} }, map[string]string{"good": "good"})}},
-			{Name: "sum+bell", Inputs: []string{"good"}, Stages: []*StageNode{
+			{Name: "sum+bell", Inputs: []string{"good"}, Stages: []*pipeline.StageNode{
 				stage("sum", "good", func() flow.Stage { return &sum{} }, map[string]string{"sums": "sums"}),
 				stage("bell", "sums", func() flow.Stage { return &bell{} }, map[string]string{"counts": "counts"})}},
 		},
 	}
-	keep := &SinkNode{Sink: Sink{Name: "keep", FlushRows: 40, FlushWait: time.Millisecond},
+	keep := &pipeline.SinkNode{Sink: pipeline.Sink{Name: "keep", FlushRows: 40, FlushWait: time.Millisecond},
 		Streams: []string{"sums", "counts", "sieve.dead"}, Dead: "keep.dead"}
-	p.Sinks = []*SinkNode{keep}
+	p.Sinks = []*pipeline.SinkNode{keep}
 	for _, s := range []string{"raw", "good", "sums", "counts", "sieve.dead", "sum.dead", "bell.dead", "keep.dead"} {
-		p.Streams[s] = &Stream{Name: s}
+		p.Streams[s] = &pipeline.Stream{Name: s}
 	}
 	return p
 }
@@ -369,7 +371,7 @@ func feed(w *world, seed uint64) {
 }
 
 // live runs a node, life after life, until it is done. uses is how long a life lasts; nil is for ever.
-func live(ctx context.Context, w *world, plan *Plan, group string, inputs []string, dice *rand.Rand, uses func() int,
+func live(ctx context.Context, w *world, plan *pipeline.Plan, group string, inputs []string, dice *rand.Rand, uses func() int,
 	run func(context.Context, *Runner, *generation, *life) (bool, error)) (lives int, err error) {
 	for {
 		lives++
@@ -403,7 +405,7 @@ func live(ctx context.Context, w *world, plan *Plan, group string, inputs []stri
 }
 
 // runWorld runs the whole plan to its end and gives what the sinks hold.
-func runWorld(t *testing.T, plan *Plan, feed func(*world, uint64), seed uint64, kill bool) (rows map[string][]string, lives int) {
+func runWorld(t *testing.T, plan *pipeline.Plan, feed func(*world, uint64), seed uint64, kill bool) (rows map[string][]string, lives int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -431,7 +433,7 @@ func runWorld(t *testing.T, plan *Plan, feed func(*world, uint64), seed uint64, 
 	}
 	all, err := p.Wait()
 	if err != nil {
-		for _, name := range sortedKeys(w.streams) {
+		for _, name := range slices.Sorted(maps.Keys(w.streams)) {
 			last := w.streams[name][len(w.streams[name])-1]
 			t.Logf("%s: %d batches, the last: %v of %v", name, len(w.streams[name]), last.Kind, last.Lineage)
 		}

@@ -1,4 +1,4 @@
-package pipeline
+package run
 
 import (
 	"bytes"
@@ -17,6 +17,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"hearthline/flow"
+	"hearthline/pipeline"
 )
 
 // multiples passes the rows that a number divides, with the time they were received.
@@ -76,22 +77,22 @@ func (w *weave) Snapshot(to io.Writer) error  { return gob.NewEncoder(to).Encode
 func (w *weave) Restore(from io.Reader) error { return gob.NewDecoder(from).Decode(w) }
 
 // mergePlan: raw → twos, raw → thirds and raw → rare; all three → weave. One of them seldom has rows.
-func mergePlan() *Plan {
+func mergePlan() *pipeline.Plan {
 	weaver := stage("weave", "rare", func() flow.Stage { return &weave{} }, map[string]string{"order": "order", "due": "due"})
 	weaver.From = []string{"rare", "thirds", "twos"}
-	p := &Plan{
-		Spec:    &Spec{Name: "test", Partitions: 1, Gateway: Gateway{To: "raw"}, Checkpoint: time.Microsecond},
-		Streams: map[string]*Stream{},
-		Units:   []*Unit{{Name: "weave", Inputs: weaver.From, Stages: []*StageNode{weaver}}},
-		Sinks: []*SinkNode{{Sink: Sink{Name: "keep", FlushRows: 40, FlushWait: time.Millisecond},
+	p := &pipeline.Plan{
+		Spec:    &pipeline.Spec{Name: "test", Partitions: 1, Gateway: pipeline.Gateway{To: "raw"}, Checkpoint: time.Microsecond},
+		Streams: map[string]*pipeline.Stream{},
+		Units:   []*pipeline.Unit{{Name: "weave", Inputs: weaver.From, Stages: []*pipeline.StageNode{weaver}}},
+		Sinks: []*pipeline.SinkNode{{Sink: pipeline.Sink{Name: "keep", FlushRows: 40, FlushWait: time.Millisecond},
 			Streams: []string{"order", "due", "twos.dead"}, Dead: "keep.dead"}},
 	}
 	for name, n := range map[string]int64{"twos": 2, "thirds": 3, "rare": 97} {
 		node := stage(name, "raw", func() flow.Stage { return multiples(n) }, map[string]string{"out": name})
-		p.Units = append(p.Units, &Unit{Name: name, Inputs: []string{"raw"}, Stages: []*StageNode{node}})
+		p.Units = append(p.Units, &pipeline.Unit{Name: name, Inputs: []string{"raw"}, Stages: []*pipeline.StageNode{node}})
 	}
 	for _, s := range []string{"raw", "twos", "thirds", "rare", "order", "due", "weave.dead", "twos.dead", "thirds.dead", "rare.dead", "keep.dead"} {
-		p.Streams[s] = &Stream{Name: s}
+		p.Streams[s] = &pipeline.Stream{Name: s}
 	}
 	return p
 }

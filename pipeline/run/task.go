@@ -1,4 +1,4 @@
-package pipeline
+package run
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/sourcegraph/conc/stream"
 
 	"hearthline/flow"
+	"hearthline/pipeline"
 	"hearthline/streams"
 )
 
@@ -39,7 +40,7 @@ const (
 // duplicates and all time is decided on the goroutine of run; deliver and publish only carry it out.
 type task struct {
 	r         *Runner
-	unit      *Unit
+	unit      *pipeline.Unit
 	partition int32
 	inputs    []*input // sorted by stream
 	merge     merge
@@ -334,7 +335,7 @@ func (t *task) submitBroken(work context.Context, workers *stream.Stream, broken
 	t.r.Meter.Node(t.unit.Name).partition(broken.Stream, t.partition).Offset.Store(broken.Offset + 1)
 	// A message that nobody can read tells no time: its is that of the task when its turn came.
 	from := flow.Origin{Stream: broken.Stream, Partition: t.partition, Offset: broken.Offset, Watermark: t.watermark}
-	head := t.unit.Stages[slices.IndexFunc(t.unit.Stages, func(s *StageNode) bool { return slices.Contains(s.From, broken.Stream) })]
+	head := t.unit.Stages[slices.IndexFunc(t.unit.Stages, func(s *pipeline.StageNode) bool { return slices.Contains(s.From, broken.Stream) })]
 	workers.Go(func() stream.Callback {
 		return func() {
 			if work.Err() != nil {
@@ -347,7 +348,7 @@ func (t *task) submitBroken(work context.Context, workers *stream.Stream, broken
 }
 
 // chainsFor is how many messages a task works on at once.
-func chainsFor(u *Unit) int {
+func chainsFor(u *pipeline.Unit) int {
 	if stateful(u) {
 		return 1
 	}

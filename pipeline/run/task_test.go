@@ -1,4 +1,4 @@
-package pipeline
+package run
 
 import (
 	"context"
@@ -16,11 +16,12 @@ import (
 	"github.com/sourcegraph/conc"
 
 	"hearthline/flow"
+	"hearthline/pipeline"
 	"hearthline/streams"
 )
 
 // runOne runs a unit of testPlan on one partition of w until it ends.
-func runOne(t *testing.T, w *world, plan *Plan, unit *Unit) error {
+func runOne(t *testing.T, w *world, plan *pipeline.Plan, unit *pipeline.Unit) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -162,9 +163,9 @@ func TestRecordsThatShareColumnsAreReadAtOnce(t *testing.T) {
 	}
 	whole, _ := eb.Record()
 	defer whole.Release()
-	unit := &Unit{Name: "twins", Inputs: []string{"raw"}, Stages: []*StageNode{
+	unit := &pipeline.Unit{Name: "twins", Inputs: []string{"raw"}, Stages: []*pipeline.StageNode{
 		stage("twins", "raw", func() flow.Stage { return twins{} }, map[string]string{"one": "one", "other": "other"})}}
-	plan := &Plan{Streams: map[string]*Stream{"one": {}, "other": {}, "twins.dead": {}}}
+	plan := &pipeline.Plan{Streams: map[string]*pipeline.Stream{"one": {}, "other": {}, "twins.dead": {}}}
 	r := &Runner{road: producing{}}
 	for range 20 {
 		rec := whole.NewSlice(1, 150)

@@ -1,4 +1,4 @@
-package pipeline
+package run
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/util"
 
 	"hearthline/flow"
+	"hearthline/pipeline"
 	"hearthline/streams"
 )
 
@@ -23,7 +24,7 @@ const rangeBytesMax = 32 << 20
 // offsets, so that a sink for which writing twice equals writing once counts every row once.
 type sinkTask struct {
 	r         *Runner
-	node      *SinkNode
+	node      *pipeline.SinkNode
 	sink      flow.Sink
 	stream    string
 	id        string
