@@ -132,7 +132,7 @@ func (b *Broker) listen() (net.Listener, error) {
 func (b *Broker) options(l net.Listener) []kfake.Opt {
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1),
-		kfake.ListenFn(func(string, string) (net.Listener, error) { return l, nil }),
+		kfake.ListenFn(func(string, string) (net.Listener, error) { return guard(l), nil }),
 		kfake.ClusterID("hearthline"),
 		kfake.DefaultNumPartitions(1),
 		kfake.GroupMinSessionTimeout(500 * time.Millisecond),
