@@ -25,6 +25,10 @@ build: bin/hearthline ## build the one binary, bin/hearthline
 run: bin/hearthline ## the whole product on this machine, fed by a recorded room and 200 simulated homes (Ctrl-C drains)
 	@exec ./bin/hearthline up $(ARGS)
 
+.PHONY: kafka
+kafka: ## Apache Kafka itself on this machine, for development (ARGS="-brokers 3 -dir DIR -port 9092"; needs Java 17 and Maven)
+	@go run ./streams/apache/kafka $(ARGS)
+
 .PHONY: test
 test: tools ## every test, race detector on
 	go test -race -timeout 25m ./...
