@@ -67,7 +67,7 @@ func New() Config {
 		Replication:     -1,
 		MessageBytesMax: 8 << 20,
 		DecodedBytesMax: 64 << 20,
-		FetchBytesMax:   4 << 20,
+		FetchBytesMax:   1 << 20,
 		FetchWait:       500 * time.Millisecond,
 		RequestTimeout:  10 * time.Second,
 	}

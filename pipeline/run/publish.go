@@ -20,17 +20,18 @@ import (
 func (t *task) publish(ctx context.Context) error {
 	var failed error
 	for d := range t.deliveries {
-		group := append([]made(nil), d.made...)
+		group, bytes := append([]made(nil), d.made...), d.bytes
 		checkpoint := d.checkpoint
 		for n := 1; n < deliveriesMax && checkpoint == nil && len(t.deliveries) > 0; n++ {
 			more := <-t.deliveries
-			group = append(group, more.made...)
+			group, bytes = append(group, more.made...), bytes+more.bytes
 			checkpoint = more.checkpoint
 		}
 		if failed == nil {
 			failed = panicIsError(func() error { return t.publishGroup(ctx, group) })
 		}
 		release(group)
+		t.budget.give(bytes)
 		if checkpoint != nil && failed == nil {
 			failed = panicIsError(func() error { return t.save(ctx, checkpoint) })
 		}

@@ -140,7 +140,7 @@ func (r *Runner) Unit(ctx context.Context, name string) error {
 	if unit == nil {
 		return fmt.Errorf("no stage %q in %s", name, r.Plan.Spec.File)
 	}
-	return r.join(ctx, unit.Name, unit.Inputs, func(ctx context.Context, g *generation) (bool, error) {
+	return r.join(ctx, unit.Name, unit.Inputs, newBudget(unitBytesMax), func(ctx context.Context, g *generation) (bool, error) {
 		return each(ctx, g.partitions, func(ctx context.Context, partition int32) (bool, error) {
 			return r.runTask(ctx, g, unit, partition)
 		})
@@ -164,7 +164,7 @@ func (r *Runner) Sink(ctx context.Context, name string) (err error) {
 	if c, ok := sink.(flow.Closer); ok {
 		defer func() { err = errors.Join(err, c.Close()) }()
 	}
-	return r.join(ctx, node.Name, node.Streams, func(ctx context.Context, g *generation) (bool, error) {
+	return r.join(ctx, node.Name, node.Streams, newBudget(sinkBytesMax), func(ctx context.Context, g *generation) (bool, error) {
 		type place struct {
 			stream    string
 			partition int32
@@ -187,6 +187,7 @@ type generation struct {
 	partitions []int32
 	committed  map[string]map[int32]streams.Committed
 	ids        map[string]string // stream → id of its incarnation
+	budget     *budget           // of all tasks of the node in this process
 	commit     func(context.Context, []streams.Commit) error
 }
 
@@ -216,7 +217,7 @@ func each[T any](ctx context.Context, all []T, f func(context.Context, T) (bool,
 }
 
 // join takes part in a node's consumer group, generation after generation.
-func (r *Runner) join(ctx context.Context, node string, inputs []string, run func(context.Context, *generation) (done bool, err error)) error {
+func (r *Runner) join(ctx context.Context, node string, inputs []string, bytes *budget, run func(context.Context, *generation) (done bool, err error)) error {
 	ids := map[string]string{}
 	for _, stream := range inputs {
 		info, err := r.Client.Info(ctx, stream)
@@ -237,7 +238,7 @@ func (r *Runner) join(ctx context.Context, node string, inputs []string, run fun
 			}
 			r.Log.Debug("partitions assigned", "node", node, "partitions", sg.Partitions())
 			done, err := run(ctx, &generation{
-				group: r.group(node), partitions: sg.Partitions(), committed: committed, ids: ids, commit: sg.Commit,
+				group: r.group(node), partitions: sg.Partitions(), committed: committed, ids: ids, commit: sg.Commit, budget: bytes,
 			})
 			if errors.Is(err, streams.ErrFenced) {
 				r.Log.Info("partitions were taken over by another member", "node", node, "error", err)
@@ -273,7 +274,7 @@ func (r *Runner) join(ctx context.Context, node string, inputs []string, run fun
 
 // runTask runs a unit on one partition for one generation.
 func (r *Runner) runTask(ctx context.Context, g *generation, unit *pipeline.Unit, partition int32) (done bool, err error) {
-	t := &task{r: r, unit: unit, partition: partition, told: map[string]flow.Micros{}}
+	t := &task{r: r, unit: unit, partition: partition, budget: g.budget, told: map[string]flow.Micros{}}
 	t.keeper = r.keeper(g, unit.Name, unit.Inputs[0], partition)
 	saved, err := t.keeper.load(ctx, g.metadata(unit.Inputs, partition))
 	if err != nil {
@@ -367,8 +368,10 @@ func (r *Runner) foreign(ctx context.Context, t *task, g *generation) error {
 func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *pipeline.SinkNode, sink flow.Sink, stream string, partition int32) (done bool, err error) {
 	t := &sinkTask{
 		r: r, node: node, sink: sink, stream: stream, id: g.ids[stream], partition: partition,
-		rowsMax: node.FlushRows, wait: node.FlushWait, meter: r.Meter.Node(node.Name),
-		open: func(offset int64) source { return r.road.Reader(stream, partition, offset) },
+		rowsMax: node.FlushRows, wait: node.FlushWait, meter: r.Meter.Node(node.Name), budget: g.budget,
+		// All partitions of one stream together may hold half: the other streams go on while its table refuses.
+		bytesMax: min(rangeBytesMax, sinkBytesMax/2/int64(max(1, len(g.partitions)))),
+		open:     func(offset int64) source { return r.road.Reader(stream, partition, offset) },
 	}
 	rows, wait := int64(100_000), time.Second
 	if f, ok := sink.(flow.Flushing); ok {

@@ -15,9 +15,14 @@ import (
 	"hearthline/streams"
 )
 
-// rangeBytesMax bounds what a sink's task gathers, whatever its rows limit: in memory, so about three of
-// them (one being gathered, one being written, one being encoded) a partition and stream.
-const rangeBytesMax = 32 << 20
+// Limits of what a sink gathers, in bytes in memory, whatever its rows limit.
+const (
+	// rangeBytesMax is for one range.
+	rangeBytesMax = 32 << 20
+	// sinkBytesMax is for all ranges of a sink in one process, gathered or being written. A sink's encoders take about
+	// as much again, and readers what they have fetched ahead: together they stay below what a pod is given (512 MiB).
+	sinkBytesMax = 128 << 20
+)
 
 // sinkTask keeps one partition of one stream in a sink. It gathers a range, commits that it is about to write it
 // (the intent), writes it, and commits that it has. After a crash the same range is cut again from the same
@@ -30,7 +35,9 @@ type sinkTask struct {
 	id        string
 	partition int32
 	rowsMax   int64
+	bytesMax  int64 // of one range
 	wait      time.Duration
+	budget    *budget // of all ranges of the sink
 	open      func(offset int64) source
 	keeper    *keeper
 	meter     *NodeMeter
@@ -45,7 +52,9 @@ type sinkTask struct {
 type batchRange struct {
 	records []arrow.Record
 	rows    int64
-	bytes   int
+	bytes   int64
+	held    int64 // of budget
+	budget  *budget
 	last    int64  // offset of the last message taken, next-1 while there is none
 	marks   *marks // as of last+1
 	broken  []*streams.DecodeError
@@ -57,6 +66,8 @@ func (b *batchRange) release() {
 		rec.Release()
 	}
 	b.records = nil
+	b.budget.give(b.held)
+	b.held = 0
 }
 
 // differs says whether rec may not stand in a range with the rows gathered: a sink writes rows of one schema.
@@ -117,15 +128,19 @@ func (t *sinkTask) repeat(ctx, work context.Context, i intent) error {
 	return t.write(work, b, false)
 }
 
-// gather reads until the range is large or old enough, or until exactly the range of again is read.
+// gather reads until the range is large or old enough, or the sink's budget is spent, or until exactly the range of
+// again is read.
 func (t *sinkTask) gather(ctx context.Context, again *intent) (*batchRange, error) {
-	b := &batchRange{last: t.next - 1, marks: restoreMarks(t.marks.list(), t.marks.watermark)}
+	b := &batchRange{last: t.next - 1, marks: restoreMarks(t.marks.list(), t.marks.watermark), budget: t.budget}
+	if err := t.mayBegin(ctx, b, again); err != nil {
+		return b, err
+	}
 	var deadline time.Time
 	for {
 		if again != nil && b.last >= again.Last {
 			return b, nil
 		}
-		if again == nil && (b.rows+int64(len(b.broken)) >= t.rowsMax || b.bytes >= rangeBytesMax || b.ended) {
+		if again == nil && (b.rows+int64(len(b.broken)) >= t.rowsMax || b.bytes >= t.bytesMax || b.bytes > 0 && t.budget.full() || b.ended) {
 			return b, nil
 		}
 		msg, err := t.nextBefore(ctx, deadline)
@@ -149,6 +164,23 @@ func (t *sinkTask) gather(ctx context.Context, again *intent) (*batchRange, erro
 			deadline = time.Now().Add(t.wait)
 		}
 	}
+}
+
+// mayBegin waits until the sink holds little enough for another range. The range of an intent cannot be cut shorter: its
+// bytes are held before it is read.
+func (t *sinkTask) mayBegin(ctx context.Context, b *batchRange, again *intent) error {
+	if again == nil {
+		if err := t.budget.take(ctx, 1); err != nil {
+			return err
+		}
+		t.budget.give(1)
+		return nil
+	}
+	if err := t.budget.take(ctx, t.bytesMax); err != nil {
+		return err
+	}
+	b.held = t.bytesMax
+	return nil
 }
 
 func (t *sinkTask) nextBefore(ctx context.Context, deadline time.Time) (streams.Message, error) {
@@ -183,7 +215,11 @@ func (t *sinkTask) takeInto(b *batchRange, msg streams.Message) {
 		}
 		b.records = append(b.records, rec)
 		b.rows += rec.NumRows()
-		b.bytes += int(util.TotalRecordSize(rec))
+		b.bytes += util.TotalRecordSize(rec)
+		if more := b.bytes - b.held; more > 0 {
+			t.budget.add(more)
+			b.held = b.bytes
+		}
 		edge := t.meter.In(t.stream)
 		edge.Rows.Add(rec.NumRows())
 		edge.Batches.Add(1)

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apache/arrow/go/v15/arrow/util"
 	"github.com/sourcegraph/conc"
 	"github.com/sourcegraph/conc/stream"
 
@@ -21,8 +22,11 @@ import (
 
 // Limits of a task.
 const (
-	// Batches processed but not yet published. With at most 8,192 rows a batch this bounds a task's memory.
+	// Messages processed but not yet published, of one partition.
 	deliveriesMax = 64
+	// What was made of them and is not yet published, of all partitions of a unit in one process: bytes in memory. What
+	// is encoded from it takes less, since it is sent by requests of a bounded size.
+	unitBytesMax = 64 << 20
 	// How long a task may go on finishing what it has in hand after it was told to stop.
 	windDown = 10 * time.Second
 	// Heartbeats a stream may lack before one is sent on: in the time that batches carry.
@@ -45,6 +49,7 @@ type task struct {
 	inputs    []*input // sorted by stream
 	merge     merge
 	chains    chan *chain // idle ones; one when the unit is stateful
+	budget    *budget     // of what all tasks of the unit have made and not yet published
 	keeper    *keeper
 	told      map[string]flow.Micros // stream → watermark last sent on it; used by deliver alone
 	edges     []edge                 // what the unit writes to Kafka and heartbeats go to
@@ -73,6 +78,7 @@ type edge struct{ stage, stream string }
 // delivery is what one message came to, in the order of the messages.
 type delivery struct {
 	made       []made
+	bytes      int64       // of made, in memory
 	checkpoint *checkpoint // to be saved once everything before it is published
 }
 
@@ -287,8 +293,27 @@ func (t *task) deliver(work context.Context, m message, out []made, last bool) {
 		}
 	}
 	if len(out) > 0 {
-		t.deliveries <- delivery{made: out}
+		t.hand(work, out)
 	}
+}
+
+// hand waits until there is room for what was made, and gives it to publish.
+func (t *task) hand(work context.Context, out []made) {
+	d := delivery{made: out, bytes: bytesOf(out)}
+	if err := t.budget.take(work, d.bytes); err != nil {
+		release(out) // the task is ending: nothing behind this will be published either
+		return
+	}
+	t.deliveries <- d
+}
+
+func bytesOf(out []made) (n int64) {
+	for _, m := range out {
+		if m.batch.Record != nil {
+			n += util.TotalRecordSize(m.batch.Record)
+		}
+	}
+	return n
 }
 
 func (t *task) tell(m message, e edge, kind flow.Kind, k int32) made {
@@ -342,7 +367,7 @@ func (t *task) submitBroken(work context.Context, workers *stream.Stream, broken
 				return
 			}
 			t.r.Meter.Node(head.Name).Bad.Add(1)
-			t.deliveries <- delivery{made: []made{deadMessage(t.r.mem(), head.Name, head.Dead, from, broken.Err)}}
+			t.hand(work, []made{deadMessage(t.r.mem(), head.Name, head.Dead, from, broken.Err)})
 		}
 	})
 }

@@ -29,7 +29,7 @@ func runOne(t *testing.T, w *world, plan *pipeline.Plan, unit *pipeline.Unit) er
 	w.commits["g"] = map[string]streams.Committed{}
 	r := &Runner{Plan: plan, Store: l, Log: slog.New(slog.DiscardHandler), Meter: NewMeter(), Drain: Drain{Run: "r", Gateways: 1}, road: l, patience: 1}
 	r.once.Do(func() {})
-	_, err := r.runTask(ctx, &generation{group: "g", partitions: []int32{0}, ids: map[string]string{}, commit: l.commit("g")}, unit, 0)
+	_, err := r.runTask(ctx, &generation{group: "g", budget: newBudget(64), partitions: []int32{0}, ids: map[string]string{}, commit: l.commit("g")}, unit, 0)
 	return err
 }
 
@@ -104,7 +104,7 @@ func TestATaskThatCannotBeginGivesBackWhatItTook(t *testing.T) {
 	unit.Stages[1].New = func() flow.Stage { return &shut{} }
 	r := &Runner{Plan: plan, Store: sources, Log: slog.New(slog.DiscardHandler), Meter: NewMeter(), road: sources}
 	r.once.Do(func() {})
-	_, err := r.runTask(t.Context(), &generation{group: "g", ids: map[string]string{}}, unit, 0)
+	_, err := r.runTask(t.Context(), &generation{group: "g", budget: newBudget(64), ids: map[string]string{}}, unit, 0)
 	if err == nil || !strings.Contains(err.Error(), "the door is shut") {
 		t.Errorf("it began with %v", err)
 	}
