@@ -2,6 +2,7 @@ package flow
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/apache/arrow/go/v15/arrow"
 )
@@ -65,9 +66,25 @@ type Lineage struct {
 // Source is a line of batches whose positions only rise: what one producer makes of one partition of one of
 // its inputs.
 type Source struct {
-	Producer  string // node name; for a gateway "gateway/<instance>"
+	Producer  string // node name; for a gateway see [GatewayProducer]
 	Stream    string // input stream; "" for a gateway
 	Partition int32  // of the input stream; for a gateway, of the output
+}
+
+// GatewayProducer names one start of a gateway: "gateway/<instance>~<start>". A stage that starts again makes the same
+// batches again, and must be taken for the one it was. A gateway never does: what it has not acknowledged its hubs send
+// anew. So each of its starts is a producer of its own, and neither a system clock that was set back between two of them
+// nor two gateways that were given one name by mistake can make readers drop rows that were acknowledged.
+func GatewayProducer(instance, start string) string { return "gateway/" + instance + startMark + start }
+
+const startMark = "~"
+
+// Instance is what one start of a gateway has in common with the next; of other producers, their name.
+func (s Source) Instance() string {
+	if i := strings.LastIndex(s.Producer, startMark); i >= 0 {
+		return s.Producer[:i]
+	}
+	return s.Producer
 }
 
 func (s Source) String() string { return fmt.Sprintf("%s(%s/%d)", s.Producer, s.Stream, s.Partition) }

@@ -25,12 +25,12 @@ func EventsOf(rec arrow.Record) (Events, error) {
 	err := firstError(
 		func() error { return instants(rec, ColTime, &e.Time) },
 		func() error { return instants(rec, ColReceived, &e.Received) },
-		func() error { return strings(rec, ColHome, &e.Home) },
-		func() error { return strings(rec, ColDevice, &e.Device) },
-		func() error { return strings(rec, ColMetric, &e.Metric) },
+		func() error { return readStrings(rec, ColHome, &e.Home) },
+		func() error { return readStrings(rec, ColDevice, &e.Device) },
+		func() error { return readStrings(rec, ColMetric, &e.Metric) },
 		func() error { return column(rec, ColValue, &e.Value) },
 		func() error { return column(rec, ColText, &e.Text) },
-		func() error { return strings(rec, ColUnit, &e.Unit) },
+		func() error { return readStrings(rec, ColUnit, &e.Unit) },
 		func() error { return column(rec, ColSeq, &e.Seq) },
 		func() error { return column(rec, ColAttributes, &e.Attributes) },
 	)
@@ -98,11 +98,11 @@ type Strings struct {
 // StringsOf finds a column of strings by name, encoded as [KeyType] or as plain utf8.
 func StringsOf(rec arrow.Record, name string) (Strings, error) {
 	var s Strings
-	err := strings(rec, name, &s)
+	err := readStrings(rec, name, &s)
 	return s, err
 }
 
-func strings(rec arrow.Record, name string, to *Strings) error {
+func readStrings(rec arrow.Record, name string, to *Strings) error {
 	at := rec.Schema().FieldIndices(name)
 	if len(at) == 0 {
 		return Badf("no column %q", name)

@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -252,16 +254,16 @@ func (g *Gateway) prepare() error {
 	if err := g.loadCertificate(); err != nil {
 		return err
 	}
-	boot, err := g.clock.restore(g.Clock)
-	if err != nil {
+	if err := g.clock.restore(g.Clock); err != nil {
 		return err
 	}
+	producer := flow.GatewayProducer(g.Instance, strings.ToLower(rand.Text()[:8]))
 	for i := range g.Partitions {
 		g.partitions = append(g.partitions, &gatherer{
-			partition: int32(i), stream: g.To, source: flow.Source{Producer: "gateway/" + g.Instance, Partition: int32(i)},
+			partition: int32(i), stream: g.To, source: flow.Source{Producer: producer, Partition: int32(i)},
 			publisher: g.Publisher, tooLarge: g.TooLarge, linger: g.Linger, rowsMax: g.RowsMax, bytesMax: g.BytesMax, queueMax: g.QueueMax,
 			heartbeat: g.Heartbeat, attemptMax: g.PublishTime, run: g.RunID, clock: g.clock, count: &g.count, logger: g.Logger,
-			builder: flow.NewEventBuilder(memory.DefaultAllocator), position: boot, wake: make(chan struct{}, 1),
+			builder: flow.NewEventBuilder(memory.DefaultAllocator), wake: make(chan struct{}, 1),
 		})
 	}
 	return nil

@@ -28,13 +28,13 @@ type road struct {
 	delay     atomic.Int64 // ns
 	calls     atomic.Int64
 	busy      map[int32]bool
-	positions map[int32]flow.Position
+	positions map[flow.Source]flow.Position
 	watermark map[int32]flow.Micros
 	faults    []string
 }
 
 func newRoad() *road {
-	return &road{batches: map[int32][]flow.Batch{}, busy: map[int32]bool{}, positions: map[int32]flow.Position{}, watermark: map[int32]flow.Micros{}}
+	return &road{batches: map[int32][]flow.Batch{}, busy: map[int32]bool{}, positions: map[flow.Source]flow.Position{}, watermark: map[int32]flow.Micros{}}
 }
 
 func (r *road) Publish(ctx context.Context, stream string, partition int32, batches ...flow.Batch) (int64, error) {
@@ -78,10 +78,10 @@ func (r *road) check(stream string, partition int32, b flow.Batch) {
 	if stream != "raw" || b.Lineage.Partition != partition || b.Lineage.Stream != "" {
 		fault("lineage %v on %s/%d", b.Lineage, stream, partition)
 	}
-	if last, ok := r.positions[partition]; ok && !b.Lineage.Position.After(last) {
+	if last, ok := r.positions[b.Lineage.Source]; ok && !b.Lineage.Position.After(last) {
 		fault("position %v after %v", b.Lineage.Position, last)
 	}
-	r.positions[partition] = b.Lineage.Position
+	r.positions[b.Lineage.Source] = b.Lineage.Position
 	before := r.watermark[partition]
 	if b.Watermark < before {
 		fault("watermark %d after %d", b.Watermark, before)

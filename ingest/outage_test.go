@@ -191,6 +191,45 @@ func TestClockIsKeptOverRestarts(t *testing.T) {
 	}
 }
 
+// TestEveryStartIsAProducerOfItsOwn starts a gateway again with the system clock an hour back and nothing that remembers
+// it, and beside it another of the same name: none of their batches may look like one that has been taken.
+func TestEveryStartIsAProducerOfItsOwn(t *testing.T) {
+	log := newRoad()
+	start := func(shift time.Duration) *rig {
+		return newRig(t, func(g *Gateway) {
+			g.Publisher, g.Instance = log, "one"
+			g.Now = func() time.Time { return time.Now().Add(shift) }
+		})
+	}
+	first, second := start(0), start(0)
+	for _, r := range []*rig{first, second} {
+		p := r.connect(5, "anna", "a")
+		p.send(publishOf(lampTopic, reading, 1, 1))
+		p.want(packets.Puback)
+		if err := r.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	third := start(-time.Hour)
+	p := third.connect(5, "anna", "a")
+	p.send(publishOf(lampTopic, reading, 1, 1))
+	p.want(packets.Puback)
+	if err := third.stop(); err != nil {
+		t.Fatal(err)
+	}
+	sources, instances := map[flow.Source]bool{}, map[string]bool{}
+	for _, batches := range log.batches {
+		for _, b := range batches {
+			if b.Record != nil {
+				sources[b.Lineage.Source], instances[b.Lineage.Instance()] = true, true
+			}
+		}
+	}
+	if len(sources) != 3 || len(instances) != 1 || !instances["gateway/one"] {
+		t.Errorf("three starts of a gateway speak as %v, of %v", sources, instances)
+	}
+}
+
 var errTooLarge = errors.New("too large")
 
 // TestBatchesThatTheLogFindsTooLarge are cut until they pass, and acknowledged once.

@@ -16,6 +16,9 @@ const (
 	// A producer this far behind is forgotten. Should it come back with batches that were already taken, they
 	// would count again; a replay reaches back to a checkpoint, seconds or minutes, never this far.
 	producerForgotten = 24 * time.Hour
+	// A gateway's start that a later one has replaced is forgotten sooner, or one that is started over and over
+	// would leave a mark each time. What it sent last may still be on its way for a request's timeout, not longer.
+	replacedForgotten = time.Hour
 )
 
 // marks is what a reader of one partition of one stream knows of that stream's producers: how far it has taken
@@ -31,6 +34,8 @@ type mark struct {
 	Position  flow.Position `json:"position"`
 	Watermark flow.Micros   `json:"watermark"`
 	Ended     string        `json:"ended,omitempty"` // the run that the source has ended, while it sends nothing more
+	// Replaced says that a later start of the same gateway has spoken since this one last did.
+	Replaced bool `json:"replaced,omitempty"`
 }
 
 func newMarks() *marks { return &marks{of: map[flow.Source]*mark{}} }
@@ -41,12 +46,13 @@ func (m *marks) take(b *flow.Batch) bool {
 	k := m.of[b.Lineage.Source]
 	if k == nil {
 		k = &mark{Source: b.Lineage.Source, Position: flow.Position{Offset: -1}}
+		m.replace(k.Source)
 		m.of[b.Lineage.Source] = k
 	} else if !b.Lineage.Position.After(k.Position) {
 		return false
 	}
 	k.Position = b.Lineage.Position
-	k.Ended = b.Run
+	k.Ended, k.Replaced = b.Run, false
 	// What a producer says of time it says for everything it makes: a stage with two inputs speaks of both, whichever
 	// of them it made this batch of.
 	for s, other := range m.of {
@@ -56,6 +62,16 @@ func (m *marks) take(b *flow.Batch) bool {
 	}
 	m.advance()
 	return true
+}
+
+// replace notes that a new start of a gateway has spoken: the starts before it, which were killed, no longer hold the
+// watermark. One that is not dead after all (paused, or another of the same name) is heard again when it speaks.
+func (m *marks) replace(by flow.Source) {
+	for s, k := range m.of {
+		if s.Partition == by.Partition && s.Producer != by.Producer && s.Instance() == by.Instance() {
+			k.Replaced = true
+		}
+	}
 }
 
 // advance moves the partition's watermark to the lowest that a live producer has promised.
@@ -68,9 +84,9 @@ func (m *marks) advance() {
 	for s, k := range m.of {
 		behind := newest.Sub(k.Watermark)
 		switch {
-		case behind > producerForgotten:
+		case behind > producerForgotten, k.Replaced && behind > replacedForgotten:
 			delete(m.of, s)
-		case behind <= producerSilent && k.Ended == "":
+		case behind <= producerSilent && k.Ended == "" && !k.Replaced:
 			low = min(low, k.Watermark)
 		}
 	}

@@ -92,6 +92,39 @@ func TestWatermarkIsTheLowestLivePromise(t *testing.T) {
 	}
 }
 
+// Two starts of a gateway: neither hides the other's rows, wherever their positions begin, and one that was killed
+// does not hold the watermark once the next has spoken, unless it turns out to be alive.
+func TestStartsOfAGatewayAreProducersOfTheirOwn(t *testing.T) {
+	minute := flow.Micros(time.Minute / time.Microsecond)
+	m := newMarks()
+	one, two := flow.GatewayProducer("a", "1"), flow.GatewayProducer("a", "2")
+	take := func(producer string, offset int64, watermark, want flow.Micros) {
+		t.Helper()
+		if !m.take(told(producer, offset, 0, watermark)) {
+			t.Errorf("%s at %d was not taken", producer, offset)
+		}
+		if m.watermark != want {
+			t.Errorf("%s at %d: watermark %d, want %d", producer, offset, m.watermark, want)
+		}
+		m = restoreMarks(m.list(), m.watermark) // a reader that is killed remembers as much
+	}
+	take(one, 100, 10*minute, 10*minute)
+	take(two, 1, 10*minute+5, 10*minute+5)   // the first is gone
+	take(two, 2, 10*minute+9, 10*minute+9)   //
+	take(one, 101, 10*minute+7, 10*minute+9) // it is not
+	take(two, 3, 10*minute+20, 10*minute+9)  // and is waited for
+	take(one, 102, 10*minute+15, 10*minute+15)
+	if m.take(told(one, 102, 0, 11*minute)) || m.take(told(two, 3, 0, 11*minute)) {
+		t.Error("a batch was taken twice")
+	}
+	for i := range int64(500) { // a gateway that is started over and over
+		m.take(told(flow.GatewayProducer("a", time.Duration(i).String()), 1, 0, (20+flow.Micros(i))*minute))
+	}
+	if len(m.of) > 70 {
+		t.Errorf("%d starts of one gateway are remembered", len(m.of))
+	}
+}
+
 func TestForgottenProducersCostNoMemory(t *testing.T) {
 	m := newMarks()
 	day := flow.Micros(24 * time.Hour / time.Microsecond)
