@@ -29,8 +29,9 @@ func foreign(t *testing.T, addr, stream string, compression kafka.Compression, m
 }
 
 // TestForeignMessages: each is one DecodeError that says where and why, and reading goes on.
-func TestForeignMessages(t *testing.T) {
-	addr := start(t, nil)
+func TestForeignMessages(t *testing.T) { foreignMessages(t, start(t, nil)) }
+
+func foreignMessages(t *testing.T, addr string) {
 	c := streamstest.Cluster{Brokers: []string{addr}}.Dial(t)
 	stream := streamstest.Stream(t, c, 1)
 	p := c.NewProducer()
@@ -82,8 +83,9 @@ func TestForeignMessages(t *testing.T) {
 }
 
 // TestAbortedTransactions: their messages, and the markers, are not seen.
-func TestAbortedTransactions(t *testing.T) {
-	addr := start(t, nil)
+func TestAbortedTransactions(t *testing.T) { abortedTransactions(t, start(t, nil)) }
+
+func abortedTransactions(t *testing.T, addr string) {
 	c := streamstest.Cluster{Brokers: []string{addr}}.Dial(t)
 	stream, source := streamstest.Stream(t, c, 1), streamstest.Stream(t, c, 1)
 	p := c.NewProducer()

@@ -2,49 +2,14 @@ package apache_test
 
 import (
 	"context"
-	"errors"
-	"os"
 	"testing"
 	"time"
 
-	"github.com/sourcegraph/conc"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"hearthline/streams/apache"
+	"hearthline/streams/apache/apachetest"
 )
-
-// start runs a cluster until the test ends. Without Java or Maven the test is skipped, loudly; in CI it fails.
-func start(t *testing.T, c *apache.Cluster) []string {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, failed := make(chan []string, 1), make(chan error, 1)
-	c.Ready = func(addrs []string) { ready <- addrs }
-	var work conc.WaitGroup
-	work.Go(func() { failed <- c.Run(ctx) })
-	t.Cleanup(func() {
-		cancel()
-		work.Wait()
-		select {
-		case err := <-failed:
-			if err != nil && !t.Skipped() {
-				t.Error(err)
-			}
-		default:
-		}
-	})
-	begun := time.Now()
-	select {
-	case addrs := <-ready:
-		t.Logf("%d brokers serve after %v", len(addrs), time.Since(begun).Round(10*time.Millisecond))
-		return addrs
-	case err := <-failed:
-		if errors.Is(err, apache.ErrMissing) && os.Getenv("CI") == "" {
-			t.Skipf("NOT TESTED: %v", err)
-		}
-		t.Fatal(err)
-	}
-	return nil
-}
 
 func deadline(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -89,7 +54,7 @@ func TestBrokersFallAndRise(t *testing.T) {
 	c := apache.New()
 	c.Brokers = 3
 	c.Settings = map[string]string{"auto.create.topics.enable": "true"}
-	addrs := start(t, c)
+	addrs := apachetest.Start(t, c)
 	seeds := kgo.SeedBrokers(addrs...)
 	if err := put(t, seeds); err != nil {
 		t.Fatal(err)
@@ -138,7 +103,7 @@ func TestDataIsKept(t *testing.T) {
 		t.Run("", func(t *testing.T) {
 			c := apache.New()
 			c.Dir, c.Settings = dir, map[string]string{"auto.create.topics.enable": "true"}
-			seeds := kgo.SeedBrokers(start(t, c)...)
+			seeds := kgo.SeedBrokers(apachetest.Start(t, c)...)
 			if err := put(t, seeds); err != nil {
 				t.Fatal(err)
 			}
