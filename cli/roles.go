@@ -19,12 +19,15 @@ import (
 // role is one part of a pipeline as a process of its own, as on a cluster.
 type role struct {
 	*options
-	ops string
+	ops         string
+	openMetrics bool
 }
 
 func (r *role) flags(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&r.ops, "ops", envOr("HEARTHLINE_OPS", "127.0.0.1:9600"),
-		"address of /healthz, /readyz, /metrics and the console of this process")
+		"address of /healthz, /readyz, /metrics and the console of this process; where others reach it, all but health asks for the token of console.token_env")
+	cmd.Flags().BoolVar(&r.openMetrics, "open-metrics", os.Getenv("HEARTHLINE_OPEN_METRICS") == "true",
+		"show /metrics to whoever reaches the address, because a NetworkPolicy or the like keeps others away")
 	return cmd
 }
 
@@ -128,6 +131,10 @@ func (r *role) run(cmd *cobra.Command, check func(*pipeline.Plan) error, work fu
 	if err := check(plan); err != nil {
 		return err
 	}
+	token, err := consoleToken(plan.Spec.Console)
+	if err != nil {
+		return err
+	}
 	p, err := newProcess(r.options, plan)
 	if err != nil {
 		return err
@@ -140,6 +147,7 @@ func (r *role) run(cmd *cobra.Command, check func(*pipeline.Plan) error, work fu
 	ready := newReadiness("connecting to Kafka")
 	ops := &console.Server{
 		Listen: r.ops, Plan: plan, Meter: p.meter, Gatherer: p.registry, Log: r.log.With("node", "console"),
+		Token: token, Insecure: plan.Spec.Console.Insecure, MetricsOpen: r.openMetrics,
 		Live: ready.live, ReadyErr: ready.ready, Ready: func(addr string) { r.log.Info("operations endpoints", "address", addr) },
 	}
 	s.start(ctx, "operations endpoints", ops.Run)

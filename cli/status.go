@@ -113,6 +113,10 @@ func (l *ledger) open(ctx context.Context) error {
 
 // startConsole starts the web page with everything `up` knows.
 func (u *up) startConsole(ctx context.Context) error {
+	token, err := consoleToken(u.plan.Spec.Console)
+	if err != nil {
+		return err
+	}
 	books, err := u.newLedger()
 	if err != nil {
 		return err
@@ -122,6 +126,7 @@ func (u *up) startConsole(ctx context.Context) error {
 	ready := make(chan string, 1)
 	s := &console.Server{
 		Listen: u.plan.Spec.Console.Listen, Plan: u.plan, Meter: u.meter, Gatherer: u.registry, Log: u.log.With("node", "console"),
+		Token: token, Insecure: u.plan.Spec.Console.Insecure,
 		Live: u.gateway.Health, ReadyErr: u.gateway.Readiness,
 		Lag: r.Lag, Taps: u.taps, Links: u.links(), Ready: func(addr string) { ready <- addr },
 		Numbers: u.numbers, Alerts: u.alerts,

@@ -66,7 +66,7 @@ that runs them.`,
 				err = t.kafka(cmd.Context(), o, plan, args[0])
 			} else {
 				for err == nil && cmd.Context().Err() == nil {
-					err = t.console(cmd.Context(), at, st.Unit, args[0], rows)
+					err = t.console(cmd.Context(), at, plan.Spec.Console, st.Unit, args[0], rows)
 				}
 			}
 			if cmd.Context().Err() != nil || errors.Is(err, errEnough) {
@@ -119,7 +119,7 @@ func (t *tap) kafka(ctx context.Context, o *options, plan *pipeline.Plan, stream
 const consoleRowsMax = 100_000
 
 // console watches an edge inside a process through that process's console.
-func (t *tap) console(ctx context.Context, addr, unit, stream string, rows int) error {
+func (t *tap) console(ctx context.Context, addr string, settings pipeline.Console, unit, stream string, rows int) error {
 	if rows <= 0 || rows > consoleRowsMax {
 		rows = consoleRowsMax
 	}
@@ -129,6 +129,9 @@ func (t *tap) console(ctx context.Context, addr, unit, stream string, rows int) 
 		return err
 	}
 	req.Header.Set("Accept", "application/x-ndjson")
+	if err := askConsole(req, settings); err != nil {
+		return err
+	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return fmt.Errorf("%s never reaches Kafka, since %s run together, and the console of their process does not answer: %w", stream, unit, err)

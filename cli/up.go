@@ -132,6 +132,12 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return err
 	}
+	// Before anything is started that would have to be stopped again.
+	if token, err := consoleToken(plan.Spec.Console); err != nil {
+		return err
+	} else if err := mayListen(plan.Spec.Console, token); err != nil {
+		return err
+	}
 	if u.process, err = newProcess(u.options, plan); err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 
-// guard lets through what a console needs: GET, from a page of its own, under a name of its own.
+// guard lets through what a console needs: GET, from a page of its own, by whoever may.
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -26,13 +26,18 @@ func (s *Server) guard(next http.Handler) http.Handler {
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
 			h.Set("Allow", "GET, HEAD")
 			http.Error(w, "the console only answers GET", http.StatusMethodNotAllowed)
-		case !s.knows(r.Host):
-			http.Error(w, "this console is not called "+printable(r.Host)+
-				"; use its IP address or localhost, or add the name to the console's hosts", http.StatusMisdirectedRequest)
 		case r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-Mode") != "navigate":
 			http.Error(w, "another site's page may not read the console", http.StatusForbidden)
 		default:
-			next.ServeHTTP(w, r)
+			why, status := s.admits(r)
+			if why == "" {
+				next.ServeHTTP(w, r)
+				return
+			}
+			if status == http.StatusUnauthorized {
+				h.Set("WWW-Authenticate", `Basic realm="hearthline", charset="UTF-8"`)
+			}
+			http.Error(w, why, status)
 		}
 	})
 }
@@ -52,15 +57,7 @@ func (s *Server) knows(host string) bool {
 		return true
 	}
 	listen, _, _ := net.SplitHostPort(s.Listen)
-	if name != "" && strings.EqualFold(name, listen) {
-		return true
-	}
-	for _, h := range s.Hosts {
-		if strings.EqualFold(name, h) {
-			return true
-		}
-	}
-	return false
+	return name != "" && strings.EqualFold(name, listen)
 }
 
 // printable keeps an echo of a header short and plain.

@@ -2,7 +2,8 @@
 // serves to whoever operates it: /metrics, /healthz and /readyz.
 //
 // It looks and never touches: every request is a GET. It trusts no name that a device may have made up, and no page
-// but its own. It has no passwords: listen on loopback, or put something that asks for one in front.
+// but its own. On loopback it asks for nothing. Where others reach it, it needs a token, and shows no more than
+// /healthz and /readyz without one.
 package console
 
 import (
@@ -18,29 +19,34 @@ import (
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sourcegraph/conc/pool"
+	"golang.org/x/net/netutil"
 
 	"hearthline/pipeline"
 	"hearthline/pipeline/run"
 )
 
-// DefaultListen is loopback: the console has no passwords.
+// DefaultListen is loopback, where no token is needed.
 const DefaultListen = "127.0.0.1:8080"
 
 // Server serves the console. Its fields are set before Run and not changed. Each may be left out; the page then
 // leaves that part out.
 type Server struct {
-	Listen   string   // host:port; "" is [DefaultListen]; port 0 picks a free one
-	Hosts    []string // names it may be called by, beside IP addresses, localhost and the host of Listen
-	Plan     *pipeline.Plan
-	Meter    *run.Meter
-	Gatherer prometheus.Gatherer
-	Log      *slog.Logger
-	Live     func() error // why the process is beyond help; nil error: it is not
-	ReadyErr func() error // why it cannot take work now; nil error: it can
-	Links    []Link
-	Queries  []Query
-	Taps     *Taps
-	Ready    func(addr string) // called once it listens
+	Listen string // host:port; "" is [DefaultListen]; port 0 picks a free one
+	Token  string // who has it sees everything; with one nobody else does, also on loopback. See [CheckToken]
+	// Insecure shows everything to everybody, wherever it listens: something in front asks who comes.
+	Insecure bool
+	// MetricsOpen shows /metrics without a token: something beside it (a NetworkPolicy) keeps others away.
+	MetricsOpen bool
+	Plan        *pipeline.Plan
+	Meter       *run.Meter
+	Gatherer    prometheus.Gatherer
+	Log         *slog.Logger
+	Live        func() error // why the process is beyond help; nil error: it is not
+	ReadyErr    func() error // why it cannot take work now; nil error: it can
+	Links       []Link
+	Queries     []Query
+	Taps        *Taps
+	Ready       func(addr string) // called once it listens
 	// Lag gives, by node (unit or sink) and stream, the messages of each partition that are not taken yet.
 	Lag func(context.Context) (map[string]map[string][]int64, error)
 	// Numbers and Alerts (newest first) are asked every other second while somebody looks. Numbers that come with an
@@ -51,6 +57,7 @@ type Server struct {
 	// called for each who looks. nil: such streams are looked at through Taps, which sees what this process offers.
 	Tail func(ctx context.Context, stream string, give func(partition int32, rec arrow.Record)) error
 
+	at        door
 	graph     *Graph
 	sampler   sampler
 	statuses  func() []run.NodeStatus // of Meter
@@ -65,15 +72,21 @@ type Server struct {
 const (
 	requestTimeout = 30 * time.Second // to write an answer; streams set their own, for each write
 	drainTimeout   = 3 * time.Second
+	connectionsMax = 256 // open at once; more wait to be taken
 )
 
 // Run serves until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
+	if err := CheckToken(s.Token); err != nil {
+		return err
+	}
 	s.init()
 	listener, err := s.listen(ctx)
 	if err != nil {
 		return err
 	}
+	s.at = s.door(listener.Addr())
+	listener = netutil.LimitListener(listener, connectionsMax)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	server := &http.Server{
@@ -81,7 +94,7 @@ func (s *Server) Run(ctx context.Context) error {
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      requestTimeout,
-		IdleTimeout:       time.Minute,
+		IdleTimeout:       30 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		BaseContext:       func(net.Listener) context.Context { return ctx }, // streams end with it
 	}

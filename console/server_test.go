@@ -224,7 +224,7 @@ func TestBusyPort(t *testing.T) {
 }
 
 func TestGuard(t *testing.T) {
-	s := &Server{Listen: "console.home:8080", Hosts: []string{"console.hearthline.svc"}}
+	s := &Server{Listen: "console.home:8080", at: doorNames}
 	s.init()
 	h := s.handler()
 	for _, c := range []struct {
@@ -239,7 +239,7 @@ func TestGuard(t *testing.T) {
 		{"GET", "10.4.0.7:8080", "", 200}, // a kubelet's probe; an address cannot be rebound
 		{"GET", "console.home:8080", "", 200},
 		{"GET", "console.home.:8080", "", 200},
-		{"GET", "console.hearthline.svc:8080", "none", 200},
+		{"GET", "console.hearthline.svc:8080", "none", 421},
 		{"HEAD", "localhost", "", 200},
 		{"GET", "evil.example:8080", "", 421},
 		{"GET", "localhost.evil.example", "", 421},

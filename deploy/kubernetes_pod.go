@@ -3,6 +3,7 @@ package deploy
 import (
 	"fmt"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 
@@ -140,6 +141,8 @@ func (k *cluster) environment(one *role) []corev1.EnvVar {
 		{Name: "GOMEMLIMIT", Value: memoryLimit(one.run.Memory)},
 		{Name: "HEARTHLINE_DATA", Value: dataDir},
 		{Name: "HEARTHLINE_LOG", Value: "json"},
+		// /metrics asks for no token where a NetworkPolicy keeps others than the cluster's pods away.
+		{Name: "HEARTHLINE_OPEN_METRICS", Value: strconv.FormatBool(k.settings.Network.Policy)},
 		{Name: "HEARTHLINE_OPS", Value: fmt.Sprintf("0.0.0.0:%d", opsPort)},
 		{Name: "HEARTHLINE_PIPELINE", Value: path.Join(configDir, "pipeline.yaml")},
 	}

@@ -22,7 +22,7 @@ func (r *renderer) variables() {
 		r.env = map[string]Value{}
 	}
 	// What the container itself decides.
-	own := map[string]bool{"HEARTHLINE_DATA": true, "HEARTHLINE_PIPELINE": true, "HEARTHLINE_OPS": true}
+	own := map[string]bool{"HEARTHLINE_DATA": true, "HEARTHLINE_PIPELINE": true, "HEARTHLINE_OPS": true, "HEARTHLINE_OPEN_METRICS": true}
 	brokers := false
 	for _, use := range r.plan.Spec.Env {
 		brokers = brokers || strings.HasPrefix(use.Path, "kafka.brokers")

@@ -20,6 +20,8 @@ import (
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/time/rate"
+
+	"hearthline/flow/secret"
 )
 
 // Credential is one entry of the credentials file: who may come in, and for which home it speaks.
@@ -230,6 +232,9 @@ func (d *door) load() (gone []*identity, err error) {
 		return nil, fmt.Errorf("credentials: %w", err)
 	}
 	defer f.Close()
+	if err := secret.Private(d.file); err != nil { // who can write it lets himself in; who can read it may guess at leisure
+		return nil, fmt.Errorf("credentials: %w", err)
+	}
 	all, err := ReadCredentials(f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d.file, err)

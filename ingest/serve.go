@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/sourcegraph/conc"
+
+	"hearthline/flow/secret"
 )
 
 // listenBoth opens the doors. An address in use is the commonest fault: the error says which setting to change.
@@ -179,6 +181,9 @@ func (g *Gateway) loadCertificate() error {
 	}
 	if mark == g.certMark {
 		return nil
+	}
+	if err := secret.Private(g.Key); err != nil {
+		return fmt.Errorf("key: %w", err)
 	}
 	cert, err := tls.LoadX509KeyPair(g.Certificate, g.Key)
 	if err != nil {

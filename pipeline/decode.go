@@ -112,6 +112,8 @@ type field struct {
 	need  bool // must be in the file
 	bytes bool // a whole number that may be written as a size
 	rest  bool // an inline map, which takes the keys that no field has
+	// secret: "true" for one that may come from the environment only, "names" for a mapping in which a key's name says so.
+	secret string
 }
 
 // fieldsOf lists the settings of a struct, those of inline structs among them.
@@ -131,7 +133,7 @@ func fieldsOf(t reflect.Type) []field {
 		case inline && f.Type.Kind() == reflect.Map:
 			fields = append(fields, field{index: f.Index, rest: true})
 		case name != "" && f.IsExported():
-			fields = append(fields, field{key: name, index: f.Index, need: f.Tag.Get("need") == "true", bytes: strings.Contains(name, "bytes")})
+			fields = append(fields, field{key: name, index: f.Index, need: f.Tag.Get("need") == "true", bytes: strings.Contains(name, "bytes"), secret: f.Tag.Get("secret")})
 		}
 	}
 	return fields
@@ -154,6 +156,12 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, f field) {
 	case yaml.AliasNode:
 		d.find(n, path, "write the settings out", "an alias (*%s); anchors and aliases are not supported", n.Value)
 		return
+	}
+	if f.secret != "" {
+		before := len(d.findings)
+		if d.outOfSight(n, path, f.secret == "true"); len(d.findings) > before {
+			return // and let no other finding quote it
+		}
 	}
 	switch {
 	case v.Type() == nodeType:
@@ -180,6 +188,28 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, f field) {
 		}
 	default:
 		d.scalar(n, v, path, f)
+	}
+}
+
+// secretNames are keys, of headers above all, whose values are secrets.
+var secretNames = regexp.MustCompile(`(?i)auth|cookie|token|secret|password|key`)
+
+// outOfSight refuses a secret that stands in the file, where everybody reads it who reads the plan: version control, a
+// ConfigMap, a colleague. all says that every scalar is one, else the names of the keys do.
+func (d *decoder) outOfSight(n *yaml.Node, path string, all bool) {
+	switch n.Kind {
+	case yaml.SequenceNode:
+		for i, c := range n.Content {
+			d.outOfSight(c, fmt.Sprintf("%s[%d]", path, i), all)
+		}
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			d.outOfSight(n.Content[i+1], join(path, n.Content[i].Value), all || secretNames.MatchString(n.Content[i].Value))
+		}
+	case yaml.ScalarNode:
+		if all && n.Tag != "" && n.Value != "" && !isNull(n) {
+			d.find(n, path, "write ${NAME}, and set the variable where the process runs", "a secret that stands in the file, for all to read who read the plan")
+		}
 	}
 }
 

@@ -201,9 +201,11 @@ func (inventing) Process(_ context.Context, in arrow.Record) ([]flow.Output, err
 }
 
 type keeping struct {
-	Address  string `yaml:"address"`
-	Password string `yaml:"password"`
-	Batch    int    `yaml:"batch_bytes"`
+	Address  string            `yaml:"address"`
+	Password string            `yaml:"password" secret:"true"`
+	Secrets  []string          `yaml:"secrets" secret:"true"`
+	Headers  map[string]string `yaml:"headers" secret:"names"`
+	Batch    int               `yaml:"batch_bytes"`
 }
 
 func (*keeping) Write(context.Context, flow.Range, []arrow.Record) error { return nil }

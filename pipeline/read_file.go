@@ -43,8 +43,11 @@ type gatewayShape struct {
 }
 
 type consoleShape struct {
-	Listen string `yaml:"listen" doc:"Address of the web page, host:port."`
-	At     places
+	Listen    string `yaml:"listen" doc:"Address of the web page, host:port. Where others than this machine reach it, it needs a token."`
+	TokenEnv  string `yaml:"token_env" doc:"Name of the environment variable that holds the token which the page, its API and /metrics ask for; empty for none."`
+	TokenFile string `yaml:"token_file" doc:"File that holds the token, readable for its owner only."`
+	Insecure  bool   `yaml:"insecure" doc:"Answer everybody, wherever it listens, because something in front asks who comes."`
+	At        places
 }
 
 type stageShape struct {
@@ -223,8 +226,7 @@ func (d *decoder) spec(root *yaml.Node, s *Spec) {
 	d.between(at("partitions"), "partitions", int64(s.Partitions), 1, 10_000)
 	d.betweenTimes(at("checkpoint"), "checkpoint", s.Checkpoint, 100*time.Millisecond, time.Hour)
 	d.kafka(shape.Kafka, s)
-	s.Console = Console{Listen: shape.Console.Listen, Pos: shape.Console.At[""]}
-	d.address(shape.Console.At.of("listen"), "console.listen", s.Console.Listen)
+	d.console(shape.Console, s)
 
 	before := len(d.findings)
 	d.gateway(shape.Gateway, s)
@@ -250,6 +252,30 @@ func (d *decoder) into(n *yaml.Node, to any, path string) {
 	d.value(n, valueOf(to), path, field{})
 }
 
+// console sees to it that what others reach asks who they are.
+func (d *decoder) console(c consoleShape, s *Spec) {
+	s.Console = Console{Listen: c.Listen, TokenEnv: c.TokenEnv, TokenFile: c.TokenFile, Insecure: c.Insecure, Pos: c.At[""]}
+	at := c.At.of("listen")
+	d.address(at, "console.listen", c.Listen)
+	switch {
+	case c.TokenEnv != "" && c.TokenFile != "":
+		d.find(nodeAt(c.At.of("token_file")), "console.token_file", "keep one", "console.token_env and console.token_file are both set")
+	case c.TokenEnv != "" && !envName.MatchString(c.TokenEnv):
+		d.find(nodeAt(c.At.of("token_env")), "console.token_env", "write the name, such as HEARTHLINE_CONSOLE_TOKEN; the token stands in the environment",
+			"console.token_env is no name of an environment variable")
+	case !Loopback(c.Listen) && strings.Contains(c.Listen, ":") && c.TokenEnv == "" && c.TokenFile == "" && !c.Insecure:
+		d.find(nodeAt(at), "console.listen", "add token_env: HEARTHLINE_CONSOLE_TOKEN, or listen on 127.0.0.1, or say insecure: true where something in front asks who comes",
+			"others than this machine reach console.listen, and it asks for no token")
+	}
+}
+
+// Loopback says whether only this machine reaches an address, host:port. Of names it knows localhost.
+func Loopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
 func (d *decoder) kafka(k kafkaShape, s *Spec) {
 	s.Kafka = Kafka{Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, Pos: k.At[""]}
 	for _, m := range k.Brokers {
@@ -265,6 +291,10 @@ func (d *decoder) kafka(k kafkaShape, s *Spec) {
 		}
 	}
 	d.address(k.At.of("listen"), "kafka.listen", k.Listen)
+	if _, _, err := net.SplitHostPort(k.Listen); err == nil && !Loopback(k.Listen) {
+		d.find(nodeAt(k.At.of("listen")), "kafka.listen", "listen on 127.0.0.1; for other machines run Kafka, and name it in kafka.brokers",
+			"the embedded broker asks nobody who they are, and others than this machine reach kafka.listen")
+	}
 	compressions := []string{"none", "lz4", "zstd"}
 	if !slices.Contains(compressions, k.Compression) {
 		d.findings = append(d.findings, Finding{File: d.file, Pos: k.At.of("compression"), Path: "kafka.compression",

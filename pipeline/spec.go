@@ -63,8 +63,11 @@ type Gateway struct {
 
 // Console is the web page, its API and /metrics of `up`.
 type Console struct {
-	Listen string
-	Pos    Pos
+	Listen    string
+	TokenEnv  string // the variable that holds the token; the plan never does
+	TokenFile string // or the file
+	Insecure  bool   // no token, although others reach it
+	Pos       Pos
 }
 
 // Stage is one use of a stage of the catalogue.

@@ -24,7 +24,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,6 +34,8 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/cenkalti/backoff/v5"
+
+	"hearthline/flow/secret"
 )
 
 // Sink stores streams in a ClickHouse database. Make one with New.
@@ -215,21 +216,14 @@ func (s *Sink) checkSettings() error {
 
 // password reads the secret from where the settings say it is.
 func (s *Sink) password() (string, error) {
-	switch {
-	case s.PasswordEnv != "":
-		v, ok := os.LookupEnv(s.PasswordEnv)
-		if !ok {
-			return "", fmt.Errorf("clickhouse: password_env: the variable %s is not set", s.PasswordEnv)
-		}
-		return v, nil
-	case s.PasswordFile != "":
-		b, err := os.ReadFile(s.PasswordFile)
-		if err != nil {
-			return "", fmt.Errorf("clickhouse: password_file: %w", err)
-		}
-		return strings.TrimRight(string(b), "\r\n"), nil
+	if s.PasswordEnv == "" && s.PasswordFile == "" {
+		return s.Password, nil
 	}
-	return s.Password, nil
+	password, err := secret.Read(s.PasswordEnv, s.PasswordFile)
+	if err != nil {
+		return "", fmt.Errorf("clickhouse: password_env, password_file: %w", err)
+	}
+	return password, nil
 }
 
 func (s *Sink) options() (clickhouse.Options, error) {

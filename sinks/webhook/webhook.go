@@ -33,11 +33,11 @@ type Sink struct {
 	// Log writes each row to the log, at level info. It is for a look, not for keeping: rows that are posted again
 	// are logged again.
 	Log bool `yaml:"log"`
-	// Headers are sent with each request, such as Authorization. Put secrets in as ${NAME}.
-	Headers map[string]string `yaml:"headers"`
+	// Headers are sent with each request, such as Authorization. Secrets among them must come from the environment: ${NAME}.
+	Headers map[string]string `yaml:"headers" secret:"names"`
 	// Secrets sign each request, each as "whsec_" and base64 of 24 to 64 bytes. The receiver needs one of them:
-	// put the new one first while it changes. None: requests are not signed.
-	Secrets []string `yaml:"secrets"`
+	// put the new one first while it changes. They must come from the environment: ${NAME}. None: requests are not signed.
+	Secrets []string `yaml:"secrets" secret:"true"`
 	// BatchMax is the largest number of rows of a request, whose body is a JSON array of objects.
 	BatchMax int `yaml:"batch_max"`
 	// Single posts each row on its own, as a JSON object.
