@@ -1,5 +1,5 @@
 // Package blobs keeps objects: bytes under a name, put whole or not at all. Checkpoints, Parquet files and model
-// files are kept in it. A directory is a store today; an object store such as S3 fits the same four methods.
+// files are kept in it. A store is a directory, or a bucket of an S3 server.
 package blobs
 
 import (
@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -24,8 +25,9 @@ type Store interface {
 	// replacement, from making it durable; put it again then. Of two Puts at once to one name, one stays, whole.
 	Put(ctx context.Context, name string, r io.Reader) error
 
-	// Get opens an object. The caller closes it. A missing one is [fs.ErrNotExist]. The object stays readable,
-	// as it was, while it is replaced or deleted. A reader that can be read at random is an [io.ReaderAt] too.
+	// Get opens an object. The caller closes it. A missing one is [fs.ErrNotExist]. While it is replaced or deleted
+	// it is readable as it was, or gives [ErrChanged] where the store cannot do that; never other bytes. A reader
+	// that can be read at random is an [io.ReaderAt] too. It is good as long as ctx is.
 	Get(ctx context.Context, name string) (io.ReadCloser, error)
 
 	// List gives the objects whose names begin with prefix, in the order of their names' bytes. The prefix need not
@@ -51,6 +53,9 @@ const (
 
 // ErrName marks a name or prefix that no store takes.
 var ErrName = errors.New("bad object name")
+
+// ErrChanged marks the reading of an object that was replaced or deleted meanwhile. Get it again.
+var ErrChanged = errors.New("the object was replaced or deleted while it was read")
 
 // CheckName says what is wrong with an object's name; nil if nothing is. Names are parts joined by slashes. A part is
 // not empty and does not begin with a dot (so there is no "..", and a store may keep files of its own under such
@@ -90,39 +95,70 @@ func CheckPrefix(prefix string) error {
 	return nil
 }
 
-// Open opens the store that where names: a directory's path, or a file URL (file:///var/lib/hearthline).
-func Open(where string) (Store, error) {
-	path, err := localPath(where)
-	if err != nil {
+// Open opens the store that where names: a directory's path, a file URL (file:///var/lib/hearthline), or a bucket,
+// with a prefix or without one (s3://bucket/prefix), which is reached as s3 says. A bucket is not talked to yet.
+func Open(where string, s3 S3) (Store, error) {
+	p, err := parsePlace(where)
+	switch {
+	case err != nil:
 		return nil, err
+	case p.bucket != "":
+		return OpenS3(p.bucket, p.path, s3)
 	}
-	return Dir(path)
+	return Dir(p.path)
 }
 
 // Check says what is wrong with the address of a store without opening it; nil if nothing is.
 func Check(where string) error {
-	_, err := localPath(where)
+	_, err := parsePlace(where)
 	return err
 }
 
-func localPath(where string) (string, error) {
+// IsShared says whether the store that where names is reached from every machine alike, as a bucket is.
+func IsShared(where string) bool { return strings.HasPrefix(where, "s3://") }
+
+// place is the address of a store, taken apart.
+type place struct {
+	bucket string // "" for a directory
+	path   string // of the directory, or the prefix in the bucket
+}
+
+func parsePlace(where string) (place, error) {
 	if where == "" {
-		return "", errors.New("open blob store: no directory given")
+		return place{}, errors.New("open blob store: no directory given")
 	}
-	scheme, _, ok := strings.Cut(where, "://")
+	scheme, rest, ok := strings.Cut(where, "://")
 	if !ok {
-		return where, nil
+		return place{path: where}, nil
 	}
-	u, err := url.Parse(where)
-	switch {
-	case scheme != "file":
-		return "", fmt.Errorf("open blob store %q: %s is not supported; want a directory or a file URL", where, scheme)
-	case err != nil:
-		return "", fmt.Errorf("open blob store %q: %w", where, err)
-	case u.Host != "" && u.Host != "localhost" || u.Path == "":
-		return "", fmt.Errorf("open blob store %q: want three slashes before the path: file:///path", where)
+	fail := func(format string, args ...any) (place, error) {
+		return place{}, fmt.Errorf("open blob store %q: "+format, append([]any{where}, args...)...)
 	}
-	return filepath.FromSlash(u.Path), nil
+	switch scheme {
+	case "s3":
+		bucket, prefix, _ := strings.Cut(rest, "/")
+		prefix = strings.TrimSuffix(prefix, "/")
+		if err := checkBucket(bucket, prefix); err != nil {
+			return fail("want s3://bucket/prefix: %w", err)
+		}
+		return place{bucket, prefix}, nil
+	case "file":
+		u, err := url.Parse(where)
+		if err != nil {
+			return fail("%w", err)
+		}
+		if u.Host != "" && u.Host != "localhost" || u.Path == "" {
+			return fail("want three slashes before the path: file:///path")
+		}
+		return place{path: filepath.FromSlash(u.Path)}, nil
+	}
+	return fail("%s is not supported; want a directory, a file URL or s3://bucket/prefix", scheme)
+}
+
+// inOrder sorts a list as List gives it.
+func inOrder(list []Info) []Info {
+	slices.SortFunc(list, func(a, b Info) int { return strings.Compare(a.Name, b.Name) })
+	return list
 }
 
 func notExist(op, name string) error {

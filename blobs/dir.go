@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
 	"strings"
 	"sync"
 )
@@ -213,8 +212,7 @@ func (d *Directory) List(ctx context.Context, prefix string) ([]Info, error) {
 		return nil, d.fail("list", prefix, err)
 	}
 	// The walk's order is that of folders: "a/b" before "a-b".
-	slices.SortFunc(list, func(a, b Info) int { return strings.Compare(a.Name, b.Name) })
-	return list, nil
+	return inOrder(list), nil
 }
 
 // Delete leaves the folder of the object, even if nothing is in it any more: a Put may be about to use it.

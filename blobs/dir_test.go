@@ -156,16 +156,20 @@ func TestDirectoryErrors(t *testing.T) {
 	for where, want := range map[string]string{
 		file:            "not a directory",
 		"":              "no directory given",
-		"s3://bucket/x": "s3 is not supported",
+		"gs://bucket/x": "gs is not supported",
+		"s3://":         "want s3://bucket/prefix",
+		"s3://b/x":      "cannot be a bucket",
+		"s3://Bucket/x": "cannot be a bucket",
+		"s3://buc/../x": "part that begins with a dot",
 		"file://host/x": "three slashes",
 		"file:///%zz":   "invalid URL escape",
 	} {
-		if _, err := blobs.Open(where); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := blobs.Open(where, blobs.S3{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("open %q: %v; want %q", where, err, want)
 		}
 	}
 	dir := t.TempDir()
-	s, err := blobs.Open("file://" + dir)
+	s, err := blobs.Open("file://"+dir, blobs.S3{})
 	must(t, err)
 	must(t, s.Put(t.Context(), "a", strings.NewReader("x")))
 	if _, err := os.Stat(filepath.Join(dir, "a")); err != nil {

@@ -34,8 +34,10 @@ import (
 
 // Sink writes Parquet files. Its fields are set before Open and not changed after.
 type Sink struct {
-	// To is where the files go: a directory, or a file URL.
+	// To is where the files go: a directory, or s3://bucket/prefix.
 	To string `yaml:"to"`
+	// S3 says how the server of a bucket is reached.
+	S3 blobs.S3 `yaml:"s3"`
 	// Level of zstd compression, 1 to 22 as in the zstd tool. Encoded columns leave it little to do: 7 saves about
 	// one per cent of the bytes of level 3 for an eighth more time.
 	Level int `yaml:"zstd_level"`
@@ -84,7 +86,7 @@ func (s *Sink) Open(context.Context) error {
 	if s.store = s.Store; s.store != nil {
 		return nil
 	}
-	store, err := blobs.Open(s.To)
+	store, err := blobs.Open(s.To, s.S3)
 	if err != nil {
 		return fmt.Errorf("parquet sink: %w", err)
 	}

@@ -470,7 +470,7 @@ func TestSettings(t *testing.T) {
 	for want, set := range map[string]func(*parquet.Sink){
 		"":                  func(*parquet.Sink) {},
 		"setting to":        func(s *parquet.Sink) { s.To = "" },
-		"s3 is not":         func(s *parquet.Sink) { s.To = "s3://bucket" },
+		"gs is not":         func(s *parquet.Sink) { s.To = "gs://bucket" },
 		"zstd_level: 23":    func(s *parquet.Sink) { s.Level = 23 },
 		"row_group_rows: 0": func(s *parquet.Sink) { s.RowGroupRows = 0 },
 		"flush_rows: -1":    func(s *parquet.Sink) { s.FlushRows = -1 },
