@@ -83,10 +83,23 @@ type final struct{ error }
 
 func (f final) Unwrap() error { return f.error }
 
-// Permanent says whether trying again will not mend err: a stream with another number of partitions, say.
+// Permanent says whether trying again will not mend err: a stream with another number of partitions, say, or a right
+// that this client's user lacks.
 func Permanent(err error) bool {
 	var f final
-	return errors.As(err, &f)
+	code, _ := asCode(err)
+	return errors.As(err, &f) || denied(code)
+}
+
+// denied says whether a code is about who this client is and what it may do.
+func denied(code kafka.Error) bool {
+	switch code {
+	case kafka.TopicAuthorizationFailed, kafka.GroupAuthorizationFailed, kafka.ClusterAuthorizationFailed,
+		kafka.TransactionalIDAuthorizationFailed, kafka.SASLAuthenticationFailed, kafka.UnsupportedSASLMechanism,
+		kafka.IllegalSASLState, kafka.SecurityDisabled, kafka.PolicyViolation:
+		return true
+	}
+	return false
 }
 
 // mends says whether trying again may help after err: the connection was lost, or the broker said so.
@@ -116,13 +129,28 @@ func stale(err error) bool {
 	return false
 }
 
-// refused is a broker's answer as an error, with what to do about it where that is known.
-func refused(op string, code kafka.Error) error {
-	switch code {
-	case kafka.TopicAuthorizationFailed, kafka.GroupAuthorizationFailed, kafka.ClusterAuthorizationFailed:
-		return fmt.Errorf("%s: %w: give this client's user the rights (kafka-acls)", op, code)
-	case kafka.PolicyViolation:
-		return fmt.Errorf("%s: %w: the broker's policy forbids it; create the stream by hand", op, code)
+// hinted adds to an error what to do about it, where that is known. What gives an error up calls it.
+func hinted(err error) error {
+	code, _ := asCode(err)
+	if hint := remedy(code); hint != "" {
+		return fmt.Errorf("%w: %s", err, hint)
 	}
-	return fmt.Errorf("%s: %w", op, code)
+	return err
+}
+
+// remedy says what to do about a code, "" when that is not known. docs/operations.md lists the rights.
+func remedy(code kafka.Error) string {
+	switch code {
+	case kafka.TopicAuthorizationFailed:
+		return "this client's user lacks a right on the topic: Describe and Read to read it, Describe and Write to write it, Create to make it (kafka-acls)"
+	case kafka.GroupAuthorizationFailed:
+		return "this client's user lacks the right Read on the consumer group (kafka-acls)"
+	case kafka.ClusterAuthorizationFailed:
+		return "this client's user lacks a right on the cluster, or Write on any topic (kafka-acls)"
+	case kafka.SASLAuthenticationFailed:
+		return "check user, password and mechanism of kafka.sasl"
+	case kafka.PolicyViolation:
+		return "the broker's policy forbids it; create the stream by hand"
+	}
+	return ""
 }

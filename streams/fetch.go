@@ -158,7 +158,7 @@ func (f *fetcher) fetch(ctx context.Context, wait time.Duration) (chunk, error) 
 		return chunk{}, f.outOfRange(ctx)
 	case got.code != 0:
 		giveBuffer(got.buf)
-		return chunk{}, refused(fmt.Sprintf("fetch %s/%d", f.at.stream, f.at.partition), got.code)
+		return chunk{}, fmt.Errorf("fetch %s/%d: %w", f.at.stream, f.at.partition, got.code)
 	case !got.responded:
 		giveBuffer(got.buf)
 		return chunk{}, fmt.Errorf("fetch %s/%d: the broker left it out of its answer", f.at.stream, f.at.partition)

@@ -194,9 +194,9 @@ func answered(r produced) error {
 		return fmt.Errorf("%w: the broker's limit (max.message.bytes of the stream) is lower than message_bytes_max: %w", ErrTooLarge, r.code)
 	}
 	if r.reason != "" {
-		return refused("the broker refused: "+r.reason, r.code)
+		return fmt.Errorf("the broker refused: %s: %w", r.reason, r.code)
 	}
-	return refused("the broker refused", r.code)
+	return fmt.Errorf("the broker refused: %w", r.code)
 }
 
 // identify gives the lane an identity if it has none that will do.

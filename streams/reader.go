@@ -174,7 +174,7 @@ func (t *trouble) met(ctx context.Context, err error) error {
 		return fmt.Errorf("%s: %w", t.what, ctx.Err())
 	}
 	if !mends(ctx, err) {
-		return fmt.Errorf("%s: %w", t.what, err)
+		return fmt.Errorf("%s: %w", t.what, hinted(err))
 	}
 	now := time.Now()
 	if t.wait == nil {
@@ -185,8 +185,8 @@ func (t *trouble) met(ctx context.Context, err error) error {
 	} else if t.gone.IsZero() {
 		t.gone = now
 	} else if now.Sub(t.gone) > missingMax && t.stream != "" {
-		if t.c.missing(ctx, t.stream) {
-			return fmt.Errorf("%s: %w", t.what, noStream(t.stream))
+		if err := t.c.missing(ctx, t.stream); err != nil {
+			return fmt.Errorf("%s: %w", t.what, err)
 		}
 		t.gone = time.Time{}
 	}
@@ -199,13 +199,21 @@ func (t *trouble) met(ctx context.Context, err error) error {
 	return pause(ctx, t.wait.NextBackOff())
 }
 
-// missing asks a broker whether a stream does not exist. What requests are routed by is a copy, which may lack
-// streams for a while after a broker has come back.
-func (c *Client) missing(ctx context.Context, stream string) bool {
+// missing asks a broker whether a stream does not exist, or is not for this client's user to see, and gives that as an
+// error. What requests are routed by is a copy, which may lack streams for a while after a broker has come back.
+func (c *Client) missing(ctx context.Context, stream string) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
 	defer cancel()
 	known, err := c.metadata(ctx, []string{stream})
-	return err == nil && known[stream].code == kafka.UnknownTopicOrPartition
+	switch code := known[stream].code; {
+	case err != nil:
+		return nil
+	case code == kafka.UnknownTopicOrPartition:
+		return noStream(stream)
+	case denied(code):
+		return hinted(fmt.Errorf("stream %s: %w", stream, code))
+	}
+	return nil
 }
 
 func (t *trouble) over() {

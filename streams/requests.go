@@ -59,8 +59,8 @@ type answer[T any] struct {
 
 func (a *answer[T]) ApiKey() protocol.ApiKey { return a.api }
 
-// checkVersions asks a broker what it speaks.
-func (c *Client) checkVersions(ctx context.Context) error {
+// checkVersions asks the broker at the other end of a connection what it speaks.
+func (c *Client) checkVersions(conn io.ReadWriter) error {
 	type span struct{ min, max int16 }
 	req := &raw{
 		api:     protocol.ApiVersions,
@@ -75,7 +75,7 @@ func (c *Client) checkVersions(ctx context.Context) error {
 			return &answer[map[protocol.ApiKey]span]{protocol.ApiVersions, spans}
 		},
 	}
-	res, err := c.exchange(ctx, protocol.ApiVersions, 0, req)
+	res, err := req.RawExchange(conn)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (c *Client) checkVersions(ctx context.Context) error {
 		protocol.LeaveGroup: versionLeaveGroup,
 	} {
 		if s, ok := spans[api]; !ok || want < s.min || want > s.max {
-			return fmt.Errorf("the broker is too old: it speaks %v versions %d to %d; want %d: use Apache Kafka 2.8 or newer", api, s.min, s.max, want)
+			return final{fmt.Errorf("the broker is too old or too new: it speaks %v versions %d to %d; want %d: use Apache Kafka 2.8 to 4", api, s.min, s.max, want)}
 		}
 	}
 	return nil
@@ -101,8 +101,8 @@ type topicInfo struct {
 	leaderless int // partitions without a leader, for now
 }
 
-// metadata asks a broker about topics; with none it only shows that a broker answers.
-func (c *Client) metadata(ctx context.Context, topics []string) (map[string]topicInfo, error) {
+// metadataRequest asks a broker about topics; with none it only shows that a broker answers.
+func (c *Client) metadataRequest(topics []string) *raw {
 	b := beginRequest(nil, protocol.Metadata, versionMetadata, c.cfg.ClientID, true)
 	b = binary.AppendUvarint(b, uint64(len(topics)+1))
 	for _, t := range topics {
@@ -111,8 +111,11 @@ func (c *Client) metadata(ctx context.Context, topics []string) (map[string]topi
 		b = append(b, 0)
 	}
 	b = append(b, 0, 0, 0, 0) // create none, no authorized operations (twice), no tags
-	req := &raw{api: protocol.Metadata, request: endRequest(b), limit: responseBytesMax, parse: parseMetadata}
-	res, err := c.exchange(ctx, protocol.Metadata, 0, req)
+	return &raw{api: protocol.Metadata, request: endRequest(b), limit: responseBytesMax, parse: parseMetadata}
+}
+
+func (c *Client) metadata(ctx context.Context, topics []string) (map[string]topicInfo, error) {
+	res, err := c.exchange(ctx, protocol.Metadata, 0, c.metadataRequest(topics))
 	if err != nil {
 		return nil, err
 	}

@@ -19,14 +19,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow/memory"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/sasl"
 )
 
 // Config is how to reach Kafka, and the limits of what is exchanged with it. [New] gives the defaults.
@@ -51,10 +49,10 @@ type Config struct {
 	// RequestTimeout is how long one request may take before its connection is given up and it is sent again.
 	RequestTimeout time.Duration `yaml:"request_timeout"`
 
-	// TLS is used when it is not nil. Its ServerName is the broker's host unless set.
-	TLS *tls.Config `yaml:"-"`
-	// SASL is used when it is not nil: see kafka-go's packages sasl/plain and sasl/scram.
-	SASL sasl.Mechanism `yaml:"-"`
+	// TLS encrypts the connections when it is not nil.
+	TLS *TLS `yaml:"tls"`
+	// SASL logs in when it is not nil.
+	SASL *SASL `yaml:"sasl"`
 	// Memory is where decoded records live; nil is Go's heap.
 	Memory memory.Allocator `yaml:"-"`
 }
@@ -128,13 +126,17 @@ type Client struct {
 	addr      net.Addr
 	codec     codec
 	schemas   *schemas
+	dialer    *net.Dialer
+	tls       *tls.Config // nil without
+	login     *login      // nil without
 	count     counters
 
 	refreshMu   sync.Mutex
 	refreshedAt time.Time
 }
 
-// Dial connects to Kafka and checks that a broker answers. Close the client when done.
+// Dial connects to Kafka and checks that a broker answers and lets this client in. An error that is [Permanent] is one of
+// the settings: a login that is refused, TLS where there is none. Close the client when done.
 func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -144,37 +146,35 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 	}
 	c := &Client{cfg: cfg, log: log, addr: kafka.TCP(cfg.Brokers...)}
 	c.codec, _ = codecOf(cfg.Compression)
-	dialer := &net.Dialer{Timeout: cfg.RequestTimeout / 2, KeepAlive: 30 * time.Second}
+	var err error
+	if c.tls, err = cfg.TLS.config(); err != nil {
+		return nil, final{fmt.Errorf("kafka: %w", err)}
+	}
+	if c.login, err = cfg.SASL.login(); err != nil {
+		return nil, final{fmt.Errorf("kafka: %w", err)}
+	}
+	c.dialer = &net.Dialer{Timeout: cfg.RequestTimeout / 2, KeepAlive: 30 * time.Second}
+	if err := c.greet(ctx); err != nil {
+		return nil, err
+	}
 	c.transport = &kafka.Transport{
 		ClientID:    cfg.ClientID,
 		DialTimeout: cfg.RequestTimeout / 2,
 		// Long polls hold one connection each; what is idle longer than this is not coming back soon.
 		IdleTimeout: time.Minute,
 		MetadataTTL: 5 * time.Second,
-		TLS:         cfg.TLS,
-		SASL:        cfg.SASL,
+		TLS:         c.tls,
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			c.count.connects.Add(1)
-			return dialer.DialContext(ctx, network, address)
+			return c.dialer.DialContext(ctx, network, address)
 		},
+	}
+	if c.login != nil { // a nil *login would be a mechanism
+		c.transport.SASL = c.login
 	}
 	c.kafka = &kafka.Client{Addr: c.addr, Transport: c.transport, Timeout: cfg.RequestTimeout}
 	c.schemas = newSchemas(c)
-	if err := c.checkVersions(ctx); err != nil {
-		c.transport.CloseIdleConnections()
-		return nil, fmt.Errorf("streams: no Kafka broker answers at %s: %w: check that it runs and that brokers names its address "+
-			"(hearthline up brings its own)", strings.Join(cfg.Brokers, ", "), dialReason(err))
-	}
 	return c, nil
-}
-
-// dialReason leaves out what kafka-go's transport wraps around the reason.
-func dialReason(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op
-	}
-	return err
 }
 
 // Close ends the client's connections. Producers, readers and groups of the client must have ended.

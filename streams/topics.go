@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,7 +57,7 @@ func (c *Client) Ensure(ctx context.Context, specs []Spec) error {
 			case t.code == kafka.UnknownTopicOrPartition:
 				missing = append(missing, s)
 			case t.code != 0:
-				return refused("stream "+s.Name, t.code)
+				return fmt.Errorf("stream %s: %w", s.Name, t.code)
 			case t.partitions != s.Partitions:
 				return final{fmt.Errorf("stream %s has %d partitions, the plan says %d: rows would meet the wrong state. "+
 					"Set partitions to %d, or drain the pipeline and delete the stream", s.Name, t.partitions, s.Partitions, t.partitions)}
@@ -89,11 +90,24 @@ func (c *Client) create(ctx context.Context, specs []Spec) error {
 			continue
 		}
 		if code, ok := asCode(err); ok && !passing(code) {
-			return fmt.Errorf("create stream %s: %w", name, err)
+			return fmt.Errorf("create stream %s (%s): %w", name, wanted(specs, name), err)
 		}
 		return err
 	}
 	return fmt.Errorf("streams are being created: %w", kafka.LeaderNotAvailable)
+}
+
+// wanted describes a stream for whoever makes it by hand.
+func wanted(specs []Spec, name string) string {
+	i := slices.IndexFunc(specs, func(s Spec) bool { return s.Name == name })
+	if i < 0 {
+		return "unknown"
+	}
+	s := fmt.Sprintf("%d partitions", specs[i].Partitions)
+	if specs[i].Compacted {
+		s += ", compacted"
+	}
+	return s
 }
 
 func (c *Client) settings(s Spec) []kafka.ConfigEntry {
@@ -195,7 +209,7 @@ func (c *Client) retry(ctx context.Context, op string, f func(context.Context) e
 			if code, ok := asCode(err); ok && code == kafka.UnknownTopicOrPartition {
 				err = fmt.Errorf("%w: %w", ErrNoStream, err)
 			}
-			return fmt.Errorf("%s: %w", op, err)
+			return fmt.Errorf("%s: %w", op, hinted(err))
 		}
 		c.count.retries.Add(1)
 		c.refresh(err)

@@ -108,41 +108,48 @@ func (c *Cluster) makeUsers(ctx context.Context) error {
 	if c.Security == nil || len(c.Security.Users) == 0 {
 		return nil
 	}
-	req := kmsg.NewPtrAlterUserSCRAMCredentialsRequest()
-	for _, name := range slices.Sorted(maps.Keys(c.Security.Users)) {
-		for mechanism := int8(1); mechanism <= 2; mechanism++ {
-			salt := make([]byte, 24)
-			_, _ = rand.Read(salt)
-			var salted []byte
-			var err error
-			if mechanism == 1 {
-				salted, err = pbkdf2.Key(sha256.New, c.Security.Users[name], salt, scramIterations, sha256.Size)
-			} else {
-				salted, err = pbkdf2.Key(sha512.New, c.Security.Users[name], salt, scramIterations, sha512.Size)
-			}
-			if err != nil {
-				return fmt.Errorf("user %s: %w", name, err)
-			}
-			u := kmsg.NewAlterUserSCRAMCredentialsRequestUpsertion()
-			u.Name, u.Mechanism, u.Iterations, u.Salt, u.SaltedPassword = name, mechanism, scramIterations, salt, salted
-			req.Upsertions = append(req.Upsertions, u)
-		}
-	}
 	cl, err := c.Admin()
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
-	res, err := req.RequestWith(ctx, cl)
-	if err != nil {
-		return fmt.Errorf("make users: %w", err)
-	}
-	for _, r := range res.Results {
-		if err := kerr.ErrorForCode(r.ErrorCode); err != nil {
-			return fmt.Errorf("make user %s: %w", r.User, err)
+	for mechanism := int8(1); mechanism <= 2; mechanism++ { // Kafka takes a user once a request
+		req := kmsg.NewPtrAlterUserSCRAMCredentialsRequest()
+		for _, name := range slices.Sorted(maps.Keys(c.Security.Users)) {
+			u, err := scramSecret(name, c.Security.Users[name], mechanism)
+			if err != nil {
+				return err
+			}
+			req.Upsertions = append(req.Upsertions, u)
+		}
+		res, err := req.RequestWith(ctx, cl)
+		if err != nil {
+			return fmt.Errorf("make users: %w", err)
+		}
+		for _, r := range res.Results {
+			if err := kerr.ErrorForCode(r.ErrorCode); err != nil {
+				return fmt.Errorf("make user %s: %w", r.User, err)
+			}
 		}
 	}
 	return nil
+}
+
+// scramSecret is what a broker keeps of a password (RFC 5802); mechanism 1 is SCRAM-SHA-256, 2 SCRAM-SHA-512.
+func scramSecret(user, password string, mechanism int8) (kmsg.AlterUserSCRAMCredentialsRequestUpsertion, error) {
+	u := kmsg.NewAlterUserSCRAMCredentialsRequestUpsertion()
+	u.Name, u.Mechanism, u.Iterations, u.Salt = user, mechanism, scramIterations, make([]byte, 24)
+	_, _ = rand.Read(u.Salt)
+	var err error
+	if mechanism == 1 {
+		u.SaltedPassword, err = pbkdf2.Key(sha256.New, password, u.Salt, scramIterations, sha256.Size)
+	} else {
+		u.SaltedPassword, err = pbkdf2.Key(sha512.New, password, u.Salt, scramIterations, sha512.Size)
+	}
+	if err != nil {
+		return u, fmt.Errorf("user %s: %w", user, err)
+	}
+	return u, nil
 }
 
 // CA is the file (PEM) of the authority that signed the brokers' certificates; "" without security. It is there once

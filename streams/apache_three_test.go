@@ -1,0 +1,425 @@
+package streams_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow/memory"
+	"github.com/sourcegraph/conc"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"hearthline/streams"
+	"hearthline/streams/apache"
+	"hearthline/streams/apache/apachetest"
+	"hearthline/streams/streamstest"
+)
+
+// longPatience bounds what a test waits for brokers that start, beside others on a busy machine.
+func longPatience(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// TestThreeBrokers: what three brokers of Apache Kafka promise while any one of them falls.
+func TestThreeBrokers(t *testing.T) {
+	t.Parallel() // most of it is waiting
+	c := apache.New()
+	c.Brokers = 3
+	c.Settings = map[string]string{
+		"auto.leader.rebalance.enable": "false",
+		// A follower that asks a broker that leads no more tries again after this; a second by default.
+		"replica.fetch.backoff.ms": "20",
+	}
+	cl := streamstest.Cluster{Brokers: apachetest.Start(t, c), Config: func(cfg *streams.Config) {
+		cfg.RequestTimeout = 2 * time.Second // a paused broker answers nothing
+	}}
+	t.Run("a leader moves", func(t *testing.T) { leaderMoves(t, c, cl) })
+	t.Run("brokers fall under load", func(t *testing.T) { brokersFall(t, c, cl) })
+}
+
+// leaderMoves measures how long the first append after a leader has moved takes, beside one without a move.
+func leaderMoves(t *testing.T, c *apache.Cluster, cl streamstest.Cluster) {
+	const moves = 20
+	client := cl.Dial(t)
+	stream := streamstest.Stream(t, client, 1)
+	p := client.NewProducer()
+	r := client.NewReader(stream, 0, 0)
+	defer r.Close()
+	offset := int64(0)
+	append1 := func() (published, read time.Duration) {
+		begun := time.Now()
+		streamstest.Publish(t, p, stream, 0, 1, offset)
+		published = time.Since(begun)
+		m, err := r.Next(streamstest.Context(t))
+		if err != nil || m.Offset != offset {
+			t.Fatalf("at %d: %+v, %v", offset, m, err)
+		}
+		m.Batch.Record.Release()
+		offset++
+		return published, time.Since(begun)
+	}
+	var still, moved, seen []time.Duration
+	append1()
+	for i := range moves {
+		published, _ := append1()
+		still = append(still, published)
+		lead(t, c, stream, int32(i%3+1))
+		published, read := append1()
+		moved, seen = append(moved, published), append(seen, read)
+	}
+	for _, d := range [][]time.Duration{still, moved, seen} {
+		slices.Sort(d)
+	}
+	t.Logf("an append: median %v; the first one after its leader moved: median %v, worst %v; read by then: median %v, worst %v",
+		still[moves/2].Round(10*time.Microsecond), moved[moves/2].Round(10*time.Microsecond), moved[moves-1].Round(10*time.Microsecond),
+		seen[moves/2].Round(10*time.Microsecond), seen[moves-1].Round(10*time.Microsecond))
+	if s := client.Stats(); s.Refreshes == 0 {
+		t.Error("no leader was looked for anew: did one move?")
+	}
+}
+
+// lead makes a broker the leader of a stream's only partition, and returns when it is.
+func lead(t *testing.T, c *apache.Cluster, stream string, broker int32) {
+	t.Helper()
+	ctx := longPatience(t)
+	admin, err := c.Admin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	again(t, "reassign "+stream, func() error {
+		part := kmsg.NewAlterPartitionAssignmentsRequestTopicPartition()
+		part.Replicas = []int32{broker, broker%3 + 1, (broker+1)%3 + 1}
+		topic := kmsg.NewAlterPartitionAssignmentsRequestTopic()
+		topic.Topic, topic.Partitions = stream, append(topic.Partitions, part)
+		req := kmsg.NewPtrAlterPartitionAssignmentsRequest()
+		req.Topics = append(req.Topics, topic)
+		res, err := req.RequestWith(ctx, admin)
+		if err != nil {
+			return err
+		}
+		return errors.Join(kerr.ErrorForCode(res.ErrorCode), kerr.ErrorForCode(res.Topics[0].Partitions[0].ErrorCode))
+	})
+	again(t, "elect a leader of "+stream, func() error {
+		topic := kmsg.NewElectLeadersRequestTopic()
+		topic.Topic, topic.Partitions = stream, []int32{0}
+		req := kmsg.NewPtrElectLeadersRequest()
+		req.Topics = append(req.Topics, topic)
+		res, err := req.RequestWith(ctx, admin)
+		if err != nil {
+			return err
+		}
+		for _, topic := range res.Topics {
+			for _, p := range topic.Partitions {
+				if err := kerr.ErrorForCode(p.ErrorCode); err != nil && !errors.Is(err, kerr.ElectionNotNeeded) {
+					return err
+				}
+			}
+		}
+		if now := leader(t, admin, stream); now != broker {
+			return fmt.Errorf("%d leads; want %d", now, broker)
+		}
+		return nil
+	})
+}
+
+// leader asks each broker who leads a stream's first partition; -1 while they do not agree.
+func leader(t *testing.T, admin *kgo.Client, stream string) int32 {
+	t.Helper()
+	now := int32(0)
+	for _, b := range admin.SeedBrokers() {
+		topic := kmsg.NewMetadataRequestTopic()
+		topic.Topic = &stream
+		req := kmsg.NewPtrMetadataRequest()
+		req.Topics = append(req.Topics, topic)
+		res, err := req.RequestWith(longPatience(t), b)
+		if err != nil {
+			continue // down
+		}
+		if len(res.Topics) != 1 || len(res.Topics[0].Partitions) == 0 || now != 0 && now != res.Topics[0].Partitions[0].Leader {
+			return -1
+		}
+		now = res.Topics[0].Partitions[0].Leader
+	}
+	return now
+}
+
+// again calls f until it succeeds.
+func again(t *testing.T, what string, f func() error) {
+	t.Helper()
+	ctx := longPatience(t)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: %v", what, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// brokersFall publishes to a few partitions and reads them in a group that commits, while leaders are killed, paused and
+// stopped, and the controller too. Every batch is in the log once and in order, and the group passes each.
+func brokersFall(t *testing.T, c *apache.Cluster, cl streamstest.Cluster) {
+	const partitions = 3
+	quiet := cl.Dial(t)
+	stream := streamstest.Stream(t, quiet, partitions)
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var work conc.WaitGroup
+	published := publishUntil(ctx, t, &work, cl.Dial(t), stream, partitions)
+	seen := consume(ctx, t, &work, cl, stream)
+	fall(t, c, stream)
+	totals := published()
+	seen.until(t, totals)
+	stop()
+	work.Wait()
+	for partition, n := range totals {
+		got := streamstest.Lineages(t, quiet, stream, int32(partition))
+		for i, o := range got {
+			if o != int64(i) {
+				t.Errorf("partition %d: batch %d of %d is at %d", partition, o, n, i)
+				break
+			}
+		}
+		if int64(len(got)) != n {
+			t.Errorf("partition %d holds %d batches; %d were acknowledged", partition, len(got), n)
+		}
+	}
+	if n := slices.Min(totals); n < 100 {
+		t.Errorf("only %d batches were acknowledged: was there load?", n)
+	}
+	t.Logf("%v batches, each once; the group passed them all in %d generations, %d of them again after a fall", totals, seen.generations, seen.again)
+}
+
+// fall brings brokers down, one at a time, and up again.
+func fall(t *testing.T, c *apache.Cluster, stream string) {
+	ctx := longPatience(t)
+	admin, err := c.Admin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	begun := time.Now()
+	must := func(what string, err error) {
+		t.Helper()
+		t.Logf("%v: %s", time.Since(begun).Round(time.Millisecond), what)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	whole := func() { again(t, "all replicas in sync", func() error { return inSync(t, admin, stream, 3) }) }
+	load := func() { time.Sleep(500 * time.Millisecond) } // what is tested is what goes on meanwhile
+	load()
+	first := int(leader(t, admin, stream))
+	must("kill the leader", c.Kill(first))
+	load()
+	must("restart it", c.Restart(ctx, first))
+	whole()
+	controller, err := c.Controller(ctx)
+	must("controller", err)
+	must("kill the controller", c.Kill(controller))
+	load()
+	must("restart it", c.Restart(ctx, controller))
+	whole()
+	coordinator := coordinatorOf(t, admin, stream+".group")
+	must("stop the group's coordinator in order", c.Stop(coordinator))
+	load()
+	must("restart it", c.Restart(ctx, coordinator))
+	whole()
+	second := int(leader(t, admin, stream))
+	must("pause the leader", c.Pause(second))
+	time.Sleep(5 * time.Second) // longer than the controller waits for it
+	must("resume it", c.Resume(second))
+	whole()
+	load()
+}
+
+// inSync says whether n replicas of each partition of a stream are in sync.
+func inSync(t *testing.T, admin *kgo.Client, stream string, n int) error {
+	topic := kmsg.NewMetadataRequestTopic()
+	topic.Topic = &stream
+	req := kmsg.NewPtrMetadataRequest()
+	req.Topics = append(req.Topics, topic)
+	res, err := req.RequestWith(longPatience(t), admin)
+	if err != nil {
+		return err
+	}
+	for _, p := range res.Topics[0].Partitions {
+		if len(p.ISR) < n {
+			return fmt.Errorf("partition %d has %v in sync", p.Partition, p.ISR)
+		}
+	}
+	return nil
+}
+
+func coordinatorOf(t *testing.T, admin *kgo.Client, group string) (broker int) {
+	t.Helper()
+	again(t, "find the coordinator", func() error {
+		req := kmsg.NewPtrFindCoordinatorRequest()
+		req.CoordinatorKeys, req.CoordinatorKey = []string{group}, group
+		res, err := req.RequestWith(longPatience(t), admin)
+		if err != nil {
+			return err
+		}
+		if len(res.Coordinators) == 1 {
+			broker = int(res.Coordinators[0].NodeID)
+			return kerr.ErrorForCode(res.Coordinators[0].ErrorCode)
+		}
+		broker = int(res.NodeID)
+		return kerr.ErrorForCode(res.ErrorCode)
+	})
+	return broker
+}
+
+// publishUntil publishes batches to each partition, numbered from 0 on. The function it gives ends that, and says how
+// many of each partition were acknowledged.
+func publishUntil(ctx context.Context, t *testing.T, work *conc.WaitGroup, c *streams.Client, stream string, partitions int) (end func() []int64) {
+	enough := make(chan struct{})
+	totals := make([]int64, partitions)
+	p := c.NewProducer()
+	var lanes conc.WaitGroup
+	for partition := range partitions {
+		lanes.Go(func() {
+			for {
+				select {
+				case <-enough:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+				b := streamstest.Events(memory.DefaultAllocator, totals[partition], 5)
+				_, err := p.Publish(ctx, stream, int32(partition), b)
+				b.Record.Release()
+				if err != nil {
+					t.Errorf("publish to partition %d: %v", partition, err)
+					return
+				}
+				totals[partition]++
+			}
+		})
+	}
+	work.Go(lanes.Wait)
+	return func() []int64 {
+		close(enough)
+		lanes.Wait()
+		s := c.Stats()
+		t.Logf("publishing: %d retries, %d requests without an answer, %d new ids", s.Retries, s.Failures, s.NewIDs)
+		if s.NewIDs > 0 {
+			t.Errorf("%d times a broker lost track of the producer", s.NewIDs)
+		}
+		return totals
+	}
+}
+
+// passed is how far a group has come.
+type passed struct {
+	mu          sync.Mutex
+	next        map[int32]int64
+	generations int
+	again       int // batches that came a second time, after a commit that was not made
+	wake        chan struct{}
+}
+
+// consume reads a stream in a group of two members that commit after every few batches.
+func consume(ctx context.Context, t *testing.T, work *conc.WaitGroup, cl streamstest.Cluster, stream string) *passed {
+	seen := &passed{next: map[int32]int64{}, wake: make(chan struct{}, 1)}
+	group := streams.GroupConfig{ID: stream + ".group", Streams: []string{stream}, Heartbeat: 200 * time.Millisecond, SessionTimeout: 6 * time.Second}
+	for range 2 {
+		c := cl.Dial(t)
+		work.Go(func() {
+			err := c.Join(ctx, group, func(live context.Context, g *streams.Generation) error {
+				from, err := g.Committed(live)
+				if err != nil {
+					return err
+				}
+				seen.mu.Lock()
+				seen.generations++
+				seen.mu.Unlock()
+				var parts conc.WaitGroup
+				for _, p := range g.Partitions() {
+					parts.Go(func() {
+						if err := seen.read(live, c, g, stream, p, from[stream][p].Offset); err != nil && live.Err() == nil && !errors.Is(err, streams.ErrFenced) {
+							t.Errorf("partition %d: %v", p, err)
+						}
+					})
+				}
+				parts.Wait()
+				<-live.Done()
+				return nil
+			})
+			if err != nil {
+				t.Errorf("group: %v", err)
+			}
+		})
+	}
+	return seen
+}
+
+func (s *passed) read(ctx context.Context, c *streams.Client, g *streams.Generation, stream string, partition int32, offset int64) error {
+	r := c.NewReader(stream, partition, offset)
+	defer r.Close()
+	for {
+		m, err := r.Next(ctx)
+		if err != nil {
+			return err
+		}
+		m.Batch.Record.Release()
+		if m.Offset != offset || m.Batch.Lineage.Offset != offset {
+			return fmt.Errorf("batch %d came at offset %d; want %d", m.Batch.Lineage.Offset, m.Offset, offset)
+		}
+		offset++
+		s.mu.Lock()
+		if m.Offset > s.next[partition] {
+			s.mu.Unlock()
+			return fmt.Errorf("a commit at %d passes over batches from %d on", m.Offset, s.next[partition])
+		}
+		if m.Offset < s.next[partition] {
+			s.again++
+		}
+		s.next[partition] = max(s.next[partition], offset)
+		s.mu.Unlock()
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+		if offset%5 == 0 {
+			if err := g.Commit(ctx, []streams.Commit{{Stream: stream, Partition: partition, Offset: offset}}); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// until waits until the group has passed that many batches of each partition.
+func (s *passed) until(t *testing.T, totals []int64) {
+	t.Helper()
+	ctx := longPatience(t)
+	for {
+		s.mu.Lock()
+		done := true
+		for p, n := range totals {
+			done = done && s.next[int32(p)] == n
+		}
+		next := fmt.Sprint(s.next)
+		s.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			t.Fatalf("the group has come to %s of %v", next, totals)
+		}
+	}
+}
