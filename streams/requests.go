@@ -99,6 +99,8 @@ type topicInfo struct {
 	id         string // 32 hexadecimal digits
 	partitions int
 	leaderless int // partitions without a leader, for now
+	replicas   int // copies of the partition that has fewest
+	brokers    int // of the cluster
 }
 
 // metadataRequest asks a broker about topics; with none it only shows that a broker answers.
@@ -125,7 +127,8 @@ func (c *Client) metadata(ctx context.Context, topics []string) (map[string]topi
 func parseMetadata(p *parser) protocol.Message {
 	p.tags() // of the header
 	p.int32()
-	for range p.compactArray(11) {
+	brokers := p.compactArray(11)
+	for range brokers {
 		p.int32()
 		p.compactString()
 		p.int32()
@@ -136,19 +139,24 @@ func parseMetadata(p *parser) protocol.Message {
 	p.int32()
 	topics := map[string]topicInfo{}
 	for range p.compactArray(26) {
-		t := topicInfo{code: kafka.Error(p.int16())}
+		t := topicInfo{code: kafka.Error(p.int16()), brokers: brokers}
 		name := p.compactString()
 		t.id = hex.EncodeToString(p.take(16))
 		p.int8()
 		t.partitions = p.compactArray(18)
-		for range t.partitions {
+		for i := range t.partitions {
 			p.int16()
 			p.int32()
 			if p.int32() < 0 {
 				t.leaderless++
 			}
 			p.int32()
-			for range 3 { // replicas, in sync, offline
+			replicas := p.compactArray(4)
+			p.take(4 * replicas)
+			if i == 0 || replicas < t.replicas {
+				t.replicas = replicas
+			}
+			for range 2 { // in sync, offline
 				p.take(4 * p.compactArray(4))
 			}
 			p.tags()

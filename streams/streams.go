@@ -35,7 +35,8 @@ type Config struct {
 	Compression string `yaml:"compression"`
 	// ClientID is what brokers see in their logs and quotas.
 	ClientID string `yaml:"client_id"`
-	// Replication is the number of copies of the streams that Ensure creates; -1 leaves it to the broker.
+	// Replication is the number of copies of the streams that Ensure creates; -1 leaves it to the broker. From 3 on,
+	// two copies must have a message before it counts as durable (min.insync.replicas).
 	Replication int `yaml:"replication"`
 	// MessageBytesMax is the largest message of a stream, in bytes, as the broker counts it. Ensure sets it on
 	// the streams it creates. A batch above it is ErrTooLarge.

@@ -46,8 +46,9 @@ func (c *Client) Ensure(ctx context.Context, specs []Spec) error {
 		}
 		names[i] = s.Name
 	}
-	return c.retry(ctx, "ensure streams", func(ctx context.Context) error {
-		known, err := c.metadata(ctx, names)
+	var known map[string]topicInfo
+	err := c.retry(ctx, "ensure streams", func(ctx context.Context) (err error) {
+		known, err = c.metadata(ctx, names)
 		if err != nil {
 			return err
 		}
@@ -70,6 +71,57 @@ func (c *Client) Ensure(ctx context.Context, specs []Spec) error {
 		}
 		return c.create(ctx, missing)
 	})
+	if err != nil {
+		return err
+	}
+	c.warnOfThinCopies(ctx, names, known)
+	return nil
+}
+
+// minInsync is the broker's setting of how many copies a message must have before acks=all is answered.
+const minInsync = "min.insync.replicas"
+
+// warnOfThinCopies says where an acknowledgement promises less than its reader would think: a stream of which there is
+// one copy in a cluster of several brokers, or whose messages count as durable when only their leader has them.
+func (c *Client) warnOfThinCopies(ctx context.Context, names []string, known map[string]topicInfo) {
+	var alone, several []string
+	for _, name := range names {
+		switch t := known[name]; {
+		case t.replicas == 1 && t.brokers > 1:
+			alone = append(alone, name)
+		case t.replicas > 1:
+			several = append(several, name)
+		}
+	}
+	if len(alone) > 0 {
+		c.log.Warn("streams: one copy in a cluster of several brokers: the loss of a broker's disk loses acknowledged rows; "+
+			"set kafka.replication to 3, or reassign the streams' replicas", "streams", strings.Join(alone, " "))
+	}
+	if len(several) == 0 {
+		return
+	}
+	req := &kafka.DescribeConfigsRequest{}
+	for _, name := range several {
+		req.Resources = append(req.Resources, kafka.DescribeConfigRequestResource{
+			ResourceType: kafka.ResourceTypeTopic, ResourceName: name, ConfigNames: []string{minInsync}})
+	}
+	res, err := c.kafka.DescribeConfigs(ctx, req)
+	if err != nil {
+		c.log.Debug("streams: how many copies an acknowledgement stands for could not be asked", "error", err)
+		return
+	}
+	var thin []string
+	for _, r := range res.Resources { // one that may not be asked about has no entries
+		for _, e := range r.ConfigEntries {
+			if e.ConfigName == minInsync && e.ConfigValue == "1" {
+				thin = append(thin, r.ResourceName)
+			}
+		}
+	}
+	if len(thin) > 0 {
+		c.log.Warn("streams: "+minInsync+" is 1: rows are acknowledged while only the leader has them, and are lost with it; "+
+			"set it to 2", "streams", strings.Join(thin, " "))
+	}
 }
 
 // create asks for streams and returns a passing error, so that Ensure looks again whether they are there.
@@ -118,6 +170,10 @@ func (c *Client) settings(s Spec) []kafka.ConfigEntry {
 	set("max.message.bytes", strconv.Itoa(c.cfg.MessageBytesMax))
 	// Values are compressed already, as this client was told.
 	set("compression.type", "producer")
+	if c.cfg.Replication >= 3 {
+		// acks=all waits for the copies that are in sync, and by Kafka's default one is enough.
+		set(minInsync, "2")
+	}
 	if s.Compacted {
 		set("cleanup.policy", "compact")
 	}
