@@ -43,8 +43,7 @@ func newProcess(o *options, plan *pipeline.Plan) (*process, error) {
 
 // connect reaches Kafka and sees to the streams. A broker that is not there yet is waited for.
 func (p *process) connect(ctx context.Context, brokers []string) error {
-	c := streams.New()
-	c.Brokers, c.Compression = brokers, p.plan.Spec.Kafka.Compression
+	c := p.kafka(brokers)
 	client, err := retryUntil(ctx, p.log, "kafka", func() (*streams.Client, error) { return streams.Dial(ctx, c, p.log) })
 	if err != nil {
 		return err
@@ -52,6 +51,16 @@ func (p *process) connect(ctx context.Context, brokers []string) error {
 	p.client = client
 	_, err = retryUntil(ctx, p.log, "streams", func() (struct{}, error) { return struct{}{}, p.runner(run.Drain{}, nil).Ensure(ctx) })
 	return err
+}
+
+// kafka is how this process reaches brokers.
+func (p *process) kafka(brokers []string) streams.Config {
+	k, c := p.plan.Spec.Kafka, streams.New()
+	c.Brokers, c.Compression = brokers, k.Compression
+	if len(k.Brokers) > 0 { // the embedded broker has no TLS and asks for no login
+		c.TLS, c.SASL = k.TLS, k.SASL
+	}
+	return c
 }
 
 func (p *process) runner(drain run.Drain, tap run.TapFunc) *run.Runner {

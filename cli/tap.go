@@ -99,9 +99,7 @@ func (t *tap) kafka(ctx context.Context, o *options, plan *pipeline.Plan, stream
 	if err != nil {
 		return err
 	}
-	c := streams.New()
-	c.Brokers = p.brokers()
-	if p.client, err = streams.Dial(ctx, c, p.log); err != nil {
+	if p.client, err = streams.Dial(ctx, p.kafka(p.brokers()), p.log); err != nil {
 		return err
 	}
 	defer p.client.Close()

@@ -155,6 +155,8 @@ together: [[normalize, dedupe]]
 sinks: {parquet: {from: unique}}
 `
 
+var secured = strings.Replace(sound, `-embedded}"}`, `-embedded}", tls: {ca: /etc/kafka/ca.pem}, sasl: {mechanism: PLAIN, user: u, password_env: KAFKA_PASSWORD}}`, 1)
+
 // What cannot run elsewhere is said with its place, not rendered.
 func TestFindings(t *testing.T) {
 	const good = "image: h:1, data: {claim: c}, env: {HEARTHLINE_KAFKA: \"k:9092\"}"
@@ -171,6 +173,13 @@ func TestFindings(t *testing.T) {
 			`3:37: gateway.settings.mqtt is 127.0.0.1:8883, which nobody outside the container reaches; write ${HEARTHLINE_MQTT:-127.0.0.1:8883}`},
 		{"no value", strings.Replace(sound, `parquet: {from: unique}`, `parquet: {from: unique, settings: {url: "${URL}"}}`, 1) + "deploy: {" + good + "}",
 			`8:50: the variable URL has no value; add deploy.env.URL, as a text or as {secret: NAME, key: KEY}`},
+		{"a password that nobody gives", secured + "deploy: {" + good + ", defaults: {mounts: [{secret: s, at: /etc/kafka}]}}",
+			`2:87: the variable KAFKA_PASSWORD has no value for gateway; add deploy.env.KAFKA_PASSWORD: {secret: NAME, key: KEY}`},
+		{"a password as text", secured + "deploy: {" + strings.Replace(good, "env: {", "env: {KAFKA_PASSWORD: hush, ", 1) + ", defaults: {mounts: [{secret: s, at: /etc/kafka}]}}",
+			`2:87: the variable KAFKA_PASSWORD holds a password, and stands in the file as text; add deploy.env.KAFKA_PASSWORD: {secret: NAME, key: KEY}`},
+		{"files that are not mounted", secured + "deploy: {" + strings.Replace(good, "env: {", "env: {KAFKA_PASSWORD: {secret: s, key: k}, ", 1) + ", nodes: {gateway: {mounts: [{secret: s, at: /etc/kafka}]}}}",
+			`2:56: no mount of normalize+dedupe holds /etc/kafka/ca.pem (kafka.tls.ca); add to deploy.defaults.mounts: {secret: NAME, at: /etc/kafka}`},
+		{"all of it", secured + "deploy: {" + strings.Replace(good, "env: {", "env: {KAFKA_PASSWORD: {secret: s, key: k}, ", 1) + ", defaults: {mounts: [{secret: s, at: /etc/kafka}]}}", ""},
 		{"bad values", sound + `deploy:
   image: "No Image"
   env: {A: {secret: s}, "b-c": x}

@@ -68,6 +68,7 @@ func newRenderer(plan *pipeline.Plan, s *Settings, target string) *renderer {
 	r.listRoles()
 	r.applyNodes()
 	r.variables()
+	r.kafkaSecrets()
 	r.gatewayPorts()
 	r.checkScale()
 	return r

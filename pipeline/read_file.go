@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"hearthline/streams"
 )
 
 // The shapes below are pipeline.yaml as it is written; [Spec] is what it means. Their doc tags become the
@@ -33,6 +35,8 @@ type kafkaShape struct {
 	Listen      string        `yaml:"listen" doc:"Address of the embedded broker."`
 	Compression string        `yaml:"compression" doc:"How batches are compressed." enum:"none,lz4,zstd"`
 	Retention   time.Duration `yaml:"retention" doc:"How long streams keep their rows, 1m to 3650d."`
+	TLS         *streams.TLS  `yaml:"tls" doc:"Encrypt the connections to the brokers; {} trusts the authorities of the system. The embedded broker needs none, and gets none."`
+	SASL        *streams.SASL `yaml:"sasl" doc:"Log in to the brokers; the embedded broker asks for none."`
 	At          places
 }
 
@@ -277,7 +281,7 @@ func Loopback(address string) bool {
 }
 
 func (d *decoder) kafka(k kafkaShape, s *Spec) {
-	s.Kafka = Kafka{Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, Pos: k.At[""]}
+	s.Kafka = Kafka{Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, TLS: k.TLS, SASL: k.SASL, Pos: k.At[""], at: k.At}
 	for _, m := range k.Brokers {
 		for broker := range strings.SplitSeq(m.text, ",") {
 			if broker = strings.TrimSpace(broker); m.text == "" {

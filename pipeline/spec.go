@@ -7,6 +7,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"hearthline/flow"
+	"hearthline/streams"
 )
 
 // Spec is a pipeline.yaml, read strictly: what joins what, and with which settings. Names are checked, streams
@@ -49,8 +50,15 @@ type Kafka struct {
 	Listen      string   // the embedded broker's address
 	Compression string   // none, lz4 or zstd
 	Retention   time.Duration
+	TLS         *streams.TLS  // nil: connections are not encrypted; never used with the embedded broker
+	SASL        *streams.SASL // nil: no login
 	Pos         Pos
+
+	at places
 }
+
+// At is where a key of the section stands, or the section itself.
+func (k *Kafka) At(key string) Pos { return k.at.of(key) }
 
 // Gateway is the source of the pipeline.
 type Gateway struct {
