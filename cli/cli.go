@@ -69,11 +69,11 @@ func Main(args []string) int {
 	case errors.Is(err, errFindings):
 		return exitUsage
 	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
-		fmt.Fprintf(os.Stderr, "hearthline: %v\n", err)
+		fmt.Fprintf(os.Stderr, "hearthline: %s\n", harmlessLines(err.Error()))
 		fmt.Fprintf(os.Stderr, "try: %s --help\n", cmd.CommandPath())
 		return exitUsage
 	}
-	fmt.Fprintf(os.Stderr, "hearthline: %v\n", err)
+	fmt.Fprintf(os.Stderr, "hearthline: %s\n", harmlessLines(err.Error()))
 	return exitFailed
 }
 
@@ -127,9 +127,9 @@ func newLogger(out io.Writer, o *options) *slog.Logger {
 	}
 	opts := &slog.HandlerOptions{Level: level}
 	if o.jsonLog {
-		return slog.New(slog.NewJSONHandler(out, opts))
+		return slog.New(slog.NewJSONHandler(jsonLines{out}, opts))
 	}
-	return slog.New(slog.NewTextHandler(out, opts))
+	return slog.New(slog.NewTextHandler(textLines{out}, opts))
 }
 
 func envOr(name, otherwise string) string {

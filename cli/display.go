@@ -18,12 +18,14 @@ type screen struct {
 	live  bool
 	drawn int // lines of the table that stand on the terminal now
 	width int
+	// terminal says that somebody looks; what is printed elsewhere is kept, by a log or a file.
+	terminal bool
 }
 
 func newScreen(out io.Writer, plain bool) *screen {
 	s := &screen{out: out, width: 100}
-	if f, ok := out.(*os.File); ok && !plain && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" {
-		s.live = true
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		s.terminal, s.live = true, !plain && os.Getenv("TERM") != "dumb"
 	}
 	return s
 }

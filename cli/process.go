@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -31,7 +32,14 @@ type process struct {
 	registry *prometheus.Registry
 }
 
+// dataMode is of the data folder where it is made: passwords, keys and what people do at home are in it. Who wants to share
+// it makes it beforehand.
+const dataMode = 0o700
+
 func newProcess(o *options, plan *pipeline.Plan) (*process, error) {
+	if err := os.MkdirAll(o.data, dataMode); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
 	store, err := blobs.Dir(filepath.Join(o.data, "checkpoints"))
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint store: %w", err)

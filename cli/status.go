@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -149,10 +150,12 @@ func (u *up) links() []console.Link {
 	}
 	if u.clickhouse.HTTP != "" {
 		links = append(links, console.Link{Name: "ClickHouse", URL: "http://" + u.clickhouse.HTTP + "/play",
-			User: u.clickhouse.Dashboard.Name, Note: "password: " + u.clickhouse.Dashboard.Password + " (may only read)"})
+			User: u.clickhouse.Dashboard.Name, Note: "may only read; password in " + u.clickhouseSecrets()})
 	}
 	return append(links, console.Link{Name: "Kafka", URL: "kafka://" + u.kafka})
 }
+
+func (u *up) clickhouseSecrets() string { return filepath.Join(u.data, "clickhouse", "secrets.json") }
 
 func (u *up) numbers(ctx context.Context) ([]console.Number, error) {
 	e, err := u.books.read(ctx)
@@ -208,18 +211,29 @@ func number(v any) float64 { f, _ := v.(float64); return f }
 func (u *up) showAddresses(s *screen) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nHearthline is up (%v). Everything is in %s.\n\n", time.Since(u.started).Round(100*time.Millisecond), u.data)
+	// A terminal is looked at by who started this; what goes elsewhere is kept, and read by others.
+	secret := func(password, file string) string {
+		if s.terminal {
+			return "password " + password
+		}
+		return "password in " + file
+	}
 	line := func(what, where, note string) { fmt.Fprintf(&b, "  %-11s %-34s %s\n", what, where, note) }
 	line("console", "http://"+u.page, "the graph, live")
 	if u.clickhouse.HTTP != "" {
 		line("ClickHouse", "http://"+u.clickhouse.HTTP+"/play",
-			fmt.Sprintf("user %s, password %s (reads only)", u.clickhouse.Dashboard.Name, u.clickhouse.Dashboard.Password))
+			fmt.Sprintf("user %s, %s (reads only)", u.clickhouse.Dashboard.Name, secret(u.clickhouse.Dashboard.Password, u.clickhouseSecrets())))
 	}
-	line("gateway", "mqtts://"+u.mqtt, fmt.Sprintf("user demo, password %s, CA %s", u.passwords["demo"], u.certs.CA))
+	line("gateway", "mqtts://"+u.mqtt, fmt.Sprintf("user demo, %s, CA %s", secret(u.passwords["demo"], filepath.Join(u.data, "gateway", "passwords.json")), u.certs.CA))
 	line("", "https://"+u.http, "POST /v1/telemetry, the same user")
 	line("Kafka", u.kafka, "hearthline tap readings")
 	if u.clickhouse.HTTP != "" {
-		fmt.Fprintf(&b, "\n  curl -s http://%s -u %s:%s --data-binary \\\n    \"SELECT home, device, metric, value, score FROM %s.scores ORDER BY score DESC LIMIT 5 FORMAT PrettyCompact\"\n",
-			u.clickhouse.HTTP, u.clickhouse.Dashboard.Name, u.clickhouse.Dashboard.Password, u.clickhouse.Database)
+		user := u.clickhouse.Dashboard.Name // of whom curl asks for the password
+		if s.terminal {
+			user += ":" + u.clickhouse.Dashboard.Password
+		}
+		fmt.Fprintf(&b, "\n  curl -s http://%s -u %s --data-binary \\\n    \"SELECT home, device, metric, value, score FROM %s.scores ORDER BY score DESC LIMIT 5 FORMAT PrettyCompact\"\n",
+			u.clickhouse.HTTP, user, u.clickhouse.Database)
 	}
 	s.say("%s", b.String())
 }
@@ -295,7 +309,7 @@ func (u *up) table(e entries, r *rates, err error) string {
 		}
 	}
 	if err != nil {
-		fmt.Fprintf(&b, "status: %v\n", err)
+		fmt.Fprintf(&b, "status: %s\n", harmless(err.Error()))
 	}
 	return b.String()
 }

@@ -188,7 +188,7 @@ func (t *tap) row(row map[string]any) bool {
 		if err != nil {
 			b = fmt.Appendf(nil, "{%q:%q}", "error", err)
 		}
-		fmt.Fprintf(t.out, "%s\n", b)
+		fmt.Fprintf(t.out, "%s\n", harmlessJSON(b))
 	} else {
 		t.line(row)
 	}
@@ -257,12 +257,7 @@ func printable(v any) string {
 		}
 		s = string(b)
 	}
-	r := []rune(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '·'
-		}
-		return r
-	}, s))
+	r := []rune(harmless(s))
 	if len(r) > tapCellMax {
 		r = append(slices.Clone(r[:tapCellMax-1]), '…')
 	}

@@ -118,8 +118,11 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	}
 	u.services = services{log: u.options.log, fatal: fatal}
 	u.started = time.Now()
-	if err := os.MkdirAll(u.data, 0o755); err != nil {
+	if err := os.MkdirAll(u.data, dataMode); err != nil {
 		return fmt.Errorf("data folder: %w", err)
+	}
+	if st, err := os.Stat(u.data); err == nil && st.Mode().Perm()&0o007 != 0 {
+		u.options.log.Warn("every user of this machine can look into the data folder; chmod o-rwx it, unless that is meant", "folder", u.data)
 	}
 	// pipeline.yaml speaks of ${HEARTHLINE_DATA}; it is the folder that --data names.
 	if err := os.Setenv("HEARTHLINE_DATA", u.data); err != nil {
@@ -188,7 +191,7 @@ func (u *up) prepareHomes() error {
 	if _, err := os.Stat(registry); err == nil {
 		return nil
 	}
-	return os.WriteFile(registry, []byte("home,device,room,kind,model,zone\n"), 0o644)
+	return os.WriteFile(registry, []byte("home,device,room,kind,model,zone\n"), 0o600)
 }
 
 func (u *up) hasHomes() bool { return u.sim.Homes > 0 || u.sim.Recorded }

@@ -119,6 +119,10 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
+	if host, _, _ := net.SplitHostPort(s.TCPAddr); host != "localhost" && !net.ParseIP(host).IsLoopback() {
+		s.Logger.Warn("clickhouse: others than this machine reach the embedded engine; without TLS, and a wrong password makes it start anew: run a ClickHouse server for that",
+			"http", s.HTTPAddr, "native", s.TCPAddr)
+	}
 	// Ports before the download: a clear refusal should not take minutes.
 	for _, addr := range []string{s.HTTPAddr, s.TCPAddr} {
 		if err := free(ctx, addr); err != nil {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -102,10 +103,10 @@ func fetch(ctx context.Context, cache string, p pack, registry string, log *slog
 		return path, nil
 	}
 	url := p.url(registry)
-	log.Info("clickhouse: fetching the engine", "from", url, "bytes", p.size, "to", path)
+	log.Info("clickhouse: fetching the engine", "from", withoutPassword(url), "bytes", p.size, "to", path)
 	d := download{url: url, pack: p, progress: progress}
 	if err := d.to(ctx, path); err != nil {
-		return "", fmt.Errorf("clickhouse: fetch the engine from %s: %w; %s", url, err, withoutRegistry)
+		return "", fmt.Errorf("clickhouse: fetch the engine from %s: %w; %s", withoutPassword(url), err, withoutRegistry)
 	}
 	return path, nil
 }
@@ -243,6 +244,9 @@ func (r *resuming) open() error {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", r.done))
 	}
 	resp, err := http.DefaultClient.Do(req)
+	if ue := (*url.Error)(nil); errors.As(err, &ue) {
+		return ue.Err // without the address, which may hold a password; fetch says it
+	}
 	if err != nil {
 		return err
 	}

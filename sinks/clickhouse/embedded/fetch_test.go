@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -191,6 +192,8 @@ func TestRegistry(t *testing.T) {
 		{name: "a variable", npmrc: "registry=${MIRROR}/npm/", want: "http://mirror.example/npm/"},
 		{name: "the environment goes first", env: "https://c.example/", npmrc: "registry=https://a.example", want: "https://c.example/"},
 		{name: "no address", npmrc: "registry=mirror", fails: ".npmrc says the npm registry is \"mirror\""},
+		{name: "no address, with a password", env: "file://me:hunter2@host/x", fails: "is \"file://hidden@host/x\""},
+		{name: "no URL, with a password", env: "https://me:hunter2@ho st/\x7f", fails: "is \"…\""},
 		{name: "no address in the environment", env: "file:///x", fails: "npm_config_registry says"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -227,4 +230,19 @@ func FuzzNpmrc(f *testing.F) {
 			t.Errorf("%q holds a line's end", v)
 		}
 	})
+}
+
+// A mirror's address may hold a password; neither the log nor the error does.
+func TestFetchKeepsThePasswordOfAMirror(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close() // nobody answers there
+	var log strings.Builder
+	p := pack{name: "@chdb/none", integrity: "sha512-", size: 1}
+	_, err = fetch(t.Context(), t.TempDir(), p, "http://me:hunter2@"+l.Addr().String()+"/npm/?token=hunter2", slog.New(slog.NewTextHandler(&log, nil)), nil)
+	if err == nil || !strings.Contains(err.Error(), l.Addr().String()) || strings.Contains(err.Error(), "hunter2") || strings.Contains(log.String(), "hunter2") {
+		t.Errorf("error %v\nlog %s", err, log.String())
+	}
 }

@@ -76,7 +76,20 @@ func npmrcRegistry(r io.Reader) (string, error) {
 func checkRegistry(v, from string) (string, error) {
 	u, err := url.Parse(v)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
-		return "", fmt.Errorf("clickhouse: %s says the npm registry is %q, which is no http address", from, v)
+		return "", fmt.Errorf("clickhouse: %s says the npm registry is %q, which is no http address", from, withoutPassword(v))
 	}
 	return v, nil
+}
+
+// withoutPassword is an address as logs and errors may show it: a mirror's may hold a user and a password.
+func withoutPassword(address string) string {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil:
+		return "…"
+	case u.User != nil:
+		u.User = url.User("hidden")
+	}
+	u.RawQuery, u.Fragment = "", ""
+	return u.String()
 }
