@@ -191,6 +191,9 @@ func (s *Sink) Close() error {
 }
 
 func (s *Sink) checkSettings() error {
+	if strings.ContainsAny(s.Address, "@/") { // and do not repeat it: such an address may hold a password
+		return errors.New("clickhouse: address: it is a URL, or holds a user; want host:port, and user and password_env as settings of their own")
+	}
 	if _, _, err := net.SplitHostPort(s.Address); err != nil && s.Address != AddressEmbedded {
 		return fmt.Errorf("clickhouse: address %q: %w; want host:port of the native protocol, port 9000, or 9440 with tls", s.Address, err)
 	}
