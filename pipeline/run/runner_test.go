@@ -92,6 +92,10 @@ func TestMembersComeAndGoUnderLoad(t *testing.T) {
 	if testing.Short() {
 		t.Skip("rebalances take seconds")
 	}
+	membersComeAndGo(t, broker(t))
+}
+
+func membersComeAndGo(t *testing.T, address string) {
 	const partitions, batches, rowsABatch = 4, 400, 3
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
@@ -105,7 +109,7 @@ func TestMembersComeAndGoUnderLoad(t *testing.T) {
 	plan.Sinks[0].Streams = []string{"sums"}
 	plan.Sinks[0].New = func() flow.Sink { return held }
 	c := streams.New()
-	c.Brokers = []string{broker(t)}
+	c.Brokers = []string{address}
 
 	var wait conc.WaitGroup
 	defer wait.Wait()
