@@ -66,7 +66,7 @@ func (p *process) kafka(brokers []string) streams.Config {
 	k, c := p.plan.Spec.Kafka, streams.New()
 	c.Brokers, c.Compression = brokers, k.Compression
 	if len(k.Brokers) > 0 { // the embedded broker has no TLS and asks for no login
-		c.TLS, c.SASL = k.TLS, k.SASL
+		c.TLS, c.SASL, c.Replication = k.TLS, k.SASL, k.Replication // 0 is the default: what the brokers do
 	}
 	return c
 }

@@ -35,6 +35,7 @@ type kafkaShape struct {
 	Listen      string        `yaml:"listen" doc:"Address of the embedded broker."`
 	Compression string        `yaml:"compression" doc:"How batches are compressed." enum:"none,lz4,zstd"`
 	Retention   time.Duration `yaml:"retention" doc:"How long streams keep their rows, 1m to 3650d."`
+	Replication int           `yaml:"replication" doc:"Copies of the streams that are made, 1 to 9; from 3 on two must have a row before it is acknowledged. Unset: what the brokers do."`
 	TLS         *streams.TLS  `yaml:"tls" doc:"Encrypt the connections to the brokers; {} trusts the authorities of the system. The embedded broker needs none, and gets none."`
 	SASL        *streams.SASL `yaml:"sasl" doc:"Log in to the brokers; the embedded broker asks for none."`
 	At          places
@@ -281,7 +282,7 @@ func Loopback(address string) bool {
 }
 
 func (d *decoder) kafka(k kafkaShape, s *Spec) {
-	s.Kafka = Kafka{Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, TLS: k.TLS, SASL: k.SASL, Pos: k.At[""], at: k.At}
+	s.Kafka = Kafka{Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, Replication: k.Replication, TLS: k.TLS, SASL: k.SASL, Pos: k.At[""], at: k.At}
 	for _, m := range k.Brokers {
 		for broker := range strings.SplitSeq(m.text, ",") {
 			if broker = strings.TrimSpace(broker); m.text == "" {
@@ -304,6 +305,7 @@ func (d *decoder) kafka(k kafkaShape, s *Spec) {
 		d.findings = append(d.findings, Finding{File: d.file, Pos: k.At.of("compression"), Path: "kafka.compression",
 			Message: fmt.Sprintf("unknown compression %q", clip(k.Compression)), Hint: didYouMean(k.Compression, compressions)})
 	}
+	d.between(nodeAt(k.At.of("replication")), "kafka.replication", int64(k.Replication), 0, 9)
 	d.betweenTimes(nodeAt(k.At.of("retention")), "kafka.retention", k.Retention, time.Minute, 3650*24*time.Hour)
 }
 

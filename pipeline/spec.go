@@ -50,6 +50,7 @@ type Kafka struct {
 	Listen      string   // the embedded broker's address
 	Compression string   // none, lz4 or zstd
 	Retention   time.Duration
+	Replication int           // of streams that are made; 0: what the brokers do
 	TLS         *streams.TLS  // nil: connections are not encrypted; never used with the embedded broker
 	SASL        *streams.SASL // nil: no login
 	Pos         Pos
