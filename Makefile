@@ -33,6 +33,10 @@ kafka: ## Apache Kafka itself on this machine, for development (ARGS="-brokers 3
 test: tools ## every test, race detector on
 	go test -race -timeout 25m ./...
 
+.PHONY: chaos
+chaos: tools ## break whole installations, seed after seed, and count (SEED=, COUNT=100, BROKER=embedded|kafka1|kafka3, KEEP=1)
+	go test ./chaos -count=1 -timeout 6h -run 'TestChaos$$' -v -args -seed=$(or $(SEED),0) -count=$(or $(COUNT),$(if $(SEED),1,100)) -broker=$(BROKER) $(if $(KEEP),-keep)
+
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, import rules, generated files, known vulnerabilities
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w these: $$bad"; exit 1; }

@@ -64,7 +64,7 @@ func (p *process) connect(ctx context.Context, brokers []string) error {
 // kafka is how this process reaches brokers.
 func (p *process) kafka(brokers []string) streams.Config {
 	k, c := p.plan.Spec.Kafka, streams.New()
-	c.Brokers, c.Compression = brokers, k.Compression
+	c.Brokers, c.Compression, c.RequestTimeout = brokers, k.Compression, k.RequestTimeout
 	if len(k.Brokers) > 0 { // the embedded broker has no TLS and asks for no login
 		c.TLS, c.SASL, c.Replication = k.TLS, k.SASL, k.Replication // 0 is the default: what the brokers do
 	}

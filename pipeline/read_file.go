@@ -36,6 +36,8 @@ type kafkaShape struct {
 	Compression string        `yaml:"compression" doc:"How batches are compressed." enum:"none,lz4,zstd"`
 	Retention   time.Duration `yaml:"retention" doc:"How long streams keep their rows, 1m to 3650d."`
 	Replication int           `yaml:"replication" doc:"Copies of the streams that are made, 1 to 9; from 3 on two must have a row before it is acknowledged. Unset: what the brokers do."`
+	Session     time.Duration `yaml:"session_timeout" doc:"How long a process may be silent before its partitions go to others, 1s to 30m; within the broker's group.min.session.timeout.ms and group.max.session.timeout.ms."`
+	Request     time.Duration `yaml:"request_timeout" doc:"How long Kafka may take to answer before a connection is given up and the request is sent again, 1s to 5m."`
 	TLS         *streams.TLS  `yaml:"tls" doc:"Encrypt the connections to the brokers; {} trusts the authorities of the system. The embedded broker needs none, and gets none."`
 	SASL        *streams.SASL `yaml:"sasl" doc:"Log in to the brokers; the embedded broker asks for none."`
 	At          places
@@ -206,7 +208,7 @@ func (d *decoder) streamName(m name, path string, written, pattern bool) {
 func defaultShape() fileShape {
 	return fileShape{
 		Partitions: 4,
-		Kafka:      kafkaShape{Listen: "127.0.0.1:9092", Compression: "lz4", Retention: 7 * 24 * time.Hour},
+		Kafka:      kafkaShape{Listen: "127.0.0.1:9092", Compression: "lz4", Retention: 7 * 24 * time.Hour, Session: 10 * time.Second, Request: 10 * time.Second},
 		Checkpoint: 10 * time.Second,
 		Console:    consoleShape{Listen: "127.0.0.1:8080"},
 	}
@@ -282,7 +284,8 @@ func Loopback(address string) bool {
 }
 
 func (d *decoder) kafka(k kafkaShape, s *Spec) {
-	s.Kafka = Kafka{Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, Replication: k.Replication, TLS: k.TLS, SASL: k.SASL, Pos: k.At[""], at: k.At}
+	s.Kafka = Kafka{Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, SessionTimeout: k.Session, RequestTimeout: k.Request,
+		Replication: k.Replication, TLS: k.TLS, SASL: k.SASL, Pos: k.At[""], at: k.At}
 	for _, m := range k.Brokers {
 		for broker := range strings.SplitSeq(m.text, ",") {
 			if broker = strings.TrimSpace(broker); m.text == "" {
@@ -307,6 +310,8 @@ func (d *decoder) kafka(k kafkaShape, s *Spec) {
 	}
 	d.between(nodeAt(k.At.of("replication")), "kafka.replication", int64(k.Replication), 0, 9)
 	d.betweenTimes(nodeAt(k.At.of("retention")), "kafka.retention", k.Retention, time.Minute, 3650*24*time.Hour)
+	d.betweenTimes(nodeAt(k.At.of("session_timeout")), "kafka.session_timeout", k.Session, time.Second, 30*time.Minute)
+	d.betweenTimes(nodeAt(k.At.of("request_timeout")), "kafka.request_timeout", k.Request, time.Second, 5*time.Minute)
 }
 
 func (d *decoder) gateway(g gatewayShape, s *Spec) {

@@ -50,10 +50,14 @@ type Kafka struct {
 	Listen      string   // the embedded broker's address
 	Compression string   // none, lz4 or zstd
 	Retention   time.Duration
-	Replication int           // of streams that are made; 0: what the brokers do
-	TLS         *streams.TLS  // nil: connections are not encrypted; never used with the embedded broker
-	SASL        *streams.SASL // nil: no login
-	Pos         Pos
+	Replication int // of streams that are made; 0: what the brokers do
+	// How long a process may be silent before its partitions go to others.
+	SessionTimeout time.Duration
+	// How long a broker may take to answer before the request is sent again.
+	RequestTimeout time.Duration
+	TLS            *streams.TLS  // nil: connections are not encrypted; never used with the embedded broker
+	SASL           *streams.SASL // nil: no login
+	Pos            Pos
 
 	at places
 }

@@ -28,6 +28,17 @@ func equal(t *testing.T, g *gateway, s *Simulator) {
 		t.Errorf("the gateway holds %d rows, %d are acknowledged; %+v", got, want, s.Stats())
 	}
 	g.check()
+	n := int64(0)
+	for r := range s.Stored() {
+		n++
+		if g.rows[seriesKey{r.Home, r.Device, r.Metric}][r.Seq] == nil {
+			t.Errorf("%+v is to be stored, and the gateway does not hold it", r)
+			break
+		}
+	}
+	if n != want {
+		t.Errorf("%d readings are named as to be stored, %d rows are acknowledged", n, want)
+	}
 }
 
 func TestFiniteWork(t *testing.T) {

@@ -25,14 +25,15 @@ type GroupConfig struct {
 	SessionTimeout time.Duration
 	// RebalanceTimeout is how long members have to finish and join again. Default 30 s.
 	RebalanceTimeout time.Duration
-	// Heartbeat is the time between two signs of life; a rebalance is noticed at one. Default 500 ms.
+	// Heartbeat is the time between two signs of life; a rebalance is noticed at one. Default 500 ms, but no more than
+	// a third of SessionTimeout.
 	Heartbeat time.Duration
 }
 
 func (g *GroupConfig) check() error {
 	orDefault(&g.SessionTimeout, 10*time.Second)
 	orDefault(&g.RebalanceTimeout, 30*time.Second)
-	orDefault(&g.Heartbeat, 500*time.Millisecond)
+	orDefault(&g.Heartbeat, min(500*time.Millisecond, g.SessionTimeout/3))
 	switch {
 	case g.ID == "":
 		return errors.New("join: the group has no id")

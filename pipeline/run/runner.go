@@ -230,7 +230,7 @@ func (r *Runner) join(ctx context.Context, node string, inputs []string, bytes *
 	member, leave := context.WithCancel(ctx)
 	defer leave()
 	var failed error
-	err := r.Client.Join(member, streams.GroupConfig{ID: r.group(node), Streams: inputs},
+	err := r.Client.Join(member, streams.GroupConfig{ID: r.group(node), Streams: inputs, SessionTimeout: r.Plan.Spec.Kafka.SessionTimeout},
 		func(ctx context.Context, sg *streams.Generation) error {
 			committed, err := sg.Committed(ctx)
 			if err != nil {

@@ -27,6 +27,8 @@ type Broker struct {
 	// Addr is where it listens, host:port, an address that clients can reach: it is also what they are told. Port 0 is
 	// a free port below 32768, where no outgoing connection takes it away between two starts.
 	Addr string `yaml:"addr"`
+	// Advertise is where clients are told it is, host:port, when that is not Addr: what stands in front of it.
+	Advertise string `yaml:"advertise"`
 	// MessageBytesMax is the largest message it takes, in bytes, on streams that say nothing else.
 	MessageBytesMax int `yaml:"message_bytes_max"`
 	// SyncWrites waits for the disk on every append. Without it a crash of the machine (not of the process) loses
@@ -64,17 +66,35 @@ func (b *Broker) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	ready := l.Addr().String()
+	if b.Advertise != "" {
+		l = advertised{l, advertisedAddr(b.Advertise)}
+	}
 	cluster, err := kfake.NewCluster(b.options(l)...)
 	if err != nil {
 		return errors.Join(fmt.Errorf("embedded broker: open data in %s: %w: if it cannot be mended, move the directory away and start afresh", b.Dir, err), l.Close())
 	}
 	defer cluster.Close()
 	if b.Ready != nil {
-		b.Ready(l.Addr().String())
+		b.Ready(ready)
 	}
 	<-ctx.Done()
 	return nil
 }
+
+// advertised is a listener that says it is somewhere else: kfake tells clients what it says.
+type advertised struct {
+	net.Listener
+	addr net.Addr
+}
+
+func (a advertised) Addr() net.Addr { return a.addr }
+
+// advertisedAddr is host:port.
+type advertisedAddr string
+
+func (advertisedAddr) Network() string  { return "tcp" }
+func (a advertisedAddr) String() string { return string(a) }
 
 // lock makes sure that one process has the directory.
 func lock(dir string) (unlock func(), err error) {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/segmentio/kafka-go"
 	"github.com/sourcegraph/conc"
 
 	"hearthline/streams"
@@ -300,5 +301,30 @@ func TestCleaning(t *testing.T) {
 	defer r.Close()
 	if _, err := r.Next(ctx); !errors.Is(err, streams.ErrOutOfRange) || !strings.Contains(err.Error(), "retention") {
 		t.Errorf("read what is gone: %v", err)
+	}
+}
+
+// TestAdvertise: what stands in front of the broker is what clients are told.
+func TestAdvertise(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	var work conc.WaitGroup
+	defer work.Wait()
+	defer stop()
+	at := make(chan string, 1)
+	b := embedded.New()
+	b.Addr, b.Advertise, b.Ready = "127.0.0.1:0", "proxy.example:9093", func(addr string) { at <- addr }
+	work.Go(func() {
+		if err := b.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	conn, err := kafka.Dial("tcp", <-at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	brokers, err := conn.Brokers()
+	if err != nil || len(brokers) != 1 || brokers[0].Host != "proxy.example" || brokers[0].Port != 9093 {
+		t.Errorf("clients are told %+v, %v", brokers, err)
 	}
 }

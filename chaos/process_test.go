@@ -1,0 +1,230 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// process is one role, started again whenever it ends, as an orchestrator would, until it is told to stop.
+type process struct {
+	name string
+	path string
+	args []string
+	env  []string
+	log  string // file that every life appends to
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	done   chan struct{} // of this life
+	wanted bool          // start it again
+	hold   time.Duration // before the next start
+	asked  bool          // this life was told to stop, or killed
+	lives  int
+	exits  []string // what nobody asked for
+	peakKB int
+	frozen bool
+}
+
+// restartAfter is the pause before a process that ended is started again.
+const restartAfter = 300 * time.Millisecond
+
+func (p *process) start() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.wanted = true
+	return p.launch()
+}
+
+// launch begins a life. Callers hold mu.
+func (p *process) launch() error {
+	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd := exec.Command(p.path, p.args...)
+	cmd.Env = append(os.Environ(), p.env...)
+	cmd.Stdout, cmd.Stderr = out, out
+	// Whatever happens to the harness, nothing is left behind.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	p.lives++
+	fmt.Fprintf(out, "=== %s life %d of %s\n", time.Now().Format("15:04:05.000"), p.lives, p.name)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	p.cmd, p.done, p.asked, p.hold, p.frozen = cmd, make(chan struct{}), false, restartAfter, false
+	go p.watch(cmd, p.done)
+	return nil
+}
+
+// watch waits for the end of a life and begins the next.
+func (p *process) watch(cmd *exec.Cmd, done chan struct{}) {
+	err := cmd.Wait()
+	p.mu.Lock()
+	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		p.peakKB = max(p.peakKB, int(usage.Maxrss))
+	}
+	if !p.asked {
+		p.exits = append(p.exits, fmt.Sprintf("life %d: %v", p.lives, err))
+	}
+	hold, wanted := p.hold, p.wanted
+	close(done)
+	p.mu.Unlock()
+	if !wanted {
+		return
+	}
+	time.Sleep(hold)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wanted && p.cmd == cmd {
+		if err := p.launch(); err != nil {
+			p.exits = append(p.exits, err.Error())
+		}
+	}
+}
+
+func (p *process) signal(sig syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return
+	}
+	select {
+	case <-p.done:
+		return
+	default:
+	}
+	switch sig {
+	case syscall.SIGKILL, syscall.SIGTERM:
+		p.asked = true
+	case syscall.SIGSTOP:
+		p.frozen = true
+	case syscall.SIGCONT:
+		p.frozen = false
+	}
+	_ = p.cmd.Process.Signal(sig)
+}
+
+// kill ends a life as a power cut would; the next begins after a while.
+func (p *process) kill(hold time.Duration) {
+	p.mu.Lock()
+	p.hold = hold
+	p.mu.Unlock()
+	p.signal(syscall.SIGKILL)
+}
+
+// pause stops a life for a while. It does not know of it, and goes on as if nothing had been.
+func (p *process) pause(ctx context.Context, lasts time.Duration) {
+	p.signal(syscall.SIGSTOP)
+	wait(ctx, lasts)
+	p.signal(syscall.SIGCONT)
+}
+
+// terminate is what an orchestrator does to a pod; hold 0 starts it again at once.
+func (p *process) terminate(hold time.Duration) {
+	p.mu.Lock()
+	p.hold = hold
+	p.mu.Unlock()
+	p.signal(syscall.SIGTERM)
+}
+
+// end tells the process to stop for good and says how it ended.
+func (p *process) end(limit time.Duration) error {
+	p.mu.Lock()
+	p.wanted = false
+	cmd, done := p.cmd, p.done
+	p.mu.Unlock()
+	if cmd == nil {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil // it was between two lives: nothing to be told
+	default:
+	}
+	p.signal(syscall.SIGCONT)
+	p.signal(syscall.SIGTERM)
+	select {
+	case <-done:
+	case <-time.After(limit):
+		p.signal(syscall.SIGQUIT) // its goroutines say where it stands
+		select {
+		case <-done:
+		case <-time.After(5 * time.Second):
+			p.signal(syscall.SIGKILL)
+			<-done
+		}
+		return fmt.Errorf("%s did not end within %v of SIGTERM", p.name, limit)
+	}
+	if code := cmd.ProcessState.ExitCode(); code != 0 {
+		return fmt.Errorf("%s: exit code %d after SIGTERM", p.name, code)
+	}
+	return nil
+}
+
+// destroy ends it at once and for good.
+func (p *process) destroy() {
+	p.mu.Lock()
+	p.wanted = false
+	done := p.done
+	p.mu.Unlock()
+	p.signal(syscall.SIGKILL)
+	if done != nil {
+		<-done
+	}
+}
+
+func (p *process) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil || p.cmd.Process == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
+func (p *process) running() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done == nil {
+		return false
+	}
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// residentKB is the most memory that a process has had, by the kernel's account.
+func residentKB(pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			n, _ := strconv.Atoi(strings.Fields(rest)[0])
+			return n
+		}
+	}
+	return 0
+}
+
+// wait sleeps, no longer than ctx.
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
