@@ -114,13 +114,17 @@ func (s *session) welcome(p *connectPacket, id *identity) error {
 	if p.props.has(propReceiveMaximum) {
 		s.outWindow = min(outWindowMax, int(p.props.receiveMaximum))
 	}
+	if id.sessions.Add(1) > int64(g.UserConnections) {
+		id.sessions.Add(-1)
+		return s.refuse(rcQuota, "too many connections of this user", ReasonConnections)
+	}
 	s.lastPacket = time.Now()
 	s.id = id
+	g.count.connections.Add(1)
 	// CONNACK is added before the session can be found: nothing may be sent before it.
 	if err := s.answer(128, func(b []byte) []byte { return appendConnack(b, s.version, &ok) }); err != nil {
 		return err
 	}
-	g.count.connections.Add(1)
 	g.remember(s)
 	return nil
 }

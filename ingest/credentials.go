@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -167,6 +168,7 @@ type identity struct {
 	phc      phc
 	messages *rate.Limiter // shared by all connections of the user
 	bytes    *rate.Limiter
+	sessions atomic.Int64 // MQTT, open now
 }
 
 // sends says whether it may send telemetry of a device.

@@ -45,6 +45,7 @@ type Gateway struct {
 	PayloadBytesMax      int `yaml:"payload_bytes_max"`      // of one MQTT message
 	HTTPPayloadBytesMax  int `yaml:"http_payload_bytes_max"` // of one request, as sent
 	DecompressedBytesMax int `yaml:"decompressed_bytes_max"` // of one request, decompressed
+	HTTPWaitingBytesMax  int `yaml:"http_waiting_bytes_max"` // of all requests at once, decompressed; what goes beyond is answered 503. As rows they take up to five times as much
 	HTTPRowsMax          int `yaml:"http_rows_max"`          // rows of one request
 	OutboundBytesMax     int `yaml:"outbound_bytes_max"`     // waiting for a client that is slow to read
 
@@ -53,15 +54,16 @@ type Gateway struct {
 	BytesPerSecond    float64 `yaml:"bytes_per_second"`    // payload bytes, likewise
 	BytesBurst        int     `yaml:"bytes_burst"`
 
-	ConnectionsMax   int           `yaml:"connections_max"`   // open at a time, MQTT and HTTP together
-	HandshakesMax    int           `yaml:"handshakes_max"`    // computed at a time
-	HandshakeTimeout time.Duration `yaml:"handshake_timeout"` // for a TLS handshake
-	ConnectTimeout   time.Duration `yaml:"connect_timeout"`   // for CONNECT after it
-	PacketTimeout    time.Duration `yaml:"packet_timeout"`    // for the rest of an MQTT packet that has begun, and for an HTTP request
-	WriteTimeout     time.Duration `yaml:"write_timeout"`     // of one write
-	KeepAliveMax     time.Duration `yaml:"keep_alive_max"`    // what MQTT 5 clients are held to; 3.1.1 clients to what they said
-	ReceiveMaximum   int           `yaml:"receive_maximum"`   // QoS 1 messages of one connection that may wait for the log
-	DrainTimeout     time.Duration `yaml:"drain_timeout"`     // from the end of Run's context to its return, at most
+	ConnectionsMax   int           `yaml:"connections_max"`      // open at a time, MQTT and HTTP together
+	UserConnections  int           `yaml:"user_connections_max"` // of MQTT, of one user: one stolen password must not take them all
+	HandshakesMax    int           `yaml:"handshakes_max"`       // computed at a time
+	HandshakeTimeout time.Duration `yaml:"handshake_timeout"`    // for a TLS handshake
+	ConnectTimeout   time.Duration `yaml:"connect_timeout"`      // for CONNECT after it
+	PacketTimeout    time.Duration `yaml:"packet_timeout"`       // for the rest of an MQTT packet that has begun, and for an HTTP request
+	WriteTimeout     time.Duration `yaml:"write_timeout"`        // of one write
+	KeepAliveMax     time.Duration `yaml:"keep_alive_max"`       // what MQTT 5 clients are held to; 3.1.1 clients to what they said
+	ReceiveMaximum   int           `yaml:"receive_maximum"`      // QoS 1 messages of one connection that may wait for the log
+	DrainTimeout     time.Duration `yaml:"drain_timeout"`        // from the end of Run's context to its return, at most
 
 	Publisher  Publisher          `yaml:"-"`
 	TooLarge   func(error) bool   `yaml:"-"` // says of Publisher's error that smaller batches would pass; may be nil
@@ -73,6 +75,7 @@ type Gateway struct {
 	Now        func() time.Time   `yaml:"-"` // the system clock, but in tests
 
 	count       counters
+	bodies      atomic.Int64 // bytes that requests hold
 	clock       *clock
 	door        *door
 	live        context.Context // ends when the drain's limit is reached, or everything is done
@@ -102,9 +105,9 @@ func New() *Gateway {
 		MQTT: "127.0.0.1:8883", HTTP: "127.0.0.1:8443", To: "raw",
 		Linger: 5 * time.Millisecond, RowsMax: 8192, BytesMax: 1 << 20, QueueMax: 4, Heartbeat: time.Second,
 		PublishTime: 30 * time.Second, StoreTimeout: 10 * time.Second,
-		PayloadBytesMax: 256 << 10, HTTPPayloadBytesMax: 4 << 20, DecompressedBytesMax: 32 << 20, HTTPRowsMax: 100_000, OutboundBytesMax: 1 << 20,
+		PayloadBytesMax: 256 << 10, HTTPPayloadBytesMax: 4 << 20, DecompressedBytesMax: 32 << 20, HTTPWaitingBytesMax: 128 << 20, HTTPRowsMax: 100_000, OutboundBytesMax: 1 << 20,
 		MessagesPerSecond: 1000, MessagesBurst: 5000, BytesPerSecond: 4 << 20, BytesBurst: 64 << 20,
-		ConnectionsMax: 100_000, HandshakesMax: 2 * runtime.GOMAXPROCS(0), HandshakeTimeout: 10 * time.Second, ConnectTimeout: 5 * time.Second,
+		ConnectionsMax: 100_000, UserConnections: 100, HandshakesMax: 2 * runtime.GOMAXPROCS(0), HandshakeTimeout: 10 * time.Second, ConnectTimeout: 5 * time.Second,
 		PacketTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second, KeepAliveMax: 20 * time.Minute, ReceiveMaximum: 256,
 		DrainTimeout: 20 * time.Second,
 		Now:          time.Now,
@@ -310,8 +313,8 @@ func (g *Gateway) Validate() error {
 	}{
 		{"rows_max", g.RowsMax, 1 << 20}, {"bytes_max", g.BytesMax, 1 << 28}, {"queue_max", g.QueueMax, 1 << 10},
 		{"payload_bytes_max", g.PayloadBytesMax, 64 << 20}, {"http_payload_bytes_max", g.HTTPPayloadBytesMax, 1 << 30},
-		{"decompressed_bytes_max", g.DecompressedBytesMax, 1 << 30}, {"http_rows_max", g.HTTPRowsMax, 1 << 24}, {"outbound_bytes_max", g.OutboundBytesMax, 1 << 30},
-		{"connections_max", g.ConnectionsMax, 1 << 24}, {"handshakes_max", g.HandshakesMax, 1 << 16}, {"receive_maximum", g.ReceiveMaximum, 65535},
+		{"decompressed_bytes_max", g.DecompressedBytesMax, 1 << 30}, {"http_waiting_bytes_max", g.HTTPWaitingBytesMax, 1 << 36}, {"http_rows_max", g.HTTPRowsMax, 1 << 24}, {"outbound_bytes_max", g.OutboundBytesMax, 1 << 30},
+		{"connections_max", g.ConnectionsMax, 1 << 24}, {"user_connections_max", g.UserConnections, 1 << 24}, {"handshakes_max", g.HandshakesMax, 1 << 16}, {"receive_maximum", g.ReceiveMaximum, 65535},
 	} {
 		if n.value < 1 || n.value > n.max {
 			return fmt.Errorf("%s is %d; want 1 to %d", n.name, n.value, n.max)
@@ -327,6 +330,9 @@ func (g *Gateway) Validate() error {
 		if d.value <= 0 {
 			return fmt.Errorf("%s is %s; want more than 0", d.name, d.value)
 		}
+	}
+	if least := max(g.HTTPPayloadBytesMax, g.DecompressedBytesMax) + bodyStep; g.HTTPWaitingBytesMax < least {
+		return fmt.Errorf("http_waiting_bytes_max is %d, less than one request may take (%d)", g.HTTPWaitingBytesMax, least)
 	}
 	if g.Linger < 0 || g.KeepAliveMax < time.Second || g.KeepAliveMax > 65535*time.Second {
 		return fmt.Errorf("linger %s or keep_alive_max %s out of range", g.Linger, g.KeepAliveMax)

@@ -68,12 +68,23 @@ func (g *Gateway) telemetryRequest(w http.ResponseWriter, r *http.Request) (*rec
 	if wait := shortage(id.messages, time.Now(), 1); wait > 0 {
 		return nil, g.tooFast(wait)
 	}
-	body, p := g.body(w, r)
+	if wait := shortage(id.bytes, time.Now(), g.bytesLeast(r)); wait > 0 {
+		return nil, g.tooFast(wait)
+	}
+	spend(id.messages, time.Now(), 1) // also what is refused costs: it is work
+	held := &allowance{g: g}
+	defer held.release()
+	body, p := g.body(w, r, held)
+	if wait := shortage(id.bytes, time.Now(), int(held.used)); wait > 0 && g.bytesLeast(r) > 1 {
+		// It was decompressed for nothing. What is left of its rate is gone, else it could be so again and again.
+		spend(id.bytes, time.Now(), int(id.bytes.Tokens()))
+		return nil, g.tooFast(shortage(id.bytes, time.Now(), int(held.used)))
+	} else if wait > 0 {
+		return nil, g.tooFast(wait)
+	}
+	spend(id.bytes, time.Now(), int(held.used))
 	if p != nil {
 		return nil, p
-	}
-	if wait := shortage(id.bytes, time.Now(), len(body)); wait > 0 {
-		return nil, g.tooFast(wait)
 	}
 	return g.takeRows(r.Context(), id, f, body)
 }
@@ -110,8 +121,17 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (*identit
 	return id, nil
 }
 
+// bytesLeast is how many bytes of its rate a user must have left for a request to be read at all. One that is compressed
+// takes work before its size is known.
+func (g *Gateway) bytesLeast(r *http.Request) int {
+	if e := r.Header.Get("Content-Encoding"); e == "" || strings.EqualFold(e, "identity") {
+		return 1
+	}
+	return max(1, g.DecompressedBytesMax/8)
+}
+
 // body reads the request's body, decompressed, within the limits of both.
-func (g *Gateway) body(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
+func (g *Gateway) body(w http.ResponseWriter, r *http.Request, held *allowance) ([]byte, *problem) {
 	if r.ContentLength > int64(g.HTTPPayloadBytesMax) {
 		return nil, g.tooLarge(fmt.Sprintf("a body of %d bytes; at most %d", r.ContentLength, g.HTTPPayloadBytesMax))
 	}
@@ -138,11 +158,13 @@ func (g *Gateway) body(w http.ResponseWriter, r *http.Request) ([]byte, *problem
 	default:
 		return nil, g.refuseRequest(http.StatusUnsupportedMediaType, "content-encoding", ReasonMedia, fmt.Sprintf("content encoding %.40q; want gzip, zstd or none", encoding))
 	}
-	data, err := io.ReadAll(io.LimitReader(in, int64(limit)+1))
+	data, err := io.ReadAll(io.LimitReader(held.over(in), int64(limit)+1))
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over) || len(data) > limit:
 		return nil, g.tooLarge(fmt.Sprintf("more than %d bytes (%d decompressed)", g.HTTPPayloadBytesMax, g.DecompressedBytesMax))
+	case errors.Is(err, errAllowance):
+		return nil, g.busy("too many requests are under way; send it again", ReasonBackPressure)
 	case err != nil:
 		return nil, broken(err)
 	case len(data) == 0:
@@ -174,9 +196,6 @@ func (g *Gateway) takeRows(ctx context.Context, id *identity, f format, body []b
 	if got.Refused == len(rows) {
 		return nil, g.allRefused(rows, &got)
 	}
-	now := time.Now()
-	spend(id.messages, now, 1)
-	spend(id.bytes, now, len(body))
 	if p := g.store(ctx, id.Home, rows, len(body)); p != nil {
 		return nil, p
 	}

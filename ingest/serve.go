@@ -81,6 +81,7 @@ func (g *Gateway) serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 		WriteTimeout:      g.PacketTimeout + g.StoreTimeout + g.WriteTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 64},
 		ErrorLog:          log.New(quiet{g.Logger}, "", 0),
 	}
 	shaken := newHanded(web.Addr())

@@ -238,6 +238,7 @@ func (s *session) end(err error) {
 	}
 	g.forget(s)
 	g.count.connections.Add(-1)
+	s.id.sessions.Add(-1)
 	if s.will != nil {
 		g.count.wills.Add(1)
 		g.fanOut(s.id.Home, s.will, nil)
