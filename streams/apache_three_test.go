@@ -48,7 +48,7 @@ func TestThreeBrokers(t *testing.T) {
 // leaderMoves measures how long the first append after a leader has moved takes, beside one without a move.
 func leaderMoves(t *testing.T, c *apache.Cluster, cl streamstest.Cluster) {
 	const moves = 20
-	client := cl.Dial(t)
+	client, asker := cl.Dial(t), cl.Dial(t)
 	stream := streamstest.Stream(t, client, 1)
 	p := client.NewProducer()
 	r := client.NewReader(stream, 0, 0)
@@ -66,21 +66,33 @@ func leaderMoves(t *testing.T, c *apache.Cluster, cl streamstest.Cluster) {
 		offset++
 		return published, time.Since(begun)
 	}
-	var still, moved, seen []time.Duration
+	asked := func() time.Duration { // the leader, twice
+		begun := time.Now()
+		if _, _, err := asker.Bounds(streamstest.Context(t), stream, 0); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(begun)
+	}
+	var still, moved, seen, stillAsked, movedAsked []time.Duration
+	asked()
 	append1()
 	for i := range moves {
 		published, _ := append1()
-		still = append(still, published)
+		still, stillAsked = append(still, published), append(stillAsked, asked())
 		lead(t, c, stream, int32(i%3+1))
+		movedAsked = append(movedAsked, asked())
 		published, read := append1()
 		moved, seen = append(moved, published), append(seen, read)
 	}
-	for _, d := range [][]time.Duration{still, moved, seen} {
+	for _, d := range [][]time.Duration{still, moved, seen, stillAsked, movedAsked} {
 		slices.Sort(d)
 	}
 	t.Logf("an append: median %v; the first one after its leader moved: median %v, worst %v; read by then: median %v, worst %v",
 		still[moves/2].Round(10*time.Microsecond), moved[moves/2].Round(10*time.Microsecond), moved[moves-1].Round(10*time.Microsecond),
 		seen[moves/2].Round(10*time.Microsecond), seen[moves-1].Round(10*time.Microsecond))
+	t.Logf("%d requests were sent again for %d moves", client.Stats().Retries, moves)
+	t.Logf("a question to the leader: median %v; the first one after a move: median %v, worst %v", stillAsked[moves/2].Round(10*time.Microsecond),
+		movedAsked[moves/2].Round(10*time.Microsecond), movedAsked[moves-1].Round(10*time.Microsecond))
 	if s := client.Stats(); s.Refreshes == 0 {
 		t.Error("no leader was looked for anew: did one move?")
 	}
@@ -287,12 +299,12 @@ func coordinatorOf(t *testing.T, admin *kgo.Client, group string) (broker int) {
 // many of each partition were acknowledged.
 func publishUntil(ctx context.Context, t *testing.T, work *conc.WaitGroup, c *streams.Client, stream string, partitions int) (end func() []int64) {
 	enough := make(chan struct{})
-	totals := make([]int64, partitions)
+	totals, longest := make([]int64, partitions), make([]time.Duration, partitions)
 	p := c.NewProducer()
 	var lanes conc.WaitGroup
 	for partition := range partitions {
 		lanes.Go(func() {
-			for {
+			for last := time.Now(); ; last = time.Now() {
 				select {
 				case <-enough:
 					return
@@ -306,6 +318,7 @@ func publishUntil(ctx context.Context, t *testing.T, work *conc.WaitGroup, c *st
 					return
 				}
 				totals[partition]++
+				longest[partition] = max(longest[partition], time.Since(last))
 			}
 		})
 	}
@@ -314,7 +327,8 @@ func publishUntil(ctx context.Context, t *testing.T, work *conc.WaitGroup, c *st
 		close(enough)
 		lanes.Wait()
 		s := c.Stats()
-		t.Logf("publishing: %d retries, %d requests without an answer, %d new ids", s.Retries, s.Failures, s.NewIDs)
+		t.Logf("publishing: %d retries, %d requests without an answer, %d new ids; the longest an append took, by partition: %v",
+			s.Retries, s.Failures, s.NewIDs, longest)
 		if s.NewIDs > 0 {
 			t.Errorf("%d times a broker lost track of the producer", s.NewIDs)
 		}

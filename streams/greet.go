@@ -48,21 +48,12 @@ func (c *Client) greet(ctx context.Context) error {
 func (c *Client) greetOne(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
 	defer cancel()
-	conn, err := c.dialer.DialContext(ctx, "tcp", addr)
+	conn, err := c.connect(ctx, addr)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	_ = conn.SetDeadline(deadline)
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	if c.tls != nil {
-		secured := tls.Client(conn, c.tlsFor(addr))
-		if err := secured.HandshakeContext(ctx); err != nil {
-			return c.handshakeFailed(ctx, addr, err)
-		}
-		conn = secured
-	}
 	if err := c.checkVersions(conn); err != nil {
 		return c.unanswered(ctx, addr, err)
 	}
@@ -79,6 +70,25 @@ func (c *Client) greetOne(ctx context.Context, addr string) error {
 		return err
 	}
 	return nil
+}
+
+// connect gives a connection on which requests can be sent until ctx's deadline, which must be set: TLS is agreed on.
+func (c *Client) connect(ctx context.Context, addr string) (net.Conn, error) {
+	conn, err := c.dialer.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline)
+	if c.tls == nil {
+		return conn, nil
+	}
+	secured := tls.Client(conn, c.tlsFor(addr))
+	if err := secured.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, c.handshakeFailed(ctx, addr, err)
+	}
+	return secured, nil
 }
 
 // tlsFor is the TLS configuration for one broker.

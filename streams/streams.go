@@ -132,8 +132,11 @@ type Client struct {
 	login     *login      // nil without
 	count     counters
 
+	suspects suspects
+
 	refreshMu   sync.Mutex
 	refreshedAt time.Time
+	refreshGap  time.Duration // until the next one, at least
 }
 
 // Dial connects to Kafka and checks that a broker answers and lets this client in. An error that is [Permanent] is one of
@@ -165,10 +168,7 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 		IdleTimeout: time.Minute,
 		MetadataTTL: 5 * time.Second,
 		TLS:         c.tls,
-		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			c.count.connects.Add(1)
-			return c.dialer.DialContext(ctx, network, address)
-		},
+		Dial:        c.dial,
 	}
 	if c.login != nil { // a nil *login would be a mechanism
 		c.transport.SASL = c.login
@@ -196,16 +196,30 @@ func (c *Client) exchange(ctx context.Context, api protocol.ApiKey, extra time.D
 	return res, err
 }
 
+// Refreshes that follow each other are this far apart at first, then twice as far each time, and near again after a
+// quiet while: who leads what is known within milliseconds of a move, and a storm of errors is none of metadata.
+const (
+	refreshGapMin = 10 * time.Millisecond
+	refreshGapMax = 100 * time.Millisecond
+	refreshQuiet  = time.Second
+)
+
 // refresh makes the transport ask anew who leads what, and drops connections that may be dead, if err hints at that.
-// kafka-go only looks every MetadataTTL. At most ten times a second: a storm of errors must not become one of metadata.
+// kafka-go only looks every MetadataTTL.
 func (c *Client) refresh(err error) {
 	if !stale(err) {
 		return
 	}
 	c.refreshMu.Lock()
 	defer c.refreshMu.Unlock()
-	if time.Since(c.refreshedAt) < 100*time.Millisecond {
+	since := time.Since(c.refreshedAt)
+	switch {
+	case since < c.refreshGap:
 		return
+	case since > refreshQuiet:
+		c.refreshGap = refreshGapMin
+	default:
+		c.refreshGap = min(2*c.refreshGap, refreshGapMax)
 	}
 	c.refreshedAt = time.Now()
 	c.count.refreshes.Add(1)
