@@ -185,7 +185,7 @@ func rights(t *testing.T, guest *streams.Client, hidden, shown string) {
 	}
 	join := func(group, stream string) func(context.Context) error {
 		return func(ctx context.Context) error {
-			return guest.Join(ctx, streams.GroupConfig{ID: group, Streams: []string{stream}}, func(context.Context, *streams.Generation) error {
+			return guest.Join(ctx, streams.GroupConfig{ID: group, Streams: []string{stream}}, func(context.Context, *streams.Assignment) error {
 				return errors.New("joined")
 			})
 		}

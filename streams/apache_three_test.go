@@ -212,7 +212,7 @@ func brokersFall(t *testing.T, c *apache.Cluster, cl streamstest.Cluster) {
 	if n := slices.Min(totals); n < 100 {
 		t.Errorf("only %d batches were acknowledged: was there load?", n)
 	}
-	t.Logf("%v batches, each once; the group passed them all in %d generations, %d of them again after a fall", totals, seen.generations, seen.again)
+	t.Logf("%v batches, each once; the group passed them all in %d assignments, %d of them again after a fall", totals, seen.assignments, seen.again)
 }
 
 // fall brings brokers down, one at a time, and up again.
@@ -340,7 +340,7 @@ func publishUntil(ctx context.Context, t *testing.T, work *conc.WaitGroup, c *st
 type passed struct {
 	mu          sync.Mutex
 	next        map[int32]int64
-	generations int
+	assignments int
 	again       int // batches that came a second time, after a commit that was not made
 	wake        chan struct{}
 }
@@ -352,23 +352,14 @@ func consume(ctx context.Context, t *testing.T, work *conc.WaitGroup, cl streams
 	for range 2 {
 		c := cl.Dial(t)
 		work.Go(func() {
-			err := c.Join(ctx, group, func(live context.Context, g *streams.Generation) error {
-				from, err := g.Committed(live)
-				if err != nil {
-					return err
-				}
+			err := c.Join(ctx, group, func(live context.Context, g *streams.Assignment) error {
 				seen.mu.Lock()
-				seen.generations++
+				seen.assignments++
 				seen.mu.Unlock()
-				var parts conc.WaitGroup
-				for _, p := range g.Partitions() {
-					parts.Go(func() {
-						if err := seen.read(live, c, g, stream, p, from[stream][p].Offset); err != nil && live.Err() == nil && !errors.Is(err, streams.ErrFenced) {
-							t.Errorf("partition %d: %v", p, err)
-						}
-					})
+				err := seen.read(live, c, g, stream, g.Committed()[stream].Offset)
+				if err != nil && live.Err() == nil && !errors.Is(err, streams.ErrFenced) {
+					t.Errorf("partition %d: %v", g.Partition(), err)
 				}
-				parts.Wait()
 				<-live.Done()
 				return nil
 			})
@@ -380,7 +371,8 @@ func consume(ctx context.Context, t *testing.T, work *conc.WaitGroup, cl streams
 	return seen
 }
 
-func (s *passed) read(ctx context.Context, c *streams.Client, g *streams.Generation, stream string, partition int32, offset int64) error {
+func (s *passed) read(ctx context.Context, c *streams.Client, g *streams.Assignment, stream string, offset int64) error {
+	partition := g.Partition()
 	r := c.NewReader(stream, partition, offset)
 	defer r.Close()
 	for {

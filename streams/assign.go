@@ -5,17 +5,19 @@ import (
 	"slices"
 )
 
-// assignor names how partitions are shared out; all members of a group must use the same.
-const assignor = "hearthline-sticky"
+// The assignors, which name how partitions are shared out and change hands. A group uses one that all its members know.
+// Both share out alike; they differ in when a partition that moves is its next member's.
+const (
+	// cooperative: in the next rebalance, when the last member has let go of it.
+	cooperative = "hearthline-cooperative"
+	// eager: at once, as members before cooperative rebalancing expect. It is what a group uses while it has such.
+	eager = "hearthline-sticky"
+)
 
 // shareOut gives each of n partitions to a member: each gets its share, one more or less, and keeps what it had as far
 // as that allows. State moves with a partition, so a member that comes or goes should move no more than it must.
 func shareOut(members []candidate, n int) map[string][]int32 {
-	members = slices.Clone(members)
-	// Who lived through the newest generation has the better claim; the name makes it one order for all.
-	slices.SortFunc(members, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(b.generation, a.generation), cmp.Compare(len(b.owned), len(a.owned)), cmp.Compare(a.id, b.id))
-	})
+	members = byClaim(members)
 	plan := make(map[string][]int32, len(members))
 	taken := make([]bool, n)
 	least, more := n/len(members), n%len(members) // more members get one above the least
@@ -59,4 +61,30 @@ func shareOut(members []candidate, n int) map[string][]int32 {
 		slices.Sort(ps)
 	}
 	return plan
+}
+
+// byClaim orders members: who lived through the newest generation has the better claim, and the name makes it one order
+// for all.
+func byClaim(members []candidate) []candidate {
+	return slices.SortedFunc(slices.Values(members), func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(b.generation, a.generation), cmp.Compare(len(b.owned), len(a.owned)), cmp.Compare(a.id, b.id))
+	})
+}
+
+// withhold takes out of a plan what another member still works on. That one learns so, lets go, and joins again.
+func withhold(plan map[string][]int32, members []candidate) {
+	owner := map[int32]string{}
+	for _, m := range byClaim(members) {
+		for _, p := range m.owned {
+			if _, taken := owner[p]; !taken {
+				owner[p] = m.id
+			}
+		}
+	}
+	for id, partitions := range plan {
+		plan[id] = slices.DeleteFunc(partitions, func(p int32) bool {
+			other, owned := owner[p]
+			return owned && other != id
+		})
+	}
 }

@@ -61,3 +61,33 @@ func TestShareOutMovesLittle(t *testing.T) {
 		}
 	}
 }
+
+// TestWithholdGivesNothingTwice: in a cooperative round nobody gets what another still works on, and everything that is not
+// withheld is given; the round after, when all have let go, all is given.
+func TestWithholdGivesNothingTwice(t *testing.T) {
+	const n = 12
+	members := []candidate{{id: "a", generation: 3, owned: []int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}}, {id: "b", generation: -1}, {id: "late", generation: 1, owned: []int32{5, 11}}}
+	round := func() map[string][]int32 {
+		plan := shareOut(members, n)
+		withhold(plan, members)
+		return plan
+	}
+	plan := round()
+	for id, ps := range plan {
+		for _, p := range ps {
+			if p < 11 && id != "a" || p == 11 && id != "late" {
+				t.Errorf("partition %d, which another works on, is given to %s", p, id)
+			}
+		}
+	}
+	if len(plan["a"]) != 4 || len(plan["late"]) != 1 {
+		t.Errorf("the first round is %v", plan)
+	}
+	for i := range members {
+		members[i].generation, members[i].owned = 4, plan[members[i].id]
+	}
+	plan = round()
+	if len(plan["a"]) != 4 || len(plan["b"]) != 4 || len(plan["late"]) != 4 {
+		t.Errorf("the second round is %v", plan)
+	}
+}

@@ -2,42 +2,58 @@ package streams
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
+	"maps"
+	"time"
 
 	"github.com/segmentio/kafka-go"
 )
 
-// Generation is a group between two rebalances, as one member sees it. Its methods may be called from many goroutines.
-type Generation struct {
+// metadataBytesMax is Kafka's default limit for a commit's metadata (offset.metadata.max.bytes).
+const metadataBytesMax = 4096
+
+// Committed is what a group has committed for a partition.
+type Committed struct {
+	Offset   int64 // of the next message to read
+	Metadata string
+}
+
+// Commit says how far a partition of a stream is done.
+type Commit struct {
+	Stream    string
+	Partition int32
+	Offset    int64  // of the next message to read
+	Metadata  string // at most 4,096 bytes
+}
+
+// Assignment is a partition, of each of the group's streams, in this member's hands. Its methods may be called from many
+// goroutines.
+type Assignment struct {
 	m          *member
+	partition  int32
 	memberID   string
-	id         int
-	partitions []int32
+	generation int32
+	committed  map[string]Committed
+	end        context.CancelFunc // of handle's ctx
+
+	// Kept under m.mu:
+	fenced   bool // the partition is another's, or may be
+	returned bool // handle has
+	revoked  bool // it did because its ctx had ended
 }
 
-// Partitions are this member's, ascending, the same of each of the group's streams. There may be none.
-func (g *Generation) Partitions() []int32 { return slices.Clone(g.partitions) }
+// Partition is its number, the same in each of the group's streams.
+func (a *Assignment) Partition() int32 { return a.partition }
 
-// ID rises with each generation of the group.
-func (g *Generation) ID() int { return g.id }
+// Committed is what the group had committed for the partition when it was assigned, by stream; what has no commit is absent.
+func (a *Assignment) Committed() map[string]Committed { return maps.Clone(a.committed) }
 
-// Member is this member's name, given by the coordinator.
-func (g *Generation) Member() string { return g.memberID }
+// Generation of the group in which the partition was assigned. It rises with each rebalance.
+func (a *Assignment) Generation() int { return int(a.generation) }
 
-// Committed gives what the group has committed for this member's partitions, by stream; what has no commit is absent.
-func (g *Generation) Committed(ctx context.Context) (map[string]map[int32]Committed, error) {
-	if len(g.partitions) == 0 {
-		return map[string]map[int32]Committed{}, nil
-	}
-	ask := map[string][]int{}
-	for _, s := range g.m.cfg.Streams {
-		for _, p := range g.partitions {
-			ask[s] = append(ask[s], int(p))
-		}
-	}
-	return g.m.c.committed(ctx, g.m.cfg.ID, ask)
-}
+// Member is this member's name then, given by the coordinator.
+func (a *Assignment) Member() string { return a.memberID }
 
 // Committed gives what a group has committed for a stream, seen from outside of the group; what has no commit is absent.
 func (c *Client) Committed(ctx context.Context, group, stream string) (map[int32]Committed, error) {
@@ -83,27 +99,81 @@ func (c *Client) committed(ctx context.Context, group string, ask map[string][]i
 	return out, err
 }
 
-// Commit records how far partitions are done, all in one request, which the broker takes as a whole. An error that Is
-// [ErrFenced] says that the generation is over and nothing was recorded. It may be called after the generation's ctx
-// has ended, with another ctx, while handle winds down. Commits of one partition must not overlap.
-func (g *Generation) Commit(ctx context.Context, commits []Commit) error {
+// Commit records how far the partition is done, in all streams by one request, which the broker takes as a whole. An error
+// that Is [ErrFenced] says that the partition is another member's by now, or may be, and nothing was recorded. It may be
+// called after handle's ctx has ended, with another ctx, while handle winds down. While the group rebalances it waits until
+// it is known whether this member keeps the partition. Commits of one partition must not overlap.
+func (a *Assignment) Commit(ctx context.Context, commits []Commit) error {
 	if len(commits) == 0 {
 		return nil
 	}
 	topics := map[string][]kafka.OffsetCommit{}
 	for _, cm := range commits {
-		if len(cm.Metadata) > metadataBytesMax {
-			return fmt.Errorf("commit %s/%d: %d bytes of metadata; the limit is %d", cm.Stream, cm.Partition, len(cm.Metadata), metadataBytesMax)
-		}
-		if cm.Offset < 0 {
-			return fmt.Errorf("commit %s/%d: offset %d", cm.Stream, cm.Partition, cm.Offset)
+		if err := a.check(cm); err != nil {
+			return err
 		}
 		topics[cm.Stream] = append(topics[cm.Stream], kafka.OffsetCommit{Partition: int(cm.Partition), Offset: cm.Offset, Metadata: cm.Metadata})
 	}
-	return g.m.c.retry(ctx, "commit of group "+g.m.cfg.ID, func(ctx context.Context) error {
-		g.m.c.count.commits.Add(1)
-		res, err := g.m.c.kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
-			GroupID: g.m.cfg.ID, GenerationID: g.id, MemberID: g.memberID, InstanceID: g.m.cfg.Instance, Topics: topics,
+	limit := time.NewTimer(a.m.cfg.RebalanceTimeout + a.m.cfg.SessionTimeout)
+	defer limit.Stop()
+	for {
+		id, generation, turned, err := a.standing()
+		if err != nil {
+			return err
+		}
+		if err = a.m.commit(ctx, id, generation, topics); !errors.Is(err, ErrFenced) {
+			return err
+		}
+		// The broker knows another generation. If this member is in it, and has kept the partition, all is well.
+		if a.m.turnsNoMore(turned) {
+			return err
+		}
+		select {
+		case <-turned:
+		case <-limit.C:
+			return err
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		}
+	}
+}
+
+func (a *Assignment) check(cm Commit) error {
+	switch {
+	case cm.Partition != a.partition:
+		return fmt.Errorf("commit %s/%d: assigned is partition %d", cm.Stream, cm.Partition, a.partition)
+	case len(cm.Metadata) > metadataBytesMax:
+		return fmt.Errorf("commit %s/%d: %d bytes of metadata; the limit is %d", cm.Stream, cm.Partition, len(cm.Metadata), metadataBytesMax)
+	case cm.Offset < 0:
+		return fmt.Errorf("commit %s/%d: offset %d", cm.Stream, cm.Partition, cm.Offset)
+	}
+	return nil
+}
+
+// standing is in whose name the assignment commits now, and a channel that is closed when that has changed.
+func (a *Assignment) standing() (id string, generation int32, turned <-chan struct{}, err error) {
+	m := a.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a.fenced || a.returned {
+		return "", 0, nil, final{fmt.Errorf("partition %d: %w", a.partition, ErrFenced)}
+	}
+	return m.id, m.generation, m.turned, nil
+}
+
+// turnsNoMore says that nothing has changed since turned was given, and nothing will.
+func (m *member) turnsNoMore(turned <-chan struct{}) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stopping && turned == m.turned
+}
+
+// commit sends one commit in the name of a generation.
+func (m *member) commit(ctx context.Context, id string, generation int32, topics map[string][]kafka.OffsetCommit) error {
+	return m.c.retry(ctx, "commit of group "+m.cfg.ID, func(ctx context.Context) error {
+		m.c.count.commits.Add(1)
+		res, err := m.c.kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
+			GroupID: m.cfg.ID, GenerationID: int(generation), MemberID: id, InstanceID: m.cfg.Instance, Topics: topics,
 		})
 		if err != nil {
 			return err
@@ -111,7 +181,7 @@ func (g *Generation) Commit(ctx context.Context, commits []Commit) error {
 		for stream, partitions := range res.Topics {
 			for _, p := range partitions {
 				if p.Error != nil {
-					return g.refused(stream, p)
+					return commitRefused(stream, p)
 				}
 			}
 		}
@@ -119,7 +189,7 @@ func (g *Generation) Commit(ctx context.Context, commits []Commit) error {
 	})
 }
 
-func (g *Generation) refused(stream string, p kafka.OffsetCommitPartition) error {
+func commitRefused(stream string, p kafka.OffsetCommitPartition) error {
 	code, _ := asCode(p.Error)
 	switch code {
 	case kafka.IllegalGeneration, kafka.UnknownMemberId, kafka.FencedInstanceID, kafka.RebalanceInProgress:

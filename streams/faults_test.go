@@ -216,18 +216,14 @@ func TestCommitsUnderFaults(t *testing.T) {
 	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Group: "g", Err: kerr.RequestTimedOut})
 	ctx, cancel := context.WithCancel(streamstest.Context(t))
 	defer cancel()
-	err := c.Join(ctx, streams.GroupConfig{ID: "g", Streams: []string{stream}, Heartbeat: 50 * time.Millisecond}, func(ctx context.Context, g *streams.Generation) error {
+	err := c.Join(ctx, streams.GroupConfig{ID: "g", Streams: []string{stream}, Heartbeat: 50 * time.Millisecond}, func(ctx context.Context, g *streams.Assignment) error {
 		defer cancel()
-		if err := g.Commit(ctx, []streams.Commit{{Stream: stream, Offset: 9, Metadata: "x"}}); err != nil {
-			return err
-		}
-		got, err := g.Committed(ctx)
-		if got[stream][0] != (streams.Committed{Offset: 9, Metadata: "x"}) {
-			t.Errorf("%v", got)
-		}
-		return err
+		return g.Commit(ctx, []streams.Commit{{Stream: stream, Offset: 9, Metadata: "x"}})
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if got, err := c.Committed(streamstest.Context(t), "g", stream); err != nil || got[0] != (streams.Committed{Offset: 9, Metadata: "x"}) {
+		t.Errorf("%v, %v", got, err)
 	}
 }

@@ -64,6 +64,7 @@ type candidate struct {
 type joined struct {
 	code       kafka.Error
 	generation int32
+	assignor   string // that all members know
 	leader, id string
 	members    []candidate // for the leader only
 	damaged    error       // a member's subscription that cannot be read
@@ -77,15 +78,18 @@ func (m *member) joinGroup(ctx context.Context) (joined, error) {
 		b = appendString(b, m.id)
 		b = appendNullable(b, m.cfg.Instance)
 		b = appendString(b, "consumer")
-		b = be.AppendUint32(b, 1)
-		b = appendString(b, assignor)
+		b = be.AppendUint32(b, uint32(len(m.cfg.assignors)))
 		sub := m.subscription()
-		return append(be.AppendUint32(b, uint32(len(sub))), sub...)
+		for _, assignor := range m.cfg.assignors {
+			b = appendString(b, assignor)
+			b = append(be.AppendUint32(b, uint32(len(sub))), sub...)
+		}
+		return b
 	}, parseJoined)
 }
 
 // subscription is the consumer protocol's, version 1: topics, user data (the generation of what is owned), owned
-// partitions.
+// partitions. It differs from the last when something has been given up, which makes the coordinator rebalance.
 func (m *member) subscription() []byte {
 	be := binary.BigEndian
 	b := []byte{0, 1}
@@ -94,8 +98,8 @@ func (m *member) subscription() []byte {
 		b = appendString(b, s)
 	}
 	b = be.AppendUint32(b, 4)
-	b = be.AppendUint32(b, uint32(m.generation))
-	return appendAssigned(b, m.cfg.Streams[:1], m.owned)
+	b = be.AppendUint32(b, uint32(m.joined))
+	return appendAssigned(b, m.cfg.Streams[:1], m.claims())
 }
 
 // appendAssigned writes the same partitions of each stream.
@@ -128,8 +132,7 @@ func (p *parser) assigned() (out []int32) {
 func parseJoined(p *parser) (j joined) {
 	p.int32()
 	j.code, j.generation = kafka.Error(p.int16()), p.int32()
-	p.string()
-	j.leader, j.id = p.string(), p.string()
+	j.assignor, j.leader, j.id = p.string(), p.string(), p.string()
 	for range p.array(8) {
 		c := candidate{id: p.string(), generation: -1}
 		p.string()
@@ -183,10 +186,10 @@ func (m *member) syncGroup(ctx context.Context, generation int32, plan map[strin
 	})
 }
 
-func (m *member) sendHeartbeat(ctx context.Context, generation int32, id string) (kafka.Error, error) {
+func (m *member) sendHeartbeat(ctx context.Context) (kafka.Error, error) {
 	return askCoordinator(ctx, m, protocol.Heartbeat, versionHeartbeat, 0, func(b []byte) []byte {
-		b = binary.BigEndian.AppendUint32(b, uint32(generation))
-		return appendNullable(appendString(b, id), m.cfg.Instance)
+		b = binary.BigEndian.AppendUint32(b, uint32(m.generation))
+		return appendNullable(appendString(b, m.id), m.cfg.Instance)
 	}, parseCode)
 }
 

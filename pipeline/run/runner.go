@@ -16,6 +16,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow/memory"
@@ -38,6 +39,9 @@ type Runner struct {
 	Drain  Drain
 	Tap    TapFunc          // nil: nobody looks
 	Mem    memory.Allocator // nil: the Go heap
+	// Instance, if not "", is the lasting name of this process: unique among those that run the same node, and the same
+	// after a restart. Killed and started again, it goes on with its partitions at once; see streams.GroupConfig.
+	Instance string
 
 	once     sync.Once
 	road     road
@@ -141,9 +145,7 @@ func (r *Runner) Unit(ctx context.Context, name string) error {
 		return fmt.Errorf("no stage %q in %s", name, r.Plan.Spec.File)
 	}
 	return r.join(ctx, unit.Name, unit.Inputs, newBudget(unitBytesMax), func(ctx context.Context, g *generation) (bool, error) {
-		return each(ctx, g.partitions, func(ctx context.Context, partition int32) (bool, error) {
-			return r.runTask(ctx, g, unit, partition)
-		})
+		return r.runTask(ctx, g, unit, g.partitions[0])
 	})
 }
 
@@ -181,10 +183,10 @@ func (r *Runner) Sink(ctx context.Context, name string) (err error) {
 	})
 }
 
-// generation is one membership of a node in its consumer group.
+// generation is a node's time with a partition, as a member of its consumer group.
 type generation struct {
 	group      string
-	partitions []int32
+	partitions []int32 // the one
 	committed  map[string]map[int32]streams.Committed
 	ids        map[string]string // stream → id of its incarnation
 	budget     *budget           // of all tasks of the node in this process
@@ -216,7 +218,7 @@ func each[T any](ctx context.Context, all []T, f func(context.Context, T) (bool,
 	return err == nil && !slices.Contains(results, false), err
 }
 
-// join takes part in a node's consumer group, generation after generation.
+// join takes part in a node's consumer group: run works on each partition while it is this member's.
 func (r *Runner) join(ctx context.Context, node string, inputs []string, bytes *budget, run func(context.Context, *generation) (done bool, err error)) error {
 	ids := map[string]string{}
 	for _, stream := range inputs {
@@ -226,50 +228,54 @@ func (r *Runner) join(ctx context.Context, node string, inputs []string, bytes *
 		}
 		ids[stream] = info.ID
 	}
-	all := r.Plan.Spec.Partitions
 	member, leave := context.WithCancel(ctx)
 	defer leave()
-	var failed error
-	err := r.Client.Join(member, streams.GroupConfig{ID: r.group(node), Streams: inputs, SessionTimeout: r.Plan.Spec.Kafka.SessionTimeout},
-		func(ctx context.Context, sg *streams.Generation) error {
-			committed, err := sg.Committed(ctx)
-			if err != nil {
-				return fmt.Errorf("%s: %w", node, err)
-			}
-			r.Log.Debug("partitions assigned", "node", node, "partitions", sg.Partitions())
-			done, err := run(ctx, &generation{
-				group: r.group(node), partitions: sg.Partitions(), committed: committed, ids: ids, commit: sg.Commit, budget: bytes,
-			})
-			if errors.Is(err, streams.ErrFenced) {
-				r.Log.Info("partitions were taken over by another member", "node", node, "error", err)
-				return nil
-			}
-			if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-				// The generation ended while its tasks were still making ready. Whoever has the partitions next does that.
-				r.Log.Debug("partitions went before work on them had begun", "node", node, "error", err)
-				return nil
-			}
-			if err != nil {
-				failed = err
-				leave()
-				return err
-			}
-			if done && len(sg.Partitions()) == all {
-				leave()
-			}
-			if done {
-				// Nothing is left to do here, but other members may still need the group to stand.
-				<-ctx.Done()
-			}
+	var done atomic.Int64 // partitions, of those that are this member's
+	err := r.Client.Join(member, r.membership(node, inputs), func(ctx context.Context, a *streams.Assignment) error {
+		r.Log.Debug("partition assigned", "node", node, "partition", a.Partition())
+		finished, err := run(ctx, assigned(r.group(node), a, ids, bytes))
+		if errors.Is(err, streams.ErrFenced) {
+			r.Log.Info("a partition was taken over by another member", "node", node, "partition", a.Partition(), "error", err)
+			return streams.ErrFenced
+		}
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			// The partition went while its task was still making ready. Whoever has it next does that.
+			r.Log.Debug("a partition went before work on it had begun", "node", node, "partition", a.Partition(), "error", err)
 			return nil
-		})
-	if failed != nil {
-		return fmt.Errorf("%s: %w", node, failed)
+		}
+		if err != nil {
+			return err
+		}
+		if finished {
+			// Nothing is left to do here, but the group is left only when that is true of all its partitions.
+			if done.Add(1) == int64(r.Plan.Spec.Partitions) {
+				leave()
+			}
+			defer done.Add(-1)
+			<-ctx.Done()
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s: %w", node, err)
 	}
-	if member.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		return ctx.Err()
+	return ctx.Err()
+}
+
+// membership is how a node takes part in its group.
+func (r *Runner) membership(node string, inputs []string) streams.GroupConfig {
+	return streams.GroupConfig{ID: r.group(node), Streams: inputs, Instance: r.Instance, SessionTimeout: r.Plan.Spec.Kafka.SessionTimeout}
+}
+
+// assigned is what a partition's task needs of its membership.
+func assigned(group string, a *streams.Assignment, ids map[string]string, bytes *budget) *generation {
+	g := &generation{
+		group: group, partitions: []int32{a.Partition()}, committed: map[string]map[int32]streams.Committed{}, ids: ids, budget: bytes, commit: a.Commit,
 	}
-	return err
+	for stream, c := range a.Committed() {
+		g.committed[stream] = map[int32]streams.Committed{a.Partition(): c}
+	}
+	return g
 }
 
 // runTask runs a unit on one partition for one generation.

@@ -96,19 +96,21 @@ func TestKilled(t *testing.T) {
 		began := time.Now()
 		member := cl.Dial(t)
 		ctx, cancel := context.WithCancel(streamstest.Context(t))
-		joined := make(chan *streams.Generation)
+		joined := make(chan *streams.Assignment)
 		var work conc.WaitGroup
 		work.Go(func() {
-			_ = member.Join(ctx, streams.GroupConfig{ID: "g", Streams: []string{stream}}, func(gen context.Context, g *streams.Generation) error {
-				select {
-				case joined <- g:
-				case <-ctx.Done():
+			_ = member.Join(ctx, streams.GroupConfig{ID: "g", Streams: []string{stream}}, func(gen context.Context, g *streams.Assignment) error {
+				if g.Partition() == 0 {
+					select {
+					case joined <- g:
+					case <-ctx.Done():
+					}
 				}
 				<-gen.Done()
 				return nil
 			})
 		})
-		var g *streams.Generation
+		var g *streams.Assignment
 		select {
 		case g = <-joined:
 		case <-streamstest.Context(t).Done():
@@ -117,11 +119,8 @@ func TestKilled(t *testing.T) {
 		if d := time.Since(began); d > 5*time.Second {
 			t.Errorf("round %d: joined after %v: it waited for a dead member", round, d)
 		}
-		got, err := g.Committed(streamstest.Context(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if round > 0 && got[stream][0] != (streams.Committed{Offset: acked - 20, Metadata: fmt.Sprint("round ", round-1)}) {
+		got := g.Committed()
+		if round > 0 && got[stream] != (streams.Committed{Offset: acked - 20, Metadata: fmt.Sprint("round ", round-1)}) {
 			t.Errorf("round %d: committed %v", round, got)
 		}
 		if err := g.Commit(streamstest.Context(t), []streams.Commit{{Stream: stream, Offset: acked, Metadata: fmt.Sprint("round ", round)}}); err != nil {
@@ -159,18 +158,14 @@ func TestStopped(t *testing.T) {
 		}
 		ctx, leave := context.WithCancel(streamstest.Context(t))
 		began := time.Now()
-		err := c.Join(ctx, streams.GroupConfig{ID: "g", Streams: []string{stream}}, func(gen context.Context, g *streams.Generation) error {
+		err := c.Join(ctx, streams.GroupConfig{ID: "g", Streams: []string{stream}}, func(gen context.Context, g *streams.Assignment) error {
 			if d := time.Since(began); d > 3*time.Second {
 				t.Errorf("joined after %v", d)
 			}
-			got, err := g.Committed(gen)
-			if err != nil {
-				return err
-			}
-			if round == 1 && got[stream][0].Metadata != "kept" {
+			if got := g.Committed(); round == 1 && got[stream].Metadata != "kept" {
 				t.Errorf("committed: %v", got)
 			}
-			err = g.Commit(gen, []streams.Commit{{Stream: stream, Offset: 3, Metadata: "kept"}})
+			err := g.Commit(gen, []streams.Commit{{Stream: stream, Offset: 3, Metadata: "kept"}})
 			stop() // the broker goes first
 			if err := <-ended; err != nil {
 				t.Error(err)

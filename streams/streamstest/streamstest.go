@@ -147,6 +147,7 @@ func Contract(t *testing.T, cl Cluster) {
 		{"commits keep their metadata", commits},
 		{"a fenced commit", fenced},
 		{"members share the partitions", rebalance},
+		{"who keeps a partition does not notice", kept},
 		{"a member with a lasting name comes back at once", lastingName},
 		{"handle ends the membership", handleEnds},
 	} {
