@@ -62,14 +62,31 @@ func (c *Client) greetOne(ctx context.Context, addr string) error {
 			return err
 		}
 	}
-	req := c.metadataRequest(nil)
-	if _, err := req.RawExchange(conn); err != nil {
-		if c.login == nil && hungUp(err) {
+	if _, err := c.metadataRequest(nil).RawExchange(conn); err != nil {
+		if c.login == nil && hungUp(err) && c.hangsUpAgain(ctx, addr) {
 			return final{fmt.Errorf("the broker ends the connection after its first answer, as one does that asks for a login: set kafka.sasl (%w)", err)}
 		}
 		return err
 	}
 	return nil
+}
+
+// hangsUpAgain says whether a broker answers which versions it speaks and then, once more, ends the connection. Once may
+// be a broker that stops.
+func (c *Client) hangsUpAgain(ctx context.Context, addr string) bool {
+	if pause(ctx, 300*time.Millisecond) != nil {
+		return false
+	}
+	conn, err := c.connect(ctx, addr)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	if c.checkVersions(conn) != nil {
+		return false
+	}
+	_, err = c.metadataRequest(nil).RawExchange(conn)
+	return err != nil && hungUp(err)
 }
 
 // connect gives a connection on which requests can be sent until ctx's deadline, which must be set: TLS is agreed on.

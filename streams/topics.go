@@ -188,23 +188,33 @@ func (c *Client) settings(s Spec) []kafka.ConfigEntry {
 
 // Info describes a stream. An error that Is [ErrNoStream] says that it does not exist.
 func (c *Client) Info(ctx context.Context, stream string) (Info, error) {
-	var info Info
-	err := c.retry(ctx, "stream "+stream, func(ctx context.Context) error {
-		known, err := c.metadata(ctx, []string{stream})
+	infos, err := c.infos(ctx, []string{stream})
+	return infos[stream], err
+}
+
+// infos describes streams. One that was just made is not known to every broker at once: it is said to be missing when
+// it has been for a while.
+func (c *Client) infos(ctx context.Context, names []string) (map[string]Info, error) {
+	infos := make(map[string]Info, len(names))
+	begun := time.Now()
+	err := c.retry(ctx, "describe streams", func(ctx context.Context) error {
+		known, err := c.metadata(ctx, names)
 		if err != nil {
 			return err
 		}
-		switch t := known[stream]; {
-		case t.code == kafka.UnknownTopicOrPartition:
-			return noStream(stream)
-		case t.code != 0:
-			return t.code
-		default:
-			info = Info{ID: t.id, Partitions: t.partitions}
-			return nil
+		for _, name := range names {
+			switch t := known[name]; {
+			case t.code == kafka.UnknownTopicOrPartition && time.Since(begun) > missingMax:
+				return noStream(name)
+			case t.code != 0:
+				return fmt.Errorf("stream %s: %w", name, t.code)
+			default:
+				infos[name] = Info{ID: t.id, Partitions: t.partitions}
+			}
 		}
+		return nil
 	})
-	return info, err
+	return infos, err
 }
 
 func noStream(stream string) error {
@@ -229,13 +239,13 @@ func (c *Client) Bounds(ctx context.Context, stream string, partition int32) (fi
 func (c *Client) Ends(ctx context.Context, streams []string) (map[string][]int64, error) {
 	out := make(map[string][]int64, len(streams))
 	var places []place
+	infos, err := c.infos(ctx, streams)
+	if err != nil {
+		return nil, err
+	}
 	for _, s := range streams {
-		info, err := c.Info(ctx, s)
-		if err != nil {
-			return nil, err
-		}
-		out[s] = make([]int64, info.Partitions)
-		for p := range info.Partitions {
+		out[s] = make([]int64, infos[s].Partitions)
+		for p := range infos[s].Partitions {
 			places = append(places, place{s, int32(p)})
 		}
 	}
