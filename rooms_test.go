@@ -24,7 +24,7 @@ var mayImport = map[string][]string{
 	"sinks":     {"flow", "blobs"},
 	"pipeline":  {"flow", "streams", "blobs"},
 	"console":   {"flow", "pipeline"},
-	"deploy":    {"pipeline"},
+	"deploy":    {"pipeline", "blobs"},
 	"cli":       nil, // where the rooms meet: everything
 	"chaos":     {},  // tests alone, which break whole installations and may import what they count with
 	"main.go":   {"cli"},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -36,17 +37,35 @@ type process struct {
 // it makes it beforehand.
 const dataMode = 0o700
 
+// bucketPatience is how long a checkpoint waits for a bucket that does not answer, before its task ends with the error
+// and is started afresh. Sinks wait as long for what they write to.
+const bucketPatience = 2 * time.Minute
+
 func newProcess(o *options, plan *pipeline.Plan) (*process, error) {
 	if err := os.MkdirAll(o.data, dataMode); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	store, err := blobs.Dir(filepath.Join(o.data, "checkpoints"))
-	if err != nil {
-		return nil, fmt.Errorf("checkpoint store: %w", err)
-	}
-	p := &process{options: o, plan: plan, store: store, meter: run.NewMeter(), registry: prometheus.NewRegistry()}
+	p := &process{options: o, plan: plan, meter: run.NewMeter(), registry: prometheus.NewRegistry()}
 	p.registry.MustRegister(p.meter, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return p, nil
+}
+
+// openCheckpoints opens the store of those who have a state: a gateway needs no keys to it.
+func (p *process) openCheckpoints(ctx context.Context) error {
+	at := p.plan.Spec.CheckpointStore
+	if at.To == "" {
+		at.To = filepath.Join(p.data, "checkpoints")
+	}
+	store, err := blobs.Open(at.To, at.S3)
+	if err == nil && blobs.IsShared(at.To) {
+		store = blobs.Patient{Store: store, For: bucketPatience, Log: p.log}
+		_, err = store.List(ctx, "probe") // says what is wrong now, not with the first checkpoint
+	}
+	if err != nil {
+		return fmt.Errorf("checkpoint store: %w", err)
+	}
+	p.store = store
+	return nil
 }
 
 // connect reaches Kafka and sees to the streams. A broker that is not there yet is waited for.

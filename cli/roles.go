@@ -78,6 +78,9 @@ takes, up to the number of partitions: they share the partitions among them.
 				return nil
 			}
 			return r.run(cmd, known, func(ctx context.Context, p *process, ready *readiness) error {
+				if err := p.openCheckpoints(ctx); err != nil {
+					return err
+				}
 				ready.set(alive, alive)
 				return p.runner(run.Drain{}, nil).Unit(ctx, args[0])
 			})
@@ -101,6 +104,9 @@ func newSink(o *options) *cobra.Command {
 				return nil
 			}
 			return r.run(cmd, known, func(ctx context.Context, p *process, ready *readiness) error {
+				if err := p.openCheckpoints(ctx); err != nil {
+					return err
+				}
 				ready.set(alive, alive)
 				return p.runner(run.Drain{}, nil).Sink(ctx, args[0])
 			})

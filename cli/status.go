@@ -48,7 +48,7 @@ func (u *up) newLedger() (*ledger, error) {
 		case *clickhouse.Sink:
 			l.engine = sink
 		case *parquet.Sink:
-			store, err := blobs.Dir(sink.To)
+			store, err := blobs.Open(sink.To, sink.S3)
 			if err != nil {
 				return nil, err
 			}

@@ -16,6 +16,7 @@ import (
 
 	"hearthline/console"
 	"hearthline/ingest"
+	"hearthline/pipeline"
 	"hearthline/pipeline/run"
 	"hearthline/simulator"
 	"hearthline/sinks/clickhouse/embedded"
@@ -144,6 +145,9 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	if u.process, err = newProcess(u.options, plan); err != nil {
 		return err
 	}
+	if err := u.openCheckpoints(ctx); err != nil {
+		return err
+	}
 	defer func() {
 		for _, n := range u.nodes {
 			n.stop() // each takes a moment to leave its group: all at once
@@ -203,6 +207,7 @@ func (u *up) startServers(ctx context.Context, screen *screen) error {
 	if len(brokers) == 0 {
 		b := embeddedbroker.New()
 		b.Dir, b.Addr, b.Log = filepath.Join(u.data, "kafka"), u.plan.Spec.Kafka.Listen, u.log.With("node", "broker")
+		b.SyncWrites = u.plan.Spec.Durability == pipeline.DurabilityPower
 		b.Ready = func(addr string) { brokerReady <- addr }
 		u.start(ctx, "embedded broker", withHint(b.Run, "kafka.listen in "+u.pipeline+" is its address"))
 	}

@@ -157,14 +157,39 @@ sinks: {parquet: {from: unique}}
 
 var secured = strings.Replace(sound, `-embedded}"}`, `-embedded}", tls: {ca: /etc/kafka/ca.pem}, sasl: {mechanism: PLAIN, user: u, password_env: KAFKA_PASSWORD}}`, 1)
 
+// Checkpoints in a bucket need no volume, and the way to the server.
+func TestCheckpointsInABucket(t *testing.T) {
+	for want, s3 := range map[string]string{"port: 9443": "s3: {endpoint: \"https://minio.example.com:9443\"}", "port: 443\n": ""} {
+		plan := planOf(t, "p.yaml", "checkpoint: {to: s3://bucket/state, "+s3+"}\n"+sound+"deploy: {image: h:1, env: {HEARTHLINE_KAFKA: \"k:9092\"}}")
+		s, err := deploy.Read(plan.Spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := deploy.Kubernetes(plan, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := ""
+		for _, f := range files {
+			all += string(f.Data)
+		}
+		if strings.Contains(all, "persistentVolumeClaim") || !strings.Contains(all, want) {
+			t.Errorf("there is a claim, or no way to the server (%s)", want)
+		}
+	}
+}
+
 // What cannot run elsewhere is said with its place, not rendered.
 func TestFindings(t *testing.T) {
 	const good = "image: h:1, data: {claim: c}, env: {HEARTHLINE_KAFKA: \"k:9092\"}"
 	cases := []struct{ name, text, want string }{
 		{"good", sound + "deploy: {" + good + "}", ""},
-		{"nothing said", sound, `1:1: deploy.data.claim is missing: checkpoints must outlive a pod, and be where the next pod finds them; write deploy: {data: {claim: NAME}}, with size: 20Gi to have it made
+		{"nothing said", sound, `1:1: deploy.data.claim is missing: checkpoints must outlive a pod, and be where the next pod finds them; write deploy: {data: {claim: NAME}}, with size: 20Gi to have it made; or checkpoint: {to: s3://bucket/prefix}
 1:1: deploy.image is missing; write deploy: {image: REGISTRY/hearthline@sha256:…}
 2:19: kafka.brokers is embedded, which only ` + "`hearthline up`" + ` starts; add deploy.env.HEARTHLINE_KAFKA with its address`},
+		{"in a bucket", "checkpoint: {to: \"${STATE:-}\"}\n" + sound + "deploy: {image: h:1, env: {HEARTHLINE_KAFKA: \"k:9092\", STATE: \"s3://bucket/state\"}}", ""},
+		{"in no bucket", "checkpoint: {to: \"${STATE:-s3://bucket/state}\"}\n" + sound + "deploy: {image: h:1, env: {HEARTHLINE_KAFKA: \"k:9092\", STATE: /state}}",
+			`10:9: deploy.data.claim is missing: checkpoints must outlive a pod, and be where the next pod finds them; write deploy: {data: {claim: NAME}}, with size: 20Gi to have it made; or checkpoint: {to: s3://bucket/prefix}`},
 		{"misspelt", sound + "deploy: {imgae: h:1}", `9:10: unknown key "imgae"; did you mean image?`},
 		{"unknown node", sound + "deploy: {" + good + ", nodes: {parket: {replicas: 2}}}", `9:83: there is no node "parket"; known: gateway, normalize, dedupe, parquet`},
 		{"two of a unit", sound + "deploy: {" + good + ", nodes: {normalize: {replicas: 2}, dedupe: {replicas: 1}}}", `9:83: normalize runs together with dedupe; say it of one of them`},

@@ -24,8 +24,8 @@ func Kubernetes(plan *pipeline.Plan, s *Settings) ([]File, error) {
 	if s.Image == "" {
 		r.find(r.at("deploy"), "deploy.image", "write deploy: {image: REGISTRY/hearthline@sha256:…}", "deploy.image is missing")
 	}
-	if s.Data.Claim == "" {
-		r.find(r.at("deploy"), "deploy.data.claim", "write deploy: {data: {claim: NAME}}, with size: 20Gi to have it made",
+	if s.Data.Claim == "" && !r.checkpointsInBucket() {
+		r.find(r.at("deploy"), "deploy.data.claim", "write deploy: {data: {claim: NAME}}, with size: 20Gi to have it made; or checkpoint: {to: s3://bucket/prefix}",
 			"deploy.data.claim is missing: checkpoints must outlive a pod, and be where the next pod finds them")
 	}
 	if err := r.err(); err != nil {

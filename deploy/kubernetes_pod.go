@@ -174,7 +174,7 @@ func (k *cluster) environment(one *role) []corev1.EnvVar {
 func (k *cluster) volumes(one *role) ([]corev1.Volume, []corev1.VolumeMount) {
 	size := func(s string) *resource.Quantity { return new(resource.MustParse(s)) }
 	data := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: size("64Mi")}}
-	if one.kind != "gateway" { // which keeps nothing
+	if one.kind != "gateway" && k.settings.Data.Claim != "" { // a gateway keeps nothing; without a claim all is in buckets
 		data = corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: k.settings.Data.Claim}}
 	}
 	volumes := []corev1.Volume{

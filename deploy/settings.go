@@ -75,9 +75,9 @@ func strictly(n *yaml.Node, into any) error {
 }
 
 // Data is the volume that stages and sinks keep checkpoints and files on. A partition may move from one pod to
-// another, so all of them must reach it.
+// another, so all of them must reach it. Where checkpoint.to is a bucket, and files go into buckets too, none is needed.
 type Data struct {
-	Claim string `yaml:"claim"` // name of a PersistentVolumeClaim that many pods can write (ReadWriteMany)
+	Claim string `yaml:"claim"` // name of a PersistentVolumeClaim that many pods can write (ReadWriteMany); not needed where checkpoint.to is a bucket
 	Size  string `yaml:"size"`  // with it the claim itself is rendered, so large: 20Gi
 	Class string `yaml:"class"` // its storage class; "" is the cluster's default
 }

@@ -94,6 +94,9 @@ func (r *renderer) egress() []int32 {
 			add(b)
 		}
 	}
+	if r.checkpointsInBucket() {
+		add(r.checkpointEndpoint())
+	}
 	for _, one := range r.roles {
 		for _, v := range r.envOf(one) {
 			add(v.Text)

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"fmt"
 	"net"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"hearthline/blobs"
 	"hearthline/streams"
 )
 
@@ -25,7 +27,8 @@ type fileShape struct {
 	Stages     entries[stageShape] `yaml:"stages" doc:"The stages, by name, in the order of the data."`
 	Together   []names             `yaml:"together" doc:"Groups of stages that run in one task each, with no Kafka between them."`
 	Sinks      entries[sinkShape]  `yaml:"sinks" doc:"The sinks, by name."`
-	Checkpoint time.Duration       `yaml:"checkpoint" doc:"How often a task writes its state, 100ms to 1h. What came after the last checkpoint is read again after a crash."`
+	Checkpoint checkpointShape     `yaml:"checkpoint" doc:"How often a task writes its state, 100ms to 1h: what came after the last checkpoint is read again after a crash. Or a mapping that says where, too."`
+	Durability string              `yaml:"durability" doc:"What an acknowledgement outlives: process, the death of any process; power, a power cut of the machine too. It is the embedded broker that waits for the disk then; a cluster of brokers is durable by its replicas." enum:"process,power"`
 	Console    consoleShape        `yaml:"console" doc:"The web page, its API and /metrics."`
 	Deploy     yaml.Node           `yaml:"deploy" doc:"What render needs to know: image, replicas and resources, by node."`
 }
@@ -41,6 +44,26 @@ type kafkaShape struct {
 	TLS         *streams.TLS  `yaml:"tls" doc:"Encrypt the connections to the brokers; {} trusts the authorities of the system. The embedded broker needs none, and gets none."`
 	SASL        *streams.SASL `yaml:"sasl" doc:"Log in to the brokers; the embedded broker asks for none."`
 	At          places
+}
+
+// checkpointShape is a duration, or a mapping.
+type checkpointShape struct {
+	Every time.Duration `yaml:"every" doc:"How often a task writes its state, 100ms to 1h."`
+	To    string        `yaml:"to" doc:"Where state is kept: a folder, or s3://bucket/prefix; without it checkpoints/ in the data folder. Where roles run on several machines, all must reach it."`
+	S3    blobs.S3      `yaml:"s3" doc:"How the server of a bucket is reached."`
+	At    places
+}
+
+// checkpointFields is what decodes the mapping: a type without decodeNode.
+type checkpointFields checkpointShape
+
+func (c *checkpointShape) decodeNode(d *decoder, n *yaml.Node, path string) {
+	if n.Kind == yaml.MappingNode {
+		d.value(n, reflect.ValueOf((*checkpointFields)(c)).Elem(), path, field{})
+		return
+	}
+	d.into(n, &c.Every, path)
+	c.At = places{"": {max(1, n.Line), max(1, n.Column)}}
 }
 
 type gatewayShape struct {
@@ -209,7 +232,8 @@ func defaultShape() fileShape {
 	return fileShape{
 		Partitions: 4,
 		Kafka:      kafkaShape{Listen: "127.0.0.1:9092", Compression: "lz4", Retention: 7 * 24 * time.Hour, Session: 10 * time.Second, Request: 10 * time.Second},
-		Checkpoint: 10 * time.Second,
+		Checkpoint: checkpointShape{Every: 10 * time.Second},
+		Durability: DurabilityProcess,
 		Console:    consoleShape{Listen: "127.0.0.1:8080"},
 	}
 }
@@ -226,12 +250,15 @@ func (d *decoder) spec(root *yaml.Node, s *Spec) {
 		}
 		return root
 	}
-	s.Name, s.Partitions, s.Checkpoint, s.Deploy = shape.Pipeline, shape.Partitions, shape.Checkpoint, shape.Deploy
+	s.Name, s.Partitions, s.Deploy = shape.Pipeline, shape.Partitions, shape.Deploy
 	if s.Name != "" && !nodeNames.MatchString(s.Name) {
 		d.find(at("pipeline"), "pipeline", nodeNameRule, "%q cannot be the name of a pipeline", clip(s.Name))
 	}
 	d.between(at("partitions"), "partitions", int64(s.Partitions), 1, 10_000)
-	d.betweenTimes(at("checkpoint"), "checkpoint", s.Checkpoint, 100*time.Millisecond, time.Hour)
+	d.checkpoint(shape.Checkpoint, s)
+	if s.Durability = shape.Durability; s.Durability != DurabilityProcess && s.Durability != DurabilityPower {
+		d.find(at("durability"), "durability", didYouMean(s.Durability, []string{DurabilityProcess, DurabilityPower}), "durability is %q; want process or power", clip(s.Durability))
+	}
 	d.kafka(shape.Kafka, s)
 	d.console(shape.Console, s)
 
@@ -281,6 +308,23 @@ func Loopback(address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	ip := net.ParseIP(host)
 	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+func (d *decoder) checkpoint(c checkpointShape, s *Spec) {
+	s.Checkpoint, s.CheckpointStore = c.Every, CheckpointStore{To: c.To, S3: c.S3, Pos: c.At.of("to")}
+	path := "checkpoint"
+	if _, ok := c.At["every"]; ok {
+		path += ".every"
+	}
+	d.betweenTimes(nodeAt(c.At.of("every")), path, c.Every, 100*time.Millisecond, time.Hour)
+	if c.To == "" {
+		return
+	}
+	if err := blobs.Check(c.To); err != nil {
+		d.find(nodeAt(c.At.of("to")), "checkpoint.to", "", "%s", plainError(err))
+	} else if _, ok := c.At["s3"]; ok && !blobs.IsShared(c.To) && c.S3 != (blobs.S3{}) {
+		d.find(nodeAt(c.At.of("to")), "checkpoint.to", "write s3://bucket/prefix, or leave s3 out", "s3 is set, but %q is a folder", clip(c.To))
+	}
 }
 
 func (d *decoder) kafka(k kafkaShape, s *Spec) {

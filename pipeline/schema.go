@@ -212,6 +212,11 @@ func (s *schemas) value(v reflect.Value, f field) any {
 	case pointer == reflect.TypeFor[*outputs]():
 		one := map[string]any{"type": "string"}
 		return map[string]any{"anyOf": []any{one, map[string]any{"type": "object", "additionalProperties": one, "minProperties": 1}}}
+	case t == reflect.TypeFor[checkpointShape]():
+		c := v.Interface().(checkpointShape)
+		fields := checkpointFields(c)
+		every := s.value(reflect.ValueOf(&c.Every).Elem(), field{})
+		return map[string]any{"anyOf": []any{every, s.structure(reflect.ValueOf(&fields).Elem())}}
 	case pointer.Implements(reflect.TypeFor[nodeDecoder]()):
 		return map[string]any{} // stages and sinks, which have schemas of their own
 	case t.Kind() == reflect.Pointer:

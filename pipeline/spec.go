@@ -6,6 +6,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"hearthline/blobs"
 	"hearthline/flow"
 	"hearthline/streams"
 )
@@ -24,8 +25,11 @@ type Spec struct {
 	Together   [][]string // names of stages that run in one task, with no Kafka between them
 	Sinks      []Sink     // in the order of the file
 	Checkpoint time.Duration
+	Durability string // DurabilityProcess or DurabilityPower
 	Console    Console
 	Deploy     yaml.Node // read by deploy/ alone: images, replicas, limits by node
+
+	CheckpointStore CheckpointStore
 
 	// broken says that names or joints could not be read: what [NewPlan] says of missing streams and orphans
 	// would only be echoes of that.
@@ -33,6 +37,19 @@ type Spec struct {
 	failed     bool         // something could not be read: there is no plan
 	unset      map[Pos]bool // values that could not be expanded
 	togetherAt []places     // of each group: "" the group, and each name
+}
+
+// What an acknowledgement outlives.
+const (
+	DurabilityProcess = "process" // kill -9 of every process
+	DurabilityPower   = "power"   // and a power cut of the machine
+)
+
+// CheckpointStore says where tasks keep their state.
+type CheckpointStore struct {
+	To  string // a folder, or s3://bucket/prefix; "" is the data folder's
+	S3  blobs.S3
+	Pos Pos
 }
 
 // EnvUse is one ${NAME} or ${NAME:-default} in the values of a pipeline.yaml.

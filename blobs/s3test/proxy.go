@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/time/rate"
@@ -187,4 +188,16 @@ func (c *cutting) Write(p []byte) (int, error) {
 	_, _ = c.ResponseWriter.Write(p[:c.left])
 	_ = http.NewResponseController(c.ResponseWriter).Flush() // what was passed should arrive
 	panic(http.ErrAbortHandler)
+}
+
+// Sometimes breaks one request in n, with each of the faults in turn.
+func Sometimes(n int64, faults ...Fault) func(*http.Request) Fault {
+	var seen atomic.Int64
+	return func(*http.Request) Fault {
+		i := seen.Add(1)
+		if i%n != 0 {
+			return Fault{}
+		}
+		return faults[i/n%int64(len(faults))]
+	}
 }

@@ -123,7 +123,7 @@ func (s *Sink) checkSettings() error {
 	var err error
 	switch {
 	case s.Store == nil && s.To == "":
-		err = errors.New("setting to: give the directory for the files, such as data/parquet")
+		err = errors.New("setting to: give the place for the files, such as data/parquet or s3://bucket/prefix")
 	case s.Level < 1 || s.Level > 22:
 		err = fmt.Errorf("setting zstd_level: %d; want 1 to 22", s.Level)
 	case s.RowGroupRows < 1:
@@ -132,8 +132,12 @@ func (s *Sink) checkSettings() error {
 		err = fmt.Errorf("setting flush_rows: %d; want at least 1", s.FlushRows)
 	case s.FlushWait <= 0:
 		err = fmt.Errorf("setting flush_wait: %s; want more than 0s", s.FlushWait)
+	case s.Store == nil && !blobs.IsShared(s.To) && s.S3 != (blobs.S3{}):
+		err = fmt.Errorf("setting to: %q is a folder, but s3 is set; write s3://bucket/prefix, or leave s3 out", s.To)
 	case s.Store == nil:
-		err = blobs.Check(s.To)
+		if err = blobs.Check(s.To); err != nil {
+			err = fmt.Errorf("setting to: %w", err)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("parquet sink: %w", err)
