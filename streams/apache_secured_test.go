@@ -209,6 +209,7 @@ func rights(t *testing.T, guest *streams.Client, hidden, shown string) {
 
 // TestClientCertificates: a broker that knows its clients by their certificates.
 func TestClientCertificates(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := apache.New()
 	c.Security = &apache.Security{TLS: true, ClientCertificates: true}
 	addrs := apachetest.Start(t, c)
@@ -228,11 +229,11 @@ func TestClientCertificates(t *testing.T) {
 	if got := streamstest.Lineages(t, client, stream, 0); len(got) != 2 {
 		t.Errorf("the stream holds %v", got)
 	}
-	t.Setenv("KAFKA_TEST_PASSWORD", "x")
+	secrets := secretFiles(t, map[string]string{"x": "y"})
 	for _, w := range []wrong{
 		{"no certificate", dialing(addrs, good, func(c *streams.Config) { c.TLS.Certificate, c.TLS.Key = "", "" }), []string{"asks for a certificate", "set kafka.tls.certificate"}},
 		{"a login where none is asked for", dialing(addrs, good, func(c *streams.Config) {
-			c.SASL = &streams.SASL{Mechanism: "PLAIN", User: "x", PasswordEnv: "KAFKA_TEST_PASSWORD"}
+			c.SASL = &streams.SASL{Mechanism: "PLAIN", User: "x", PasswordFile: filepath.Join(secrets, "x")}
 		}), []string{"asks for no login", "remove kafka.sasl"}},
 	} {
 		w.run(t)
