@@ -166,7 +166,12 @@ func (w *world) startEngine() (<-chan clickhouse.Endpoints, error) {
 	s.Ready = func(e clickhouse.Endpoints) { ready <- e }
 	w.engines = conducted(func(ctx context.Context) error {
 		defer file.Close()
-		return s.Run(ctx)
+		for { // killed while it starts it gives up; an orchestrator does not
+			if err := s.Run(ctx); ctx.Err() != nil {
+				return err
+			}
+			wait(ctx, time.Second)
+		}
 	})
 	w.native, err = newProxy(w.addr(), func() string { return w.ports.chTCP }, nil)
 	return ready, err
@@ -312,8 +317,18 @@ func (w *world) client(ctx context.Context) (*streams.Client, error) {
 	return streams.Dial(ctx, cfg, nil)
 }
 
-// query asks ClickHouse and gives the rows, as JSON arrays.
-func (w *world) query(ctx context.Context, sql string) ([][]string, error) {
+// query asks ClickHouse and gives the rows, as JSON arrays. The engine may just be starting again.
+func (w *world) query(ctx context.Context, sql string) (rows [][]string, err error) {
+	for range 10 {
+		if rows, err = w.queryOnce(ctx, sql); err == nil {
+			return rows, nil
+		}
+		wait(ctx, time.Second)
+	}
+	return nil, err
+}
+
+func (w *world) queryOnce(ctx context.Context, sql string) ([][]string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+w.ports.chHTTP+"/?database=hearthline", strings.NewReader(sql+" FORMAT JSONCompactEachRow"))
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -100,9 +101,13 @@ func (c *Client) committed(ctx context.Context, group string, ask map[string][]i
 }
 
 // Commit records how far the partition is done, in all streams by one request, which the broker takes as a whole. An error
-// that Is [ErrFenced] says that the partition is another member's by now, or may be, and nothing was recorded. It may be
-// called after handle's ctx has ended, with another ctx, while handle winds down. While the group rebalances it waits until
-// it is known whether this member keeps the partition. Commits of one partition must not overlap.
+// that Is [ErrFenced] says that the partition is another member's by now, or may be; it may have been recorded all the
+// same, if an attempt at it had no answer. It may be called after handle's ctx has ended, with another ctx, while handle
+// winds down. While the group rebalances it waits until it is known whether this member keeps the partition. Commits of
+// one partition must not overlap.
+//
+// A commit that has no answer may still be on its way, and would undo later ones if it came after them. So it is not sent
+// again in its generation: this member has the group rebalanced, after which the coordinator refuses it.
 func (a *Assignment) Commit(ctx context.Context, commits []Commit) error {
 	if len(commits) == 0 {
 		return nil
@@ -175,6 +180,10 @@ func (m *member) commit(ctx context.Context, id string, generation int32, topics
 		res, err := m.c.kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
 			GroupID: m.cfg.ID, GenerationID: int(generation), MemberID: id, InstanceID: m.cfg.Instance, Topics: topics,
 		})
+		if err != nil && !unsent(err) {
+			m.doubt(generation)
+			return final{fmt.Errorf("%w: the commit was not answered: %w", ErrFenced, err)}
+		}
 		if err != nil {
 			return err
 		}
@@ -187,6 +196,26 @@ func (m *member) commit(ctx context.Context, id string, generation int32, topics
 		}
 		return nil
 	})
+}
+
+// unsent says that a request did not leave: the broker could not be reached, or nobody knew which one to ask.
+func unsent(err error) bool {
+	_, coded := asCode(err)
+	var op *net.OpError
+	return coded || errors.As(err, &op) && op.Op == "dial"
+}
+
+// doubt notes that a commit in the name of a generation had no answer, and wakes live.
+func (m *member) doubt(generation int32) {
+	m.mu.Lock()
+	if generation == m.generation { // of one that is over, requests are refused
+		m.doubted = generation
+	}
+	m.mu.Unlock()
+	select {
+	case m.returned <- struct{}{}:
+	default:
+	}
 }
 
 func commitRefused(stream string, p kafka.OffsetCommitPartition) error {

@@ -16,6 +16,7 @@ var (
 	// ErrOutOfRange is an offset that is not kept any more, or not written yet. See [OutOfRangeError].
 	ErrOutOfRange = errors.New("offset is out of range")
 	// ErrFenced is a commit of a generation that is over: another member may own the partition by now.
+	// It may have been recorded all the same, if an attempt at it had no answer.
 	ErrFenced = errors.New("fenced: the group has gone on to a newer generation")
 	// ErrClosed is a reader used after Close.
 	ErrClosed = errors.New("reader is closed")

@@ -31,18 +31,20 @@ type member struct {
 	handle func(context.Context, *Assignment) error
 
 	handles  conc.WaitGroup
-	returned chan struct{} // a handle has
+	returned chan struct{} // a handle has, or a commit had no answer
 	end      context.CancelFunc
 
 	// Of live's goroutine alone:
-	joined   int32 // the last generation whose joining was answered; -1 after membership was lost
-	assigned []int32
-	heard    time.Time // of the coordinator
-	again    bool      // the group should be rebalanced once more, for what this member gives away or may claim
+	joined       int32 // the last generation whose joining was answered; -1 after membership was lost
+	assigned     []int32
+	heard        time.Time // of the coordinator
+	settledDoubt int32     // the last generation that was left for the sake of a commit without an answer
+	again        bool      // the group should be rebalanced once more, for what this member gives away or may claim
 
 	mu         sync.Mutex
 	id         string // given by the coordinator; "" before, and when it has forgotten this member
 	generation int32  // in which this member has its assignment; -1 is none
+	doubted    int32  // a commit of this generation had no answer; -1 is none
 	stopping   bool   // no other generation will come
 	failed     error  // what the membership ends with
 	held       map[int32]*Assignment
@@ -288,6 +290,14 @@ func (m *member) stay(alive context.Context) error {
 	defer tick.Stop()
 	var release <-chan time.Time
 	for !m.again {
+		if inDoubt, again := m.inDoubt(); again {
+			m.lose()
+			m.leave(alive)
+			m.name("")
+			return errChanged
+		} else if inDoubt {
+			return nil // for the next generation
+		}
 		select {
 		case <-alive.Done():
 			return nil
@@ -311,6 +321,19 @@ func (m *member) stay(alive context.Context) error {
 		}
 	}
 	return nil
+}
+
+// inDoubt says whether a commit of this generation had no answer: another generation must come before the next commit. again
+// says that one was asked for and did not come, so that the group must be left for it.
+func (m *member) inDoubt() (inDoubt, again bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	inDoubt = m.generation >= 0 && m.doubted == m.generation
+	again = inDoubt && m.settledDoubt == m.generation
+	if inDoubt {
+		m.settledDoubt = m.generation
+	}
+	return inDoubt, again
 }
 
 // beat sends a heartbeat. It says whether the group rebalances; an error says that this member has lost its place.

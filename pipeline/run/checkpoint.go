@@ -164,11 +164,8 @@ func (k *keeper) save(ctx context.Context, partition int32, c *checkpoint) (size
 		commits[i] = streams.Commit{Stream: in.Stream, Partition: partition, Offset: in.Next, Metadata: metadata}
 	}
 	if err := k.commit(ctx, commits); err != nil {
-		if name != "" && errors.Is(err, streams.ErrFenced) {
-			// Refused: nobody will ever name it. After any other error the commit may have taken effect all the
-			// same (an answer that was lost), and the blob must stay; if it did not, it is swept up later.
-			_ = k.store.Delete(context.WithoutCancel(ctx), name)
-		}
+		// The blob stays, also when the commit was refused: an attempt before that may have taken effect, its answer
+		// lost. What nobody names is swept up later.
 		return 0, fmt.Errorf("commit checkpoint: %w", err)
 	}
 	k.forget(ctx, name)

@@ -31,10 +31,11 @@ func someCheckpoint(producers int, state map[string][]byte) *checkpoint {
 type log struct {
 	last []streams.Commit
 	fail error
+	took bool // an attempt took effect although another failed
 }
 
 func (l *log) commit(_ context.Context, c []streams.Commit) error {
-	if l.fail == nil {
+	if l.fail == nil || l.took {
 		l.last = c
 	}
 	return l.fail
@@ -81,7 +82,7 @@ func TestCheckpointIsReadBackFromTheCommitAlone(t *testing.T) {
 	}
 }
 
-// A commit that fails leaves the earlier checkpoint whole, and no blob behind.
+// A commit that fails leaves the earlier checkpoint whole.
 func TestFailedCommitChangesNothing(t *testing.T) {
 	l, dir := &log{}, t.TempDir()
 	k := newKeeper(t, dir, l)
@@ -97,9 +98,20 @@ func TestFailedCommitChangesNothing(t *testing.T) {
 	if err != nil || string(got.state["a"]) != "one" {
 		t.Fatalf("state %q, error %v", got.state["a"], err)
 	}
-	infos, err := k.store.List(t.Context(), "")
-	if err != nil || len(infos) != 1 {
-		t.Errorf("blobs left: %v, error %v", infos, err)
+}
+
+// A commit may have been recorded although its last attempt was refused: an earlier one had no answer. What it names is
+// there then, or nobody could go on from it.
+func TestRefusedCommitThatTookEffect(t *testing.T) {
+	l, dir := &log{}, t.TempDir()
+	k := newKeeper(t, dir, l)
+	l.fail, l.took = streams.ErrFenced, true
+	if _, err := k.save(t.Context(), 0, someCheckpoint(1, map[string][]byte{"a": []byte("two")})); !errors.Is(err, streams.ErrFenced) {
+		t.Fatalf("error %v", err)
+	}
+	got, err := newKeeper(t, dir, l).load(t.Context(), l.last[0].Metadata)
+	if err != nil || string(got.state["a"]) != "two" {
+		t.Fatalf("state %v, error %v", got, err)
 	}
 }
 
