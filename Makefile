@@ -5,6 +5,7 @@ SHELL := bash
 
 # Versions of tools that only check the code; what the product is made of is in go.mod.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOSEC := github.com/securego/gosec/v2/cmd/gosec@v2.30.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -38,13 +39,14 @@ chaos: tools ## break whole installations, seed after seed, and count (SEED=, CO
 	go test ./chaos -count=1 -timeout 6h -run 'TestChaos$$' -v -args -seed=$(or $(SEED),0) -count=$(or $(COUNT),$(if $(SEED),1,100)) -broker=$(BROKER) $(if $(KEEP),-keep)
 
 .PHONY: check
-check: ## gofmt, go vet, staticcheck, import rules, generated files, known vulnerabilities
+check: ## gofmt, go vet, staticcheck, gosec, import rules, generated files, known vulnerabilities
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w these: $$bad"; exit 1; }
 	go vet ./...
 	go mod verify >/dev/null
 	go mod tidy -diff
 	go run $(STATICCHECK) ./...
 	go test -count=1 -run TestRooms .
+	@.ci/check-security '$(GOSEC)'
 	@.ci/check-vulnerabilities '$(GOVULNCHECK)'
 
 .PHONY: bench

@@ -15,7 +15,7 @@ import (
 // besides import what they need of the kits named *test and of streams/embedded.
 var mayImport = map[string][]string{
 	"flow":      {},
-	"blobs":     {},
+	"blobs":     {"flow"}, // flow/secret, which reads the keys of S3
 	"models":    {"flow"},
 	"streams":   {"flow"},
 	"ingest":    {"flow"},

@@ -16,6 +16,8 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/minio/minio-go/v7/pkg/s3utils"
+
+	keys "hearthline/flow/secret"
 )
 
 // S3 says how a server of the S3 protocol is reached: what stands beside an address such as s3://bucket/prefix. The
@@ -201,7 +203,7 @@ func secret(setting, env, file string) (string, error) {
 		}
 		return v, nil
 	}
-	b, err := os.ReadFile(file)
+	b, err := keys.File(file)
 	if err != nil {
 		return "", fmt.Errorf("%s_file: %w", setting, err)
 	}

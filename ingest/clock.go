@@ -40,7 +40,7 @@ func (c *clock) restore(file string) error {
 	if file == "" {
 		return nil
 	}
-	data, err := os.ReadFile(file)
+	data, err := os.ReadFile(file) // #nosec G304 -- the operator names the file
 	if errors.Is(err, fs.ErrNotExist) {
 		return c.save(file)
 	} else if err != nil {

@@ -77,7 +77,7 @@ func (r *jsonReader) expect(c byte) error {
 func (r *jsonReader) end() bool { r.peek(); return r.at >= len(r.b) }
 
 // view is b as a string, without a copy.
-func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) } // #nosec G103 -- a view of bytes that do not change while it is used
 
 // text reads a string.
 func (r *jsonReader) text() (string, error) {

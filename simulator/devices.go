@@ -115,7 +115,7 @@ func writeAtomically(path string, write func(io.Writer) error) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(f.Name())))
 	}
-	d, err := os.Open(dir) // a file's name is durable when its folder is
+	d, err := os.Open(dir) // #nosec G304 -- the data folder: a file's name is durable when its folder is
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}

@@ -139,7 +139,7 @@ func (h *hub) pause(stop, hard context.Context) {
 	if shift := max(h.tries-1, 0); shift < 20 {
 		top = min(top, h.r.s.BackoffMin<<shift)
 	}
-	wait := h.rest + rand.N(top)
+	wait := h.rest + rand.N(top) // #nosec G404 -- a wait, not a secret
 	h.rest = 0
 	timer := time.NewTimer(wait)
 	defer timer.Stop()

@@ -43,7 +43,7 @@ func (s *Simulator) Run(ctx context.Context) (err error) {
 	if err := s.check(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(s.JournalDir, 0o755); err != nil {
+	if err := os.MkdirAll(s.JournalDir, 0o700); err != nil {
 		return fmt.Errorf("simulator: make journal_dir: %w", err)
 	}
 	lock := flock.New(filepath.Join(s.JournalDir, "simulator.lock"))

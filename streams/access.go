@@ -14,6 +14,8 @@ import (
 	"github.com/segmentio/kafka-go/sasl"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
+
+	"hearthline/flow/secret"
 )
 
 // TLS is how connections to brokers are encrypted. Empty, it trusts the authorities of this system.
@@ -60,6 +62,9 @@ func (t *TLS) config() (*tls.Config, error) {
 	}
 	if t.Certificate != "" {
 		read := func() (*tls.Certificate, error) {
+			if err := secret.Private(t.Key); err != nil {
+				return nil, fmt.Errorf("tls.key: %w", err)
+			}
 			pair, err := tls.LoadX509KeyPair(t.Certificate, t.Key)
 			if err != nil {
 				return nil, fmt.Errorf("tls.certificate, tls.key: %w", err)
@@ -117,7 +122,7 @@ func (s *SASL) password() (string, error) {
 		}
 		return v, nil
 	}
-	b, err := os.ReadFile(s.PasswordFile)
+	b, err := secret.File(s.PasswordFile)
 	if err != nil {
 		return "", fmt.Errorf("sasl.password_file: %w", err)
 	}

@@ -138,7 +138,7 @@ func (b *Broker) listen() (net.Listener, error) {
 		return l, nil
 	}
 	for range portsMax {
-		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(portMin+rand.IntN(portMax-portMin+1))))
+		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(portMin+rand.IntN(portMax-portMin+1)))) // #nosec G404 -- a port, not a secret
 		if err == nil {
 			return l, nil
 		}

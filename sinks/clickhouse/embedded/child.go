@@ -78,7 +78,7 @@ func child(args []string) error {
 func runBinary(ctx context.Context, path, dir string) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd := exec.CommandContext(ctx, path, "server", "--config-file="+filepath.Join(dir, configFile))
+	cmd := exec.CommandContext(ctx, path, "server", "--config-file="+filepath.Join(dir, configFile)) // #nosec G204 -- runs the engine that the operator names, without a shell
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.SysProcAttr = dieWithParent()

@@ -40,7 +40,7 @@ func runLibrary(ctx context.Context, library, config string) error {
 		pin.Pin(p)
 	}
 	pin.Pin(&argv[0])
-	result := cmdline(int32(len(argv)-1), unsafe.Pointer(&argv[0]))
+	result := cmdline(int32(len(argv)-1), unsafe.Pointer(&argv[0])) // #nosec G103 -- arguments of a C function
 	if msg := resultErr(result); msg != "" && ctx.Err() == nil {
 		return errors.New(msg)
 	}

@@ -32,7 +32,7 @@ type secrets struct {
 
 func readSecrets(dir string) (secrets, error) {
 	var s secrets
-	b, err := os.ReadFile(filepath.Join(dir, secretsFile))
+	b, err := os.ReadFile(filepath.Join(dir, secretsFile)) // #nosec G304 -- a file of the data folder
 	if err != nil {
 		return s, err
 	}

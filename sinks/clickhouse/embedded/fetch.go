@@ -91,7 +91,7 @@ func fetch(ctx context.Context, cache string, p pack, registry string, log *slog
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil { // #nosec G301 -- the cache of a public library, which users may share
 		return "", fmt.Errorf("clickhouse: cache: %w; set HEARTHLINE_CACHE to a directory that can be written", err)
 	}
 	lock := flock.New(filepath.Join(dir, "lock"))
@@ -127,7 +127,7 @@ type download struct {
 // to leaves the library at path, whole and checked, or nothing.
 func (d *download) to(ctx context.Context, path string) error {
 	// One name, under the lock: what a killed process left is written over.
-	tmp, err := os.OpenFile(path+".part", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
+	tmp, err := os.OpenFile(path+".part", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755) // #nosec G302 G304 -- a public library in the cache, which users may share
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (d *download) unpack(ctx context.Context, w io.Writer) error {
 		if h.Size > libraryBytes {
 			return fmt.Errorf("unpack: %s has %d bytes; the most taken is %d", h.Name, h.Size, int64(libraryBytes))
 		}
-		if _, err := io.Copy(w, files); err != nil {
+		if _, err := io.Copy(w, files); err != nil { // #nosec G110 -- its size has just been limited
 			return body.or(fmt.Errorf("unpack: %w", err))
 		}
 		found = true
