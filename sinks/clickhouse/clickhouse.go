@@ -67,6 +67,7 @@ type Sink struct {
 	// Logger hears of a server that is gone or back, and of tables made or changed.
 	Logger *slog.Logger `yaml:"-"`
 
+	answer  time.Duration // how long one insert may take
 	inserts *chpool.Pool
 	queries driver.Conn
 	plans   plans
@@ -88,6 +89,7 @@ func New() *Sink {
 		FlushWait:   time.Second,
 		Connections: 8,
 		Logger:      slog.New(slog.DiscardHandler),
+		answer:      answerWait,
 	}
 }
 
@@ -254,7 +256,7 @@ func (s *Sink) insertOptions(opt clickhouse.Options) chpool.Options {
 		MaxConns: int32(s.Connections),
 		ClientOptions: ch.Options{
 			Address: s.Address, Database: s.Database, User: opt.Auth.Username, Password: opt.Auth.Password,
-			ClientName: "hearthline", Compression: ch.CompressionLZ4, TLS: opt.TLS,
+			ClientName: "hearthline", Compression: ch.CompressionLZ4, Dialer: dialer{opt.TLS},
 			DialTimeout: dialWait, HandshakeTimeout: dialWait, ReadTimeout: cancelStep,
 		},
 	}

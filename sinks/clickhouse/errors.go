@@ -3,6 +3,7 @@ package clickhouse
 import (
 	"errors"
 	"net"
+	"regexp"
 	"slices"
 	"syscall"
 
@@ -18,33 +19,33 @@ var errSchema = errors.New("the database does not fit")
 
 // Codes of ClickHouse's errors (src/Common/ErrorCodes.cpp).
 const (
-	codeNoSuchColumnInTable   = 16
-	codeIllegalColumn         = 44
-	codeUnknownIdentifier     = 47
-	codeTypeMismatch          = 53
-	codeUnknownTable          = 60
-	codeCannotConvertType     = 70
-	codeUnknownDatabase       = 81
-	codeIncorrectData         = 117
-	codeUnknownUser           = 192
-	codeWrongPassword         = 193
-	codeRequiredPassword      = 194
-	codeCannotInsertNull      = 349
-	codeViolatedConstraint    = 469
-	codeAccessDenied          = 497
-	codeAuthenticationFailed  = 516
-	codeMemoryLimit           = 241
-	codeTooManyParts          = 252
-	codeNotEnoughSpace        = 243
-	codeReadonly              = 164
-	codeUnknownSettingInQuery = 115
+	codeNoSuchColumnInTable  = 16
+	codeIllegalColumn        = 44
+	codeUnknownIdentifier    = 47
+	codeTypeMismatch         = 53
+	codeUnknownTable         = 60
+	codeCannotConvertType    = 70
+	codeUnknownDatabase      = 81
+	codeIncorrectData        = 117
+	codeUnknownUser          = 192
+	codeWrongPassword        = 193
+	codeRequiredPassword     = 194
+	codeCannotInsertNull     = 349
+	codeViolatedConstraint   = 469
+	codeAccessDenied         = 497
+	codeAuthenticationFailed = 516
+	codeMemoryLimit          = 241
+	codeTooManyParts         = 252
+	codeNotEnoughSpace       = 243
+	codeReadonly             = 164
+	codeTableIsReadOnly      = 242
+	codeTooManyQueries       = 202
+	codeUnknownSetting       = 115
 )
 
-// badCodes are refusals of the data itself: the same rows will be refused for ever.
-var badCodes = []int{
-	codeNoSuchColumnInTable, codeIllegalColumn, codeTypeMismatch, codeCannotConvertType, codeIncorrectData,
-	codeCannotInsertNull, codeViolatedConstraint,
-}
+// badCodes are refusals of the rows themselves: the same rows will be refused for ever. Refusals of columns and types are
+// none of them: that the rows fit the table was found out before they were sent, so somebody has changed it since.
+var badCodes = []int{codeIncorrectData, codeCannotInsertNull, codeViolatedConstraint}
 
 // code is the server's error code in err, 0 when it holds none.
 func code(err error) int {
@@ -64,18 +65,34 @@ func isBad(err error) bool { return errors.Is(err, flow.ErrBad) }
 
 // badOrWorld marks err as ErrBad where no retry mends it. Everything that is not known to be the data's fault is the world's: a
 // missing table, too many parts, no memory, no network. These are mended by someone, or by waiting.
+//
+// Nor is it the rows' fault when a materialized view fails on them: they may be in the table already, and in other views.
 func badOrWorld(err error) error {
-	if !isBad(err) && slices.Contains(badCodes, code(err)) {
+	if !isBad(err) && slices.Contains(badCodes, code(err)) && failedView(err) == "" {
 		return flow.Badf("%v", err)
 	}
 	return err
 }
 
+// pushing is how the server says in which view an insert failed.
+var pushing = regexp.MustCompile(`while pushing to view (\S+)`)
+
+// failedView is the materialized view that an insert failed in, "" when it was not a view's fault.
+func failedView(err error) string {
+	if err == nil {
+		return ""
+	}
+	if m := pushing.FindStringSubmatch(err.Error()); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
 // staleTable says whether an insert failed because the table is not what it was.
 func staleTable(err error) bool {
 	switch code(err) {
-	case codeNoSuchColumnInTable, codeUnknownIdentifier, codeTypeMismatch, codeUnknownTable, codeCannotConvertType:
-		return true
+	case codeNoSuchColumnInTable, codeUnknownIdentifier, codeTypeMismatch, codeUnknownTable, codeCannotConvertType, codeIllegalColumn:
+		return failedView(err) == ""
 	}
 	return false
 }
@@ -86,7 +103,7 @@ func fatal(err error) bool {
 		return true
 	}
 	switch code(err) {
-	case codeUnknownUser, codeWrongPassword, codeRequiredPassword, codeAuthenticationFailed, codeAccessDenied, codeReadonly, codeUnknownSettingInQuery:
+	case codeUnknownUser, codeWrongPassword, codeRequiredPassword, codeAuthenticationFailed, codeAccessDenied, codeReadonly, codeUnknownSetting:
 		return true
 	}
 	return false
@@ -94,6 +111,9 @@ func fatal(err error) bool {
 
 // hint says what to do about err, where that is known.
 func hint(err error) string {
+	if view := failedView(err); view != "" && code(err) != codeMemoryLimit {
+		return "; the materialized view " + view + " fails on these rows, which wait: mend it, or drop it"
+	}
 	switch code(err) {
 	case codeUnknownUser, codeWrongPassword, codeRequiredPassword, codeAuthenticationFailed:
 		return "; check user, and password_env or password_file"
@@ -101,12 +121,18 @@ func hint(err error) string {
 		return "; the user needs all rights on the database (GRANT ALL ON database.* TO user)"
 	case codeTooManyParts:
 		return "; the server merges slower than it is filled: it will catch up, or raise flush_rows and flush_wait"
+	case codeTooManyQueries:
+		return "; the server runs as many queries as it may: lower connections, or raise its max_concurrent_queries"
+	case codeReadonly, codeTableIsReadOnly:
+		return "; the server or the user may only read at the moment"
+	case codeUnknownSetting:
+		return "; this server does not know a setting that counting every row once rests on: use ClickHouse 24.8 or newer"
 	case codeMemoryLimit:
 		return "; the server is short of memory: lower flush_rows, or give it more"
 	case codeNotEnoughSpace:
 		return "; the server's disk is full: free space, or set retention_days"
 	case codeUnknownDatabase, codeUnknownTable:
-		return "; restart the sink to have its tables made"
+		return "; the sink makes it again when it is restarted, which it does by itself after a while"
 	case 0:
 	default:
 		return ""

@@ -6,7 +6,9 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -121,12 +123,40 @@ func (s *Sink) migrate(ctx context.Context, conn driver.Conn) error {
 	if n := len(applied); n > len(all) {
 		s.Logger.Warn("clickhouse: the database was made by a newer hearthline", "migrations", n, "known", len(all))
 	}
+	if err := s.missing(ctx, conn); err != nil {
+		return err
+	}
 	for _, table := range []string{tableReadings, tableLate, tableFeatures, tableScores, tableDead} {
 		if err := s.retain(ctx, conn, table, known[table]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// missing says which views were dropped since the migrations made them: no insert fails of that, but what they fill
+// stands still.
+func (s *Sink) missing(ctx context.Context, conn driver.Conn) error {
+	rows, err := conn.Query(ctx, "SELECT name FROM system.tables WHERE database = ?", s.Database)
+	if err != nil {
+		return fmt.Errorf("tables of %s: %w", s.Database, err)
+	}
+	defer rows.Close()
+	there := make(map[string]bool)
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return fmt.Errorf("tables of %s: %w", s.Database, err)
+		}
+		there[name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(reserved)) {
+		if !there[name] {
+			s.Logger.Warn("clickhouse: a table or view is missing, though the migrations made it: what it held or filled stands still; "+
+				"restore it, or drop schema_migrations and restart to have it made again", "name", name, "database", s.Database)
+		}
+	}
+	return rows.Err()
 }
 
 func appliedMigrations(ctx context.Context, conn driver.Conn) (map[uint32]string, error) {

@@ -3,6 +3,7 @@ package clickhouse
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -192,7 +193,9 @@ func (s *Sink) planFor(ctx context.Context, stream string, schema *arrow.Schema)
 	case len(columns) == 0:
 		err = s.create(ctx, table, schema)
 	default:
-		changed, err = s.extend(ctx, table, schema, columns)
+		if changed, err = s.extend(ctx, table, schema, columns); err != nil {
+			err = fmt.Errorf("%w%s", err, s.changedSince(table, columns))
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -202,9 +205,13 @@ func (s *Sink) planFor(ctx context.Context, stream string, schema *arrow.Schema)
 			return nil, err
 		}
 	}
+	// The rows are as they should be, so what does not fit is the table: they wait until somebody has mended it.
 	p, err := planOf(stream, table, schema, columns)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", flow.ErrBad, err)
+		return nil, fmt.Errorf("%w%s", err, s.changedSince(table, columns))
+	}
+	if err := s.checkMemory(ctx, table); err != nil {
+		return nil, err
 	}
 	s.plans.keep(stream, p)
 	return p, nil
@@ -227,14 +234,9 @@ func (s *Sink) serverColumns(ctx context.Context, table string) ([]column, error
 		if kind == "MATERIALIZED" || kind == "ALIAS" {
 			continue // nobody writes these
 		}
-		c.optional = kind == "DEFAULT" || strings.HasPrefix(c.server, "Nullable(")
-		for _, k := range known[table] {
-			c.optional = c.optional || k.name == c.name && k.optional
-		}
-		if known[table] == nil {
-			// A stream that lost a column leaves it empty: its table was made by what the stream once was.
-			c.optional = true
-		}
+		// The server fills in what an insert leaves out. A known table needs all of its streams' columns even so, but
+		// one that was added by hand is its owner's, and a stream that lost a column leaves it empty.
+		c.optional = !slices.ContainsFunc(known[table], func(k column) bool { return k.name == c.name && !k.optional })
 		all = append(all, c)
 	}
 	return all, rows.Err()
@@ -316,11 +318,11 @@ func (s *Sink) extend(ctx context.Context, table string, schema *arrow.Schema, c
 			continue
 		}
 		if !f.Nullable {
-			return false, flow.Badf("column %q is new and not nullable, but table %s has rows without it; make it nullable in the stage, or give the stream another table", f.Name, table)
+			return false, fmt.Errorf("column %q of the stream is not nullable, and table %s has none: make it nullable in the stage, add it to the table, or give the stream another table", f.Name, table)
 		}
 		server, err := columnType(f)
 		if err != nil {
-			return false, flow.Badf("column %q: %v", f.Name, err)
+			return false, fmt.Errorf("column %q: %w", f.Name, err)
 		}
 		adds = append(adds, "ADD COLUMN IF NOT EXISTS "+quote(f.Name)+" "+server+codec(server))
 	}

@@ -78,23 +78,30 @@ func (s *Sink) insert(ctx context.Context, p *plan, token string, piece []part) 
 		input[i] = proto.InputColumn{Name: f.name, Data: f.fill(chunks)}
 		rows = rowsOf(chunks)
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	ctx, cancel := context.WithTimeout(ctx, s.answer)
 	defer cancel()
-	return rows, s.inserts.Do(ctx, ch.Query{Body: p.query, Input: input, Settings: insertSettings(token)})
+	if err := s.inserts.Do(ctx, ch.Query{Body: p.query, Input: input, Settings: insertSettings(token)}); err != nil {
+		return 0, fmt.Errorf("insert: %w", err) // wrapped, or a log would hold ch-go's stack trace
+	}
+	return rows, nil
 }
 
 // insertSettings make an insert count once. None of them may change between the first writing of a range and its last.
 func insertSettings(token string) []ch.Setting {
+	// Important: a server that does not know one refuses the insert, where it would else ignore it and count twice.
+	set := func(key, value string) ch.Setting { return ch.Setting{Key: key, Value: value, Important: true} }
 	return []ch.Setting{
-		{Key: "insert_deduplication_token", Value: token, Important: true},
-		ch.SettingInt("insert_deduplicate", 1),
-		ch.SettingInt("deduplicate_blocks_in_dependent_materialized_views", 1),
-		ch.SettingInt("async_insert", 0),
+		set("insert_deduplication_token", token),
+		set("insert_deduplicate", "1"),
+		set("deduplicate_blocks_in_dependent_materialized_views", "1"),
+		set("async_insert", "0"),
 		// One thread, or a view's rows come in blocks that chance has cut.
-		ch.SettingInt("max_insert_threads", 1),
-		ch.SettingInt("parallel_view_processing", 0),
+		set("max_insert_threads", "1"),
+		set("parallel_view_processing", "0"),
+		// A view that fails must fail the insert, or its rows would be missing for ever.
+		set("materialized_views_ignore_errors", "0"),
 		// A hub that was away for half a year sends half a year of days at once: many small parts, once.
-		ch.SettingInt("max_partitions_per_insert_block", 0),
+		set("max_partitions_per_insert_block", "0"),
 	}
 }
 
