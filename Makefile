@@ -49,6 +49,10 @@ check: ## gofmt, go vet, staticcheck, gosec, import rules, generated files, know
 	@.ci/check-security '$(GOSEC)'
 	@.ci/check-vulnerabilities '$(GOVULNCHECK)'
 
+.PHONY: outage
+outage: tools ## ClickHouse gone for ten minutes at full load: memory of every process, then every row once (half an hour)
+	go test ./cli -run '^TestOutage$$' -count=1 -v -timeout 3h -outage 10m -outage-margin 30s $(ARGS)
+
 .PHONY: bench
 bench: tools ## benchmarks of every room (compare runs with benchstat)
 	go test -run '^$$' -bench . -benchmem ./...

@@ -107,7 +107,7 @@ func newSink(o *options) *cobra.Command {
 				if err := p.openCheckpoints(ctx); err != nil {
 					return err
 				}
-				ready.set(alive, alive)
+				ready.set(alive, p.meter.Node(args[0]).Waiting) // a sink whose server is away lives, and is not ready
 				return p.runner(run.Drain{}, nil).Sink(ctx, args[0])
 			})
 		},

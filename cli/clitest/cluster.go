@@ -74,8 +74,8 @@ func (c *Cluster) StartClickHouse() *Server {
 // Role starts a process of one role, with operations endpoints of its own.
 func (c *Cluster) Role(args ...string) *Running {
 	c.t.Helper()
-	r := &Running{t: c.t}
-	r.Cmd = exec.Command(c.Binary, append(args, "--pipeline", c.Pipeline, "--data", c.Data, "--ops", FreeAddr(c.t))...)
+	r := &Running{t: c.t, Ops: FreeAddr(c.t)}
+	r.Cmd = exec.Command(c.Binary, append(args, "--pipeline", c.Pipeline, "--data", c.Data, "--ops", r.Ops)...)
 	r.Cmd.Env = append(os.Environ(), c.Env...)
 	c.run(r, args)
 	return r

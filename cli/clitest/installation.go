@@ -113,6 +113,7 @@ type Running struct {
 	Out  fmt.Stringer  // what it has said until now; safe at any time
 	Done chan struct{} // closed when it has ended
 	Err  error         // how, once Done is closed
+	Ops  string        // where a role answers /readyz and /metrics
 }
 
 type lockedBuffer struct {

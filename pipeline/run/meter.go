@@ -34,6 +34,33 @@ type NodeMeter struct {
 	in, out    map[string]*EdgeMeter
 	partitions map[partitionKey]*PartitionMeter
 	counting   map[flow.Counting]struct{} // instances at work
+	waits      map[*error]struct{}        // what the node waits for at the moment
+}
+
+// waitsFor notes that the node waits for the world, until over is called.
+func (n *NodeMeter) waitsFor(why error) (over func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.waits == nil {
+		n.waits = map[*error]struct{}{}
+	}
+	n.waits[&why] = struct{}{}
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.waits, &why)
+	}
+}
+
+// Waiting is nil while the node works, or why it does not: one of the calls that fail and are tried again, or what it
+// is not connected to yet.
+func (n *NodeMeter) Waiting() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for why := range n.waits {
+		return *why
+	}
+	return nil
 }
 
 // EdgeMeter is what has passed between a node and a stream.

@@ -392,7 +392,7 @@ func live(ctx context.Context, w *world, plan *pipeline.Plan, group string, inpu
 		w.mu.Unlock()
 		r := &Runner{Plan: plan, Store: l, Log: slog.New(slog.DiscardHandler), Meter: NewMeter(), Drain: Drain{Run: "r", Gateways: 1}, road: l, patience: 1}
 		r.once.Do(func() {})
-		g := &generation{group: group, budget: newBudget(64), partitions: []int32{0}, committed: committed, ids: map[string]string{}, commit: l.commit(group)}
+		g := &generation{group: group, budget: newBudget(64 << dice.IntN(16)), partitions: []int32{0}, committed: committed, ids: map[string]string{}, commit: l.commit(group)}
 		done, err := run(ctx, r, g, l)
 		switch {
 		case err == nil && done:

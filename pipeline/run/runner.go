@@ -159,7 +159,10 @@ func (r *Runner) Sink(ctx context.Context, name string) (err error) {
 	node := r.Plan.Sinks[i]
 	sink := node.New()
 	if o, ok := sink.(flow.Opener); ok {
-		if err := o.Open(ctx); err != nil {
+		connected := r.Meter.Node(name).waitsFor(fmt.Errorf("sink %s is not connected yet; its log says to what", name))
+		err := o.Open(ctx)
+		connected()
+		if err != nil {
 			return fmt.Errorf("open sink %s: %w", name, err)
 		}
 	}
@@ -376,7 +379,7 @@ func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *pipeline.
 		r: r, node: node, sink: sink, stream: stream, id: g.ids[stream], partition: partition,
 		rowsMax: node.FlushRows, wait: node.FlushWait, meter: r.Meter.Node(node.Name), budget: g.budget,
 		// All partitions of one stream together may hold half: the other streams go on while its table refuses.
-		bytesMax: min(rangeBytesMax, sinkBytesMax/2/int64(max(1, len(g.partitions)))),
+		bytesMax: min(rangeBytesMax, max(rangeBytesMin, sinkBytesMax/2/int64(max(1, len(g.partitions))))),
 		open:     func(offset int64) source { return r.road.Reader(stream, partition, offset) },
 	}
 	rows, wait := int64(100_000), time.Second
@@ -446,7 +449,8 @@ func (r *Runner) resume(ctx context.Context, g *generation, saved *checkpoint, s
 func (r *Runner) retry(ctx context.Context, meter *NodeMeter, what string, f func() error) error {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 10*time.Second
-	logged := false
+	logged, over := false, func() {}
+	defer func() { over() }()
 	var last error
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := f()
@@ -457,6 +461,7 @@ func (r *Runner) retry(ctx context.Context, meter *NodeMeter, what string, f fun
 		meter.Retries.Add(1)
 		if !logged {
 			logged = true
+			over = meter.waitsFor(fmt.Errorf("%s: %w", what, err))
 			r.Log.Warn("failed, trying again", "node", meter.Name, "what", what, "error", err)
 		}
 		return struct{}{}, err
