@@ -27,8 +27,8 @@ import (
 // How long ClickHouse is away, and how long the homes play before and after. `make outage` takes it away for ten
 // minutes; what runs with every other test is the same with seconds.
 var (
-	outageFor    = flag.Duration("outage", 8*time.Second, "TestOutage: how long ClickHouse is away")
-	outageMargin = flag.Duration("outage-margin", 4*time.Second, "TestOutage: how long the homes play before ClickHouse goes and after it is back")
+	outageFor    = flag.Duration("outage", 6*time.Second, "TestOutage: how long ClickHouse is away")
+	outageMargin = flag.Duration("outage-margin", 2*time.Second, "TestOutage: how long the homes play before ClickHouse goes and after it is back")
 	outageRSSMax = flag.Int64("outage-rss-max", 512, "TestOutage: the most that a role may hold, in MiB; it is told 90 % of that by GOMEMLIMIT, as in a pod")
 )
 
