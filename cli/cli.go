@@ -20,9 +20,11 @@ import (
 
 // Exit codes. They are part of the interface: scripts and Kubernetes act on them.
 const (
-	exitOK     = 0
-	exitFailed = 1 // something in the world failed; a supervisor may start it again
-	exitUsage  = 2 // the command line or pipeline.yaml is wrong; starting it again will not help
+	exitOK      = 0
+	exitFailed  = 1 // something in the world failed; a supervisor may start it again
+	exitUsage   = 2 // the command line or pipeline.yaml is wrong; starting it again will not help
+	exitChanges = 3 // plan: something differs from what runs
+	exitRefused = 4 // plan: something would lose state or rows, and nobody has said that it may
 	// A second Ctrl-C has its default effect: the shell reports 130.
 )
 
@@ -63,9 +65,15 @@ func Main(args []string) int {
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	var usage usageError
+	var own exitError
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &own):
+		if own.err != nil {
+			fmt.Fprintf(os.Stderr, "hearthline: %v\n", err)
+		}
+		return own.code
 	case errors.Is(err, errFindings):
 		return exitUsage
 	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
@@ -90,6 +98,7 @@ On a cluster each role is a process of its own: gateway, stage NAME, sink NAME.`
 		Example: `  hearthline up                      # everything, here, now
   hearthline lint                    # does pipeline.yaml fit together?
   hearthline graph --format svg      # draw it
+  hearthline plan                    # what would this file change of what runs?
   hearthline tap readings            # watch rows as they pass
   hearthline stage score             # one role, on a cluster`,
 		SilenceUsage:  true,
@@ -106,7 +115,7 @@ On a cluster each role is a process of its own: gateway, stage NAME, sink NAME.`
 	f.BoolVar(&o.jsonLog, "log-json", os.Getenv("HEARTHLINE_LOG") == "json", "log as JSON lines")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newUp(o), newGateway(o), newStage(o), newSink(o), newLint(o), newGraph(o), newTap(o),
-		newSimulate(o), newRender(o), newHealth(o), newVersion())
+		newPlan(o), newSimulate(o), newRender(o), newHealth(o), newVersion())
 	for _, c := range root.Commands() {
 		if args := c.Args; args != nil {
 			c.Args = func(cmd *cobra.Command, a []string) error {

@@ -70,12 +70,10 @@ func (p *process) openCheckpoints(ctx context.Context) error {
 
 // connect reaches Kafka and sees to the streams. A broker that is not there yet is waited for.
 func (p *process) connect(ctx context.Context, brokers []string) error {
-	c := p.kafka(brokers)
-	client, err := retryUntil(ctx, p.log, "kafka", func() (*streams.Client, error) { return streams.Dial(ctx, c, p.log) })
+	_, err := retryUntil(ctx, p.log, "kafka", func() (struct{}, error) { return struct{}{}, p.dial(ctx, brokers) })
 	if err != nil {
 		return err
 	}
-	p.client = client
 	_, err = retryUntil(ctx, p.log, "streams", func() (struct{}, error) { return struct{}{}, p.runner(run.Drain{}, nil).Ensure(ctx) })
 	return err
 }
@@ -90,8 +88,14 @@ func (p *process) kafka(brokers []string) streams.Config {
 	return c
 }
 
+// dial reaches Kafka, or says why it cannot.
+func (p *process) dial(ctx context.Context, brokers []string) (err error) {
+	p.client, err = streams.Dial(ctx, p.kafka(brokers), p.log)
+	return err
+}
+
 func (p *process) runner(drain run.Drain, tap run.TapFunc) *run.Runner {
-	return &run.Runner{Plan: p.plan, Client: p.client, Store: p.store, Log: p.log, Meter: p.meter, Drain: drain, Tap: tap}
+	return &run.Runner{Plan: p.plan, Client: p.client, Store: p.store, Log: p.log, Meter: p.meter, Drain: drain, Tap: tap, Version: version}
 }
 
 // brokers says where Kafka is for a role that starts none.

@@ -42,7 +42,7 @@ func TestRolesWithLeastRightsOnApacheKafka(t *testing.T) {
 	}
 	c.Broker = apachetest.Start(t, kafka)[0]
 	for user, rights := range rightsOf {
-		rights = append([]string{"topic hearthline.schemas read,write", "topic * describe"}, rights...)
+		rights = append([]string{"topic hearthline.schemas read,write", "topic hearthline.nodes read,write", "topic * describe"}, rights...)
 		if err := kafka.Allow(t.Context(), user, rights...); err != nil {
 			t.Fatal(err)
 		}

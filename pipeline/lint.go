@@ -30,6 +30,7 @@ func NewPlan(ctx context.Context, spec *Spec, cat Catalog) (*Plan, []Finding) {
 		stages: map[string]*StageNode{}, sinks: map[string]*SinkNode{},
 	}
 	p.nodes()
+	p.identities()
 	p.writers()
 	p.readers()
 	if !p.cycles() && p.group() {
@@ -86,11 +87,11 @@ func (p *planner) writers() {
 				p.write(s.Name, stream, nil, s.at.of("to="+stream, "to"), "stages."+s.Name+".to."+output)
 			}
 		}
-		p.write(s.Name, s.Name+deadSuffix, flow.DeadSchema, s.at.of(""), "stages."+s.Name)
+		p.write(s.Name, s.ID()+deadSuffix, flow.DeadSchema, s.at.of(""), "stages."+s.Name)
 	}
 	for i := range p.spec.Sinks {
 		s := &p.spec.Sinks[i]
-		p.write(s.Name, s.Name+deadSuffix, flow.DeadSchema, s.at.of(""), "sinks."+s.Name)
+		p.write(s.Name, s.ID()+deadSuffix, flow.DeadSchema, s.at.of(""), "sinks."+s.Name)
 	}
 	p.collisions()
 }

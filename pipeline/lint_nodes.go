@@ -11,11 +11,38 @@ import (
 	"hearthline/flow"
 )
 
+// identities finds nodes that Kafka would take for the same.
+func (p *planner) identities() {
+	taken := map[string]string{}
+	check := func(id, name, was string, at Pos, path string) {
+		if other, ok := taken[id]; ok && was != "" {
+			p.find(at, path+".was", "a name belongs to one node: drop this was, or rename the other", "%s goes on under the name %s, and so does %s", name, id, other)
+		} else if ok && p.renamed(other) {
+			p.find(at, path, "take another name: the old one's consumer group, state and dead letters are in use", "%s was the name of %s, which goes on under it", id, other)
+		}
+		taken[id] = name
+	}
+	for i := range p.spec.Stages {
+		s := &p.spec.Stages[i]
+		check(s.ID(), s.Name, s.Was, s.at.of("was", ""), "stages."+s.Name)
+	}
+	for i := range p.spec.Sinks {
+		s := &p.spec.Sinks[i]
+		check(s.ID(), s.Name, s.Was, s.at.of("was", ""), "sinks."+s.Name)
+	}
+}
+
+// renamed says whether a node goes on under another name than its own.
+func (p *planner) renamed(name string) bool {
+	return slices.ContainsFunc(p.spec.Stages, func(s Stage) bool { return s.Name == name && s.ID() != name }) ||
+		slices.ContainsFunc(p.spec.Sinks, func(s Sink) bool { return s.Name == name && s.ID() != name })
+}
+
 // nodes finds every node in the catalogue and decodes its settings.
 func (p *planner) nodes() {
 	for i := range p.spec.Stages {
 		s := &p.spec.Stages[i]
-		node := &StageNode{Stage: *s, Dead: s.Name + deadSuffix}
+		node := &StageNode{Stage: *s, Dead: s.ID() + deadSuffix}
 		p.stages[s.Name] = node
 		node.New = instance(p, p.cat.Stages, "stage", "stages."+s.Name, s.Use, &node.Settings, s.at)
 		if node.New == nil || s.Parallel == 0 {
@@ -27,7 +54,7 @@ func (p *planner) nodes() {
 	}
 	for i := range p.spec.Sinks {
 		s := &p.spec.Sinks[i]
-		node := &SinkNode{Sink: *s, Dead: s.Name + deadSuffix}
+		node := &SinkNode{Sink: *s, Dead: s.ID() + deadSuffix}
 		p.sinks[s.Name] = node
 		p.plan.Sinks = append(p.plan.Sinks, node)
 		node.New = instance(p, p.cat.Sinks, "sink", "sinks."+s.Name, s.Use, &node.Settings, s.at)

@@ -3,6 +3,8 @@
 package pipeline
 
 import (
+	"strings"
+
 	"github.com/apache/arrow/go/v15/arrow"
 
 	"hearthline/flow"
@@ -59,6 +61,30 @@ type SinkNode struct {
 
 // Drop stands in `to:` for the stream of an output that nobody wants: `to: {features: features, late: _}`.
 const Drop = "_"
+
+// ID is what Kafka knows a unit by: the IDs of its stages joined by "+". See [Stage.ID].
+func (u *Unit) ID() string {
+	var ids []string
+	for _, s := range u.Stages {
+		ids = append(ids, s.ID())
+	}
+	return strings.Join(ids, "+")
+}
+
+// Group names the consumer group of a unit or sink, by its name.
+func (p *Plan) Group(node string) string {
+	for _, u := range p.Units {
+		if u.Name == node {
+			return p.Spec.Name + "." + u.ID()
+		}
+	}
+	for _, s := range p.Sinks {
+		if s.Name == node {
+			return p.Spec.Name + "." + s.ID()
+		}
+	}
+	return p.Spec.Name + "." + node
+}
 
 // Node finds the unit that a stage runs in, nil when there is none of that name.
 func (p *Plan) Node(stage string) *Unit {

@@ -82,6 +82,7 @@ type consoleShape struct {
 
 type stageShape struct {
 	Use      name      `yaml:"use" doc:"Name of the stage in the catalogue, where it is not the name of this node."`
+	Was      name      `yaml:"was" doc:"The name that this node had before it was renamed: its consumer group, state, lineage and dead letters go on under it."`
 	From     names     `yaml:"from" need:"true" doc:"The stream that it reads, or a list of them."`
 	To       outputs   `yaml:"to" need:"true" doc:"The stream that it writes; of a stage with several outputs, a stream for each by the output's name, _ for one that nobody wants."`
 	Settings yaml.Node `yaml:"settings"`
@@ -91,6 +92,7 @@ type stageShape struct {
 
 type sinkShape struct {
 	Use      name       `yaml:"use" doc:"Name of the sink in the catalogue, where it is not the name of this node."`
+	Was      name       `yaml:"was" doc:"The name that this node had before it was renamed: its consumer group and dead letters go on under it."`
 	From     names      `yaml:"from" need:"true" doc:"The stream that it keeps, or a list of them; patterns such as \"*.dead\" too."`
 	Settings yaml.Node  `yaml:"settings"`
 	Flush    flushShape `yaml:"flush" doc:"When a range of rows is written; the sink's own wish where it is not said."`
@@ -375,6 +377,7 @@ func (d *decoder) stage(e entry[stageShape]) Stage {
 	if g.Use.text != "" {
 		s.Use = g.Use.text
 	}
+	s.Was = d.was(g.Was, path)
 	d.between(nodeAt(s.at.of("parallel")), path+".parallel", int64(g.Parallel), 0, 1024)
 	s.From = d.from(g.From, path, s.at, false)
 	if s.ToAny != "" {
@@ -392,6 +395,14 @@ func (d *decoder) stage(e entry[stageShape]) Stage {
 		}
 	}
 	return s
+}
+
+// was checks the name that a node had before.
+func (d *decoder) was(m name, path string) string {
+	if m.text != "" {
+		d.nodeName(&yaml.Node{Value: m.text, Line: m.pos.Line, Column: m.pos.Column}, path+".was")
+	}
+	return m.text
 }
 
 func (d *decoder) from(from names, path string, at places, patterns bool) []string {
@@ -421,6 +432,7 @@ func (d *decoder) sink(e entry[sinkShape], spec *Spec) Sink {
 	if g.Use.text != "" {
 		s.Use = g.Use.text
 	}
+	s.Was = d.was(g.Was, path)
 	s.From = d.from(g.From, path, s.at, true)
 	if _, ok := g.Flush.At["rows"]; ok {
 		d.between(nodeAt(g.Flush.At["rows"]), path+".flush.rows", g.Flush.Rows, 1, 100_000_000)

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -104,6 +105,7 @@ type Console struct {
 type Stage struct {
 	Name     string
 	Use      string            // name in the catalogue; Name unless the file says otherwise
+	Was      string            // the name it had before it was renamed; see ID
 	From     []string          // input streams
 	To       map[string]string // output name → stream
 	ToAny    string            // the one stream of a stage with one output (`to: clean`), until Plan resolves it
@@ -118,6 +120,7 @@ type Stage struct {
 type Sink struct {
 	Name      string
 	Use       string
+	Was       string   // the name it had before it was renamed; see ID
 	From      []string // input streams; may hold patterns such as "*.dead" until Plan resolves them
 	Settings  yaml.Node
 	FlushRows int64         // 0 = the sink's wish
@@ -126,6 +129,14 @@ type Sink struct {
 
 	at places
 }
+
+// ID is the name that Kafka and the checkpoints know a stage by: the one it was first given. Its consumer group, the
+// lineage of what it makes, its section of the state and its dead letters go by it, so that a stage that is renamed
+// with `was:` goes on where it stands.
+func (s *Stage) ID() string { return cmp.Or(s.Was, s.Name) }
+
+// ID is the name that Kafka knows a sink by; see [Stage.ID].
+func (s *Sink) ID() string { return cmp.Or(s.Was, s.Name) }
 
 // Catalog is what pipeline.yaml can name. main.go fills it; every call of a constructor gives a fresh instance
 // with its defaults.

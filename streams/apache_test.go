@@ -32,6 +32,7 @@ func TestApacheKafka(t *testing.T) {
 	cl := streamstest.Cluster{Brokers: []string{between.addr}}
 	t.Run("contract", func(t *testing.T) { streamstest.Contract(t, cl) })
 	t.Run("old and new members", func(t *testing.T) { oldAndNew(t, cl) })
+	t.Run("upkeep", func(t *testing.T) { streamstest.Upkeep(t, cl) })
 	t.Run("foreign messages", func(t *testing.T) { foreignMessages(t, between.addr) })
 	t.Run("aborted transactions", func(t *testing.T) { abortedTransactions(t, between.addr) })
 	t.Run("answers are lost", func(t *testing.T) { answersLost(t, cl, between) })

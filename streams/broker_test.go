@@ -66,7 +66,9 @@ func listenLow(network, _ string) (net.Listener, error) {
 func TestContract(t *testing.T) {
 	t.Run("embedded, in memory", func(t *testing.T) {
 		t.Parallel() // most of it is waiting
-		streamstest.Contract(t, streamstest.Cluster{Brokers: []string{start(t, nil)}})
+		cl := streamstest.Cluster{Brokers: []string{start(t, nil)}}
+		streamstest.Contract(t, cl)
+		streamstest.Upkeep(t, cl)
 	})
 	t.Run("embedded, on disk", func(t *testing.T) {
 		t.Parallel() // most of it is waiting
@@ -76,7 +78,9 @@ func TestContract(t *testing.T) {
 	t.Run("three brokers", func(t *testing.T) {
 		t.Parallel() // most of it is waiting
 		_, addrs := startCluster(t, 3)
-		streamstest.Contract(t, streamstest.Cluster{Brokers: addrs})
+		cl := streamstest.Cluster{Brokers: addrs}
+		streamstest.Contract(t, cl)
+		streamstest.Upkeep(t, cl)
 	})
 	if *realKafka != "" {
 		t.Run("real", func(t *testing.T) {

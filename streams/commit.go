@@ -81,6 +81,9 @@ func (c *Client) committed(ctx context.Context, group string, ask map[string][]i
 		if err != nil {
 			return err
 		}
+		if errors.Is(res.Error, kafka.GroupIdNotFound) {
+			return nil // some brokers say so of a group that has committed nothing
+		}
 		if res.Error != nil {
 			return res.Error
 		}

@@ -61,7 +61,7 @@ func (c *Client) Ensure(ctx context.Context, specs []Spec) error {
 				return fmt.Errorf("stream %s: %w", s.Name, t.code)
 			case t.partitions != s.Partitions:
 				return final{fmt.Errorf("stream %s has %d partitions, the plan says %d: rows would meet the wrong state. "+
-					"Set partitions to %d, or drain the pipeline and delete the stream", s.Name, t.partitions, s.Partitions, t.partitions)}
+					"Set partitions to %d; `hearthline plan` says what it takes to change them", s.Name, t.partitions, s.Partitions, t.partitions)}
 			case t.leaderless > 0:
 				return fmt.Errorf("stream %s: %w", s.Name, kafka.LeaderNotAvailable)
 			}

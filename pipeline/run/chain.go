@@ -29,6 +29,7 @@ type chain struct {
 	retry     retryFunc
 	opened    []*chained // those to be closed
 	uncount   []func()   // end what open began to count
+	anew      bool       // some stage remembers, and had no state to restore
 }
 
 // chained is one stage of a chain.
@@ -87,7 +88,8 @@ func (c *chain) open(ctx context.Context, states map[string][]byte) error {
 			c.uncount = append(c.uncount, l.meter.count(n))
 		}
 		s, stateful := l.stage.(flow.Stateful)
-		state, saved := states[l.node.Name]
+		state, saved := states[l.node.ID()]
+		c.anew = c.anew || stateful && !saved
 		if stateful && saved {
 			if err := s.Restore(bytes.NewReader(state)); err != nil {
 				return fmt.Errorf("restore state of stage %s (%d bytes): %w", l.node.Name, len(state), err)
@@ -119,7 +121,7 @@ func (c *chain) snapshot() (map[string][]byte, error) {
 			if err := s.Snapshot(&b); err != nil {
 				return nil, fmt.Errorf("snapshot of stage %s: %w", l.node.Name, err)
 			}
-			states[l.node.Name] = b.Bytes()
+			states[l.node.ID()] = b.Bytes()
 		}
 	}
 	return states, nil
@@ -281,7 +283,7 @@ func (c *chain) made(m message, l *chained, stream string, rec arrow.Record) mad
 	b := flow.Batch{
 		Kind: flow.KindRows,
 		Lineage: flow.Lineage{
-			Source:   flow.Source{Producer: l.node.Name, Stream: m.origin.Stream, Partition: m.origin.Partition},
+			Source:   flow.Source{Producer: l.node.ID(), Stream: m.origin.Stream, Partition: m.origin.Partition},
 			Position: flow.Position{Offset: m.origin.Offset, K: l.k},
 		},
 		Bounds:    boundsOf(rec),

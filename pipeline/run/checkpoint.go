@@ -129,6 +129,11 @@ func decodeHeader(b []byte) (*checkpoint, error) {
 	return c, nil
 }
 
+// blobsOf is the prefix of the checkpoints of one task.
+func blobsOf(group, stream string, partition int32) string {
+	return fmt.Sprintf("checkpoints/%s/%s-%d/", group, stream, partition)
+}
+
 // keeper writes and reads the checkpoints of one task. It is used by one goroutine at a time.
 type keeper struct {
 	store  blobs.Store

@@ -12,6 +12,7 @@ import (
 	"github.com/sourcegraph/conc/pool"
 
 	"hearthline/flow"
+	"hearthline/pipeline"
 	"hearthline/streams"
 )
 
@@ -87,13 +88,13 @@ func (t *task) save(ctx context.Context, c *checkpoint) error {
 }
 
 // deadMessage makes the dead letter of a message that could not be decoded.
-func deadMessage(mem memory.Allocator, node, deadStream string, from flow.Origin, why error) made {
+func deadMessage(mem memory.Allocator, node *pipeline.StageNode, from flow.Origin, why error) made {
 	b := flow.NewDeadBuilder(mem)
 	defer b.Release()
-	b.Message(node, from, why.Error())
-	return made{stream: deadStream, batch: flow.Batch{
+	b.Message(node.Name, from, why.Error())
+	return made{stream: node.Dead, batch: flow.Batch{
 		Lineage: flow.Lineage{
-			Source:   flow.Source{Producer: node, Stream: from.Stream, Partition: from.Partition},
+			Source:   flow.Source{Producer: node.ID(), Stream: from.Stream, Partition: from.Partition},
 			Position: flow.Position{Offset: from.Offset},
 		},
 		Bounds:    flow.Bounds{First: from.Watermark, Last: from.Watermark},

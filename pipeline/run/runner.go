@@ -42,10 +42,14 @@ type Runner struct {
 	// Instance, if not "", is the lasting name of this process: unique among those that run the same node, and the same
 	// after a restart. Killed and started again, it goes on with its partitions at once; see streams.GroupConfig.
 	Instance string
+	// Version is the binary's, for the notes of what ran.
+	Version string
 
 	once     sync.Once
 	road     road
 	patience time.Duration // 0: patienceMax
+	settle   time.Duration // 0: settleTime
+	stepped  func()        // called after each step of a change; nil: nobody looks
 }
 
 // road is what tasks need of Kafka.
@@ -121,7 +125,7 @@ func (r *Runner) sinkDead(stream string) bool {
 
 // Ensure makes the streams of the plan that Kafka does not have yet, and checks those that it has.
 func (r *Runner) Ensure(ctx context.Context) error {
-	var specs []streams.Spec
+	specs := []streams.Spec{{Name: NoteStream, Partitions: 1, Compacted: true}}
 	for _, name := range slices.Sorted(maps.Keys(r.Plan.Streams)) {
 		if s := r.Plan.Streams[name]; s.OnKafka() {
 			specs = append(specs, streams.Spec{Name: name, Partitions: r.Plan.Spec.Partitions, Retention: r.Plan.Spec.Kafka.Retention})
@@ -134,7 +138,7 @@ func (r *Runner) Ensure(ctx context.Context) error {
 }
 
 // group names the consumer group of a node.
-func (r *Runner) group(node string) string { return r.Plan.Spec.Name + "." + node }
+func (r *Runner) group(node string) string { return r.Plan.Group(node) }
 
 // Unit runs a unit (or the unit that a stage is in) until ctx ends or, with a Drain, until its inputs have ended.
 // An error ends it; start it again.
@@ -143,6 +147,9 @@ func (r *Runner) Unit(ctx context.Context, name string) error {
 	unit := r.Plan.Node(name)
 	if unit == nil {
 		return fmt.Errorf("no stage %q in %s", name, r.Plan.Spec.File)
+	}
+	if err := r.enter(ctx, r.noteOfUnit(unit)); err != nil {
+		return err
 	}
 	return r.join(ctx, unit.Name, unit.Inputs, newBudget(unitBytesMax), func(ctx context.Context, g *generation) (bool, error) {
 		return r.runTask(ctx, g, unit, g.partitions[0])
@@ -157,6 +164,9 @@ func (r *Runner) Sink(ctx context.Context, name string) (err error) {
 		return fmt.Errorf("no sink %q in %s", name, r.Plan.Spec.File)
 	}
 	node := r.Plan.Sinks[i]
+	if err := r.enter(ctx, r.noteOfSink(node)); err != nil {
+		return err
+	}
 	sink := node.New()
 	if o, ok := sink.(flow.Opener); ok {
 		connected := r.Meter.Node(name).waitsFor(fmt.Errorf("sink %s is not connected yet; its log says to what", name))
@@ -330,14 +340,15 @@ func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *che
 		if err := c.open(ctx, states); err != nil {
 			return err
 		}
+		t.anew = t.anew || c.anew
 	}
 	for _, s := range unit.Stages {
 		for _, output := range slices.Sorted(maps.Keys(s.Outputs)) {
-			if e := (edge{s.Name, s.Outputs[output]}); r.Plan.Streams[e.stream].OnKafka() && !slices.Contains(t.edges, e) {
+			if e := (edge{s.ID(), s.Outputs[output]}); r.Plan.Streams[e.stream].OnKafka() && !slices.Contains(t.edges, e) {
 				t.edges = append(t.edges, e)
 			}
 		}
-		if e := (edge{s.Name, s.Dead}); slices.ContainsFunc(r.Plan.Streams[s.Dead].Readers, func(n string) bool { return r.Plan.Node(n) != nil }) {
+		if e := (edge{s.ID(), s.Dead}); slices.ContainsFunc(r.Plan.Streams[s.Dead].Readers, func(n string) bool { return r.Plan.Node(n) != nil }) {
 			t.edges = append(t.edges, e) // a stage reads them, perhaps beside another stream, and waits for what time they tell
 		} else {
 			t.deads = append(t.deads, e)
@@ -412,7 +423,7 @@ func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *pipeline.
 func (r *Runner) keeper(g *generation, node, stream string, partition int32) *keeper {
 	return &keeper{
 		store: r.Store, commit: g.commit, now: time.Now,
-		prefix: fmt.Sprintf("checkpoints/%s/%s-%d/", r.group(node), stream, partition),
+		prefix: blobsOf(r.group(node), stream, partition),
 	}
 }
 

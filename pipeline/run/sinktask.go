@@ -322,7 +322,7 @@ func (t *sinkTask) publishDead(ctx context.Context, r flow.Range, from flow.Orig
 		edge.Batches.Add(1)
 		batches = append(batches, flow.Batch{
 			Lineage: flow.Lineage{
-				Source:   flow.Source{Producer: t.node.Name, Stream: r.Stream, Partition: r.Partition},
+				Source:   flow.Source{Producer: t.node.ID(), Stream: r.Stream, Partition: r.Partition},
 				Position: flow.Position{Offset: r.Last, K: *k},
 			},
 			Bounds: boundsOf(rec), Watermark: from.Watermark, Record: rec,
@@ -341,7 +341,7 @@ func (t *sinkTask) tellEnd(ctx context.Context) error {
 		Kind: flow.KindEnd,
 		Run:  t.r.Drain.Run,
 		Lineage: flow.Lineage{
-			Source:   flow.Source{Producer: t.node.Name, Stream: t.stream, Partition: t.partition},
+			Source:   flow.Source{Producer: t.node.ID(), Stream: t.stream, Partition: t.partition},
 			Position: flow.Position{Offset: t.next - 1, K: endK},
 		},
 		Watermark: t.marks.watermark,

@@ -56,6 +56,7 @@ type task struct {
 	deads     []edge                 // its dead letters that only sinks read
 	watermark flow.Micros
 	fresh     bool // there is no checkpoint yet
+	anew      bool // some stage begins without state
 
 	deliveries chan delivery
 	saving     atomic.Bool // a checkpoint is on its way
@@ -133,7 +134,7 @@ func (t *task) read(ctx, work context.Context, workers *stream.Stream) (done boo
 	if t.allEnded() {
 		return true, nil
 	}
-	if t.fresh {
+	if t.fresh || t.anew {
 		// What a stage found when it was opened (a registry, a model) is part of its state: it must be on record
 		// before anything is made with it, or a replay might be made with something else. And whoever finds
 		// batches of a unit that has no checkpoint knows that they are not this unit's (see Runner.foreign).
@@ -367,7 +368,7 @@ func (t *task) submitBroken(work context.Context, workers *stream.Stream, broken
 				return
 			}
 			t.r.Meter.Node(head.Name).Bad.Add(1)
-			t.hand(work, []made{deadMessage(t.r.mem(), head.Name, head.Dead, from, broken.Err)})
+			t.hand(work, []made{deadMessage(t.r.mem(), head, from, broken.Err)})
 		}
 	})
 }

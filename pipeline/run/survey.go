@@ -1,0 +1,283 @@
+package run
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"hearthline/flow"
+	"hearthline/pipeline"
+	"hearthline/streams"
+)
+
+// survey is what is found of a pipeline before it is changed: what ran, how far it came, what the streams hold.
+type survey struct {
+	r       *Runner
+	notes   map[string]*Note       // by consumer group
+	groups  map[string]*groupFound // those that have commits, members or a note
+	streams map[string]*streamFound
+	pending *pendingChange
+}
+
+// groupFound is a consumer group as it stands.
+type groupFound struct {
+	name      string
+	ids       []string // of the stages, or of the sink
+	members   int
+	committed map[string]map[int32]streams.Committed
+}
+
+// streamFound is a stream as it stands.
+type streamFound struct {
+	id    string
+	first []int64 // by partition: the first offset that is kept
+	next  []int64 // and the next that will be written
+}
+
+func (s *streamFound) held() (n int64) {
+	for p := range s.next {
+		n += s.next[p] - s.first[p]
+	}
+	return n
+}
+
+func (s *streamFound) written() bool {
+	return slices.ContainsFunc(s.next, func(next int64) bool { return next > 0 })
+}
+
+func (r *Runner) survey(ctx context.Context) (*survey, error) {
+	s := &survey{r: r, groups: map[string]*groupFound{}, streams: map[string]*streamFound{}}
+	var err error
+	if s.notes, s.pending, err = r.notes(ctx); err != nil {
+		return nil, err
+	}
+	prefix := r.Plan.Spec.Name + "."
+	names, err := r.Client.Groups(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	for group := range s.notes {
+		names = append(names, group)
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	members, err := r.Client.Members(ctx, names...)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		g := &groupFound{name: name, members: members[name], ids: strings.Split(strings.TrimPrefix(name, prefix), "+")}
+		if g.committed, err = r.Client.CommittedAll(ctx, name); err != nil {
+			return nil, err
+		}
+		if len(g.committed) > 0 || g.members > 0 || s.notes[name] != nil {
+			s.groups[name] = g
+		}
+	}
+	return s, s.readStreams(ctx)
+}
+
+// readStreams looks at every stream that is planned, was written, or is committed for.
+func (s *survey) readStreams(ctx context.Context) error {
+	names := map[string]bool{}
+	for name, st := range s.r.Plan.Streams {
+		// An edge inside of a unit may have been on Kafka before.
+		names[name] = st.OnKafka() || name != pipeline.Drop
+	}
+	for _, n := range s.notes {
+		for _, node := range n.Nodes {
+			names[node.Dead] = true
+			for _, stream := range node.To {
+				names[stream] = true
+			}
+		}
+	}
+	for _, g := range s.groups {
+		for stream := range g.committed {
+			names[stream] = true
+		}
+	}
+	delete(names, pipeline.Drop)
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		info, err := s.r.Client.Info(ctx, name)
+		if errors.Is(err, streams.ErrNoStream) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		found := &streamFound{id: info.ID}
+		for p := range int32(info.Partitions) {
+			first, next, err := s.r.Client.Bounds(ctx, name, p)
+			if err != nil {
+				return err
+			}
+			found.first, found.next = append(found.first, first), append(found.next, next)
+		}
+		s.streams[name] = found
+	}
+	return nil
+}
+
+// ran finds the group in which a stage or sink stands, nil when it never ran.
+func (s *survey) ran(id string, kind string) *groupFound {
+	for _, name := range slices.Sorted(maps.Keys(s.groups)) {
+		if n := s.notes[name]; n != nil && n.Kind != kind {
+			continue
+		}
+		if slices.Contains(s.groups[name].ids, id) {
+			return s.groups[name]
+		}
+	}
+	return nil
+}
+
+// node gives what is noted of a stage or sink.
+func (s *survey) node(g *groupFound, id string) *NodeNote {
+	if n := s.notes[g.name]; n != nil {
+		for i := range n.Nodes {
+			if n.Nodes[i].ID == id {
+				return &n.Nodes[i]
+			}
+		}
+	}
+	return nil
+}
+
+// partitions lists the partitions that a group has committed for.
+func (g *groupFound) partitions() []int32 {
+	all := map[int32]bool{}
+	for _, partitions := range g.committed {
+		for p := range partitions {
+			all[p] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+// checkpoint reads the last checkpoint of a unit's partition; nil when there is none. Of inputs that were dropped an old
+// commit may be left: the checkpoint that reaches furthest is the last.
+func (s *survey) checkpoint(ctx context.Context, g *groupFound, partition int32) (*checkpoint, error) {
+	seen := map[string]bool{}
+	var last *checkpoint
+	for _, stream := range slices.Sorted(maps.Keys(g.committed)) {
+		metadata := g.committed[stream][partition].Metadata
+		if metadata == "" || seen[metadata] {
+			continue
+		}
+		seen[metadata] = true
+		k := &keeper{store: s.r.Store, now: time.Now}
+		c, err := k.load(ctx, metadata)
+		if err != nil {
+			return nil, fmt.Errorf("group %s, partition %d: %w", g.name, partition, err)
+		}
+		if last == nil || c.covers(last) {
+			last = c
+		}
+	}
+	return last, nil
+}
+
+// covers says whether c is later than o: of some input that both have, it has taken more.
+func (c *checkpoint) covers(o *checkpoint) bool {
+	for _, in := range c.Inputs {
+		for _, other := range o.Inputs {
+			if in.Stream == other.Stream && in.Next > other.Next {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// behind counts the messages of a stream that a group has not taken, over all partitions.
+func (s *survey) behind(g *groupFound, stream string) (n int64) {
+	found := s.streams[stream]
+	if found == nil {
+		return 0
+	}
+	for p := range found.next {
+		at := found.first[p]
+		if c, ok := g.committed[stream][int32(p)]; ok {
+			at = max(at, c.Offset)
+		}
+		n += found.next[p] - at
+	}
+	return n
+}
+
+// drained says whether a unit has taken everything that its inputs hold, and nobody works in it: then its checkpoints cover
+// all that it ever published.
+func (s *survey) drained(g *groupFound) error {
+	if g.members > 0 {
+		return fmt.Errorf("%s runs (%d members in its group): stop it", g.short(s.r), g.members)
+	}
+	for _, stream := range slices.Sorted(maps.Keys(g.committed)) {
+		if n := s.behind(g, stream); n > 0 {
+			return fmt.Errorf("%s has not taken all of %s (%d batches left): stop what writes it, let it read on, then stop it", g.short(s.r), stream, n)
+		}
+	}
+	return nil
+}
+
+func (g *groupFound) short(r *Runner) string { return strings.TrimPrefix(g.name, r.Plan.Spec.Name+".") }
+
+// stateOf sums up the state that a stage has in its group's checkpoints.
+func (s *survey) stateOf(ctx context.Context, g *groupFound, id string) (bytes, partitions int, err error) {
+	for _, p := range g.partitions() {
+		c, err := s.checkpoint(ctx, g, p)
+		if err != nil {
+			return bytes, partitions, err
+		}
+		if c == nil {
+			continue
+		}
+		if state, ok := c.state[id]; ok {
+			bytes, partitions = bytes+len(state), partitions+1
+		}
+	}
+	return bytes, partitions, nil
+}
+
+// fits gives a stage of the plan the state that it left, with the settings of the plan, as the next start will.
+func (s *survey) fits(ctx context.Context, g *groupFound, node *pipeline.StageNode) error {
+	for _, p := range g.partitions() {
+		c, err := s.checkpoint(ctx, g, p)
+		if err != nil {
+			return err
+		}
+		if c == nil {
+			continue
+		}
+		if err := fitsInto(ctx, c.state, node); err != nil {
+			return fmt.Errorf("partition %d: %w", p, err)
+		}
+	}
+	return nil
+}
+
+func fitsInto(ctx context.Context, states map[string][]byte, node *pipeline.StageNode) (err error) {
+	state, saved := states[node.ID()]
+	if !saved {
+		return nil
+	}
+	stage := node.New()
+	stateful, ok := stage.(flow.Stateful)
+	if !ok {
+		return nil // what it remembered is not asked for any more
+	}
+	if o, ok := stage.(flow.Opener); ok {
+		if err := o.Open(ctx); err != nil {
+			return fmt.Errorf("open stage %s: %w", node.Name, err)
+		}
+	}
+	if c, ok := stage.(flow.Closer); ok {
+		defer func() { err = errors.Join(err, c.Close()) }()
+	}
+	return panicIsError(func() error { return stateful.Restore(bytes.NewReader(state)) })
+}
