@@ -38,6 +38,10 @@ test: tools ## every test, race detector on
 chaos: tools ## break whole installations, seed after seed, and count (SEED=, COUNT=100, BROKER=embedded|kafka1|kafka3, KEEP=1)
 	go test ./chaos -count=1 -timeout 6h -run 'TestChaos$$' -v -args -seed=$(or $(SEED),0) -count=$(or $(COUNT),$(if $(SEED),1,100)) -broker=$(BROKER) $(if $(KEEP),-keep)
 
+.PHONY: chaos-planted
+chaos-planted: tools ## the harness of make chaos finds bugs that are planted for it
+	go test ./chaos -count=1 -timeout 1h -tags planted -run 'TestPlanted' -v
+
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, gosec, import rules, generated files, known vulnerabilities
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w these: $$bad"; exit 1; }

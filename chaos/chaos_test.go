@@ -44,7 +44,14 @@ func TestChaos(t *testing.T) {
 	var failed []uint64
 	for i := range *countFlag {
 		seed := first + uint64(i)
-		if t.Run(fmt.Sprint(seed), func(t *testing.T) { chaos(t, seed, "chaos") }) {
+		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			dice := rand.New(rand.NewPCG(seed, 1))
+			kind := brokerOf(dice)
+			for _, wrong := range chaos(t, seed, dice, kind, schedule(dice, kind, canMount()), "product") {
+				t.Errorf("seed %d: %s", seed, wrong)
+			}
+		})
+		if ok {
 			clean++
 			longest = max(longest, clean)
 		} else {
@@ -87,16 +94,13 @@ func hubs(dice *rand.Rand) *simulator.Simulator {
 	return s
 }
 
-// chaos is one run of one seed. It says whether all was well, and fails t otherwise.
-func chaos(t *testing.T, seed uint64, binary string) {
-	path, err := build(binary, planted[binary]...)
+// chaos is one run: of a binary with changes, under faults. It prints a line and gives what was wrong.
+func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fault, name string, changes ...change) []string {
+	path, err := build(name, changes...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dice := rand.New(rand.NewPCG(seed, 1))
-	kind := brokerOf(dice)
-	w := &world{t: t, binary: path, begun: time.Now(), disks: map[string]string{}, homes: hubs(dice)}
-	faults := schedule(dice, kind, canMount())
+	w := &world{t: t, binary: path, begun: time.Now(), disks: map[string]string{}, homes: hubs(dice), keepClock: dice.IntN(2) == 0}
 	if w.dir, err = os.MkdirTemp("", fmt.Sprintf("hearthline-chaos-%d-", seed)); err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +113,7 @@ func chaos(t *testing.T, seed uint64, binary string) {
 	for _, f := range faults {
 		w.logf("  %v", f)
 	}
-	defer func() { w.bury(o, t.Failed() || len(o.wrong) > 0 || *keepFlag) }()
+	defer func() { w.bury(t.Failed() || len(o.wrong) > 0 && len(changes) == 0 || *keepFlag) }()
 	if err := w.mount(faults); err != nil {
 		t.Fatal(err)
 	}
@@ -126,8 +130,8 @@ func chaos(t *testing.T, seed uint64, binary string) {
 		time.Since(w.begun).Round(100*time.Millisecond), verdict(o))
 	for _, wrong := range o.wrong {
 		w.logf("WRONG: %s", wrong)
-		t.Errorf("seed %d: %s", seed, wrong)
 	}
+	return o.wrong
 }
 
 func verdict(o *outcome) string {
@@ -212,7 +216,7 @@ func (w *world) acknowledged(ctx context.Context, n int64, ended <-chan error) e
 }
 
 // bury removes what a run left, or keeps it and says where.
-func (w *world) bury(o *outcome, keep bool) {
+func (w *world) bury(keep bool) {
 	w.said.Close()
 	for name, dir := range w.disks {
 		if keep { // what is on a disk of its own goes with it: copy it
@@ -232,6 +236,3 @@ func (w *world) bury(o *outcome, keep bool) {
 		w.t.Error(err)
 	}
 }
-
-// planted are bugs, by name; "chaos" is the product as it is.
-var planted = map[string][]change{}

@@ -22,6 +22,7 @@
 //	make chaos                   # 100 seeds, one after the other
 //	make chaos SEED=7            # that one again; what it leaves is kept when it fails
 //	make chaos COUNT=10 BROKER=kafka3
+//	make chaos-planted           # the harness finds bugs that are planted for it
 //
 // A seed fixes what is done and when, not how the machine schedules it: a failing seed fails again often, not always.
 // What a failing one leaves (data, logs, the list of faults) stays in the folder that it prints.

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"go.yaml.in/yaml/v3"
+
 	"hearthline/cli/clitest"
 	"hearthline/ingest"
 	"hearthline/pipeline"
@@ -45,6 +47,8 @@ type world struct {
 	procs []*process
 	disks map[string]string // name → mount point
 	said  *os.File
+
+	keepClock bool // gateways keep their clock in a file
 
 	port  int // the last that was given
 	ports struct{ chHTTP, chTCP string }
@@ -227,19 +231,34 @@ func (w *world) writePlan() error {
 	if err != nil {
 		return err
 	}
-	text := string(b)
-	for _, c := range [][2]string{
-		{"kafka:\n", "checkpoint: 400ms\nkafka:\n  session_timeout: 2s\n  request_timeout: 2s\n"},
-		{"    linger: 25ms ", "    clock: ${HEARTHLINE_CHAOS_KEPT:-}\n    linger: 10ms "},
-		{"  parquet:\n    from: [readings, features, scores]\n", "  parquet:\n    from: [readings, features, late, scores, alerts, \"*.dead\"]\n"},
-		{"      to: ${HEARTHLINE_DATA:-data}/parquet\n", "      to: ${HEARTHLINE_DATA:-data}/parquet\n      flush_wait: 300ms\n"},
-		{"      password_env: HEARTHLINE_CLICKHOUSE_PASSWORD\n", "      password_env: HEARTHLINE_CLICKHOUSE_PASSWORD\n      flush_wait: 200ms\n"},
-	} {
-		if strings.Count(text, c[0]) != 1 {
-			return fmt.Errorf("pipeline.yaml holds %d times %q, want once", strings.Count(text, c[0]), c[0])
-		}
-		text = strings.Replace(text, c[0], c[1], 1)
+	var doc map[string]any
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		return err
 	}
+	put := func(value any, path ...string) {
+		at := doc
+		for _, key := range path[:len(path)-1] {
+			next, ok := at[key].(map[string]any)
+			if !ok {
+				next = map[string]any{}
+				at[key] = next
+			}
+			at = next
+		}
+		at[path[len(path)-1]] = value
+	}
+	put("400ms", "checkpoint", "every")
+	put("2s", "kafka", "session_timeout")
+	put("2s", "kafka", "request_timeout")
+	put("10ms", "gateway", "settings", "linger")
+	put("${HEARTHLINE_CHAOS_KEPT:-}", "gateway", "settings", "clock")
+	put([]string{"readings", "features", "late", "scores", "alerts", "*.dead"}, "sinks", "parquet", "from")
+	put("300ms", "sinks", "parquet", "settings", "flush_wait")
+	put("200ms", "sinks", "clickhouse", "settings", "flush_wait")
+	if b, err = yaml.Marshal(doc); err != nil {
+		return err
+	}
+	text := string(b)
 	w.yaml = text
 	if err := os.WriteFile(filepath.Join(w.dir, "pipeline.yaml"), []byte(text), 0o600); err != nil {
 		return err
@@ -254,9 +273,12 @@ func (w *world) startRoles() error {
 	var addrs []string
 	for i := range 2 {
 		name := fmt.Sprintf("g%d", i+1)
-		mqtt := w.addr()
+		mqtt, kept := w.addr(), ""
+		if w.keepClock {
+			kept = filepath.Join(w.dir, "kept-"+name)
+		}
 		roles = append(roles, w.role(name, []string{"gateway"}, "HEARTHLINE_INSTANCE="+name, "HEARTHLINE_MQTT="+mqtt,
-			"HEARTHLINE_HTTP="+w.addr(), "HEARTHLINE_CHAOS_KEPT="+filepath.Join(w.dir, "kept-"+name)))
+			"HEARTHLINE_HTTP="+w.addr(), "HEARTHLINE_CHAOS_KEPT="+kept))
 		door, err := newProxy(w.addr(), func() string { return mqtt }, nil)
 		if err != nil {
 			return err
