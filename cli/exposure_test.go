@@ -377,7 +377,7 @@ func (e *exposed) kept(t *testing.T) {
 	e.said["answer to a wrong MQTT password"] = string(e.mqttConnect(t, "demo", canaryPassword))
 	_, e.said["answer to a wrong token"] = e.ask(t, "http://"+e.Console+"/api/status", canaryPassword)
 	_, e.said["answer to a token in the address"] = e.ask(t, "http://"+e.Console+"/api/tap?token="+canaryToken, "")
-	for _, verb := range [][]string{{"lint"}, {"graph"}, {"graph", "--format", "svg"}, {"graph", "--format", "dot"}, {"render", "k8s"}, {"render", "compose"}, {"tap", "nothing"}} {
+	for _, verb := range [][]string{{"lint"}, {"graph"}, {"graph", "--format", "svg"}, {"graph", "--format", "dot"}, {"render", "k8s"}, {"render", "compose"}, {"tap", "nothing"}, {"plan"}} {
 		e.verb(verb)
 	}
 	// Refused settings that hold a secret where none belongs.
@@ -433,6 +433,9 @@ func (e *exposed) files(t *testing.T) {
 			return err
 		}
 		n++
+		if strings.Contains(name, "strange") || strings.Contains(name, "outside") || strings.Contains(name, "demo") {
+			t.Errorf("the file %s is named by what a device said", name)
+		}
 		if own[name] || strings.Contains(name, "key") || strings.Contains(string(b), "PRIVATE KEY") {
 			if st, err := d.Info(); err != nil || st.Mode().Perm() != 0o600 {
 				t.Errorf("%s: mode %v (%v); want 0600", name, st.Mode(), err)

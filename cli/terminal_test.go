@@ -15,7 +15,7 @@ import (
 // hostile are names that a device may give itself: they clear a screen, retitle a window, read backwards, end a line.
 var hostile = []string{
 	"\x1b[2J\x1b]0;owned\x07", "a\r\nlevel=ERROR msg=forged", "\u009b2J", "\u202egnp.exe", "tab\tand\x00nul", "\u2028", "\x7f", "\U000e0041tag",
-	"\xff\xfe", "plain, with ümlaut and 熱",
+	"\xff\xfe", "../../../../tmp/outside", "%2e%2e%2foutside", "plain, with ümlaut and 熱",
 }
 
 func dangerous(s string) string {
