@@ -68,10 +68,10 @@ func TestChaos(t *testing.T) {
 // brokerOf says what Kafka is for a seed.
 func brokerOf(dice *rand.Rand) string {
 	kind := "embedded"
-	switch k := dice.IntN(10); {
-	case k < 2:
-		kind = "kafka1"
+	switch k := dice.IntN(20); {
 	case k < 3:
+		kind = "kafka1"
+	case k < 4:
 		kind = "kafka3"
 	}
 	if *brokerFlag != "" {
