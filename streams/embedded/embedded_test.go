@@ -29,7 +29,7 @@ const childDir = "STREAMS_TEST_BROKER_DIR"
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
 		b := embedded.New()
-		b.Dir, b.Addr = dir, os.Getenv(childDir+"_ADDR")
+		b.Dir, b.Addr, b.SyncWrites = dir, os.Getenv(childDir+"_ADDR"), os.Getenv(childDir+"_SYNC") != ""
 		b.Ready = func(addr string) { fmt.Println("ready", addr) }
 		if err := b.Run(context.Background()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
