@@ -148,3 +148,24 @@ func must(tb testing.TB, err error) {
 		tb.Fatal(err)
 	}
 }
+
+// BenchmarkDurability is what waiting for the disk costs: small ranges, as a quiet partition has, and large ones.
+func BenchmarkDurability(b *testing.B) {
+	for _, rows := range []int{1000, benchRows} {
+		recs := readings(rows)
+		for name, noSync := range map[string]bool{"synced": false, "not synced": true} {
+			b.Run(fmt.Sprintf("%d rows, %s", rows, name), func(b *testing.B) {
+				d := &blobs.Directory{Path: b.TempDir(), NoSync: noSync}
+				must(b, d.Open())
+				defer d.Close()
+				s := parquet.New()
+				s.Store = d
+				must(b, s.Open(b.Context()))
+				for i := int64(0); b.Loop(); i++ {
+					must(b, s.Write(b.Context(), rangeOf(i, i), recs))
+				}
+				reportRows(b, rows)
+			})
+		}
+	}
+}

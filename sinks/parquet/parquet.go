@@ -172,7 +172,7 @@ func (s *Sink) Write(ctx context.Context, r flow.Range, recs []arrow.Record) err
 			return fmt.Errorf("parquet sink: %s: %w", r, err)
 		}
 		size := int64(buf.Len())
-		if err := s.store.Put(ctx, objectName(r, p.hour), buf); err != nil {
+		if err := s.store.Put(ctx, objectName(r, p.hour), bytes.NewReader(buf.Bytes())); err != nil {
 			return fmt.Errorf("parquet sink: %w", err)
 		}
 		s.stats.files.Add(1)
