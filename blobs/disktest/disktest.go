@@ -81,6 +81,14 @@ const (
 // CutPower ends the file system as a power cut does, and mounts what is left of it.
 func (d *Disk) CutPower() {
 	d.t.Helper()
+	d.Cut()
+	d.Restore()
+}
+
+// Cut is the power cut alone: from then on writing fails. Kill who writes before Restore, or they may write to what
+// is under the disk.
+func (d *Disk) Cut() {
+	d.t.Helper()
 	root, err := os.Open(d.Dir)
 	if err != nil {
 		d.t.Fatal(err)
@@ -91,6 +99,11 @@ func (d *Disk) CutPower() {
 	if errno != 0 {
 		d.t.Fatalf("cut the power of %s: %v", d.Dir, errno)
 	}
+}
+
+// Restore mounts what is left on the device, at another Dir.
+func (d *Disk) Restore() {
+	d.t.Helper()
 	d.cuts++
 	// A copy, since the file system stays as long as anybody has a file of it open.
 	left := filepath.Join(d.base, "image"+strconv.Itoa(d.cuts))

@@ -38,8 +38,9 @@ func TestPowerCut(t *testing.T) {
 			if got := member(t, before, stream, &streams.Commit{Stream: stream, Offset: 42, Metadata: "mine"}); got.Metadata != "" {
 				t.Errorf("committed by nobody: %v", got)
 			}
-			disk.CutPower()
+			disk.Cut()
 			kill()
+			disk.Restore()
 
 			_, _ = child(t, filepath.Join(disk.Dir, "kafka"), addr)
 			after := cl.Dial(t)
