@@ -62,15 +62,27 @@ func (c *Client) Committed(ctx context.Context, group, stream string) (map[int32
 	if err != nil {
 		return nil, err
 	}
-	partitions := make([]int, info.Partitions)
-	for i := range partitions {
-		partitions[i] = i
-	}
-	all, err := c.committed(ctx, group, map[string][]int{stream: partitions})
+	all, err := c.CommittedOf(ctx, group, []string{stream}, info.Partitions)
 	if err != nil {
 		return nil, err
 	}
 	return all[stream], nil
+}
+
+// CommittedOf is Committed for several streams of so many partitions each, by one request.
+func (c *Client) CommittedOf(ctx context.Context, group string, streams []string, partitions int) (map[string]map[int32]Committed, error) {
+	if len(streams) == 0 {
+		return map[string]map[int32]Committed{}, nil
+	}
+	all := make([]int, partitions)
+	for i := range all {
+		all[i] = i
+	}
+	ask := map[string][]int{}
+	for _, s := range streams {
+		ask[s] = all
+	}
+	return c.committed(ctx, group, ask)
 }
 
 func (c *Client) committed(ctx context.Context, group string, ask map[string][]int) (map[string]map[int32]Committed, error) {

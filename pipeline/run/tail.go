@@ -69,15 +69,15 @@ func (r *Runner) Lag(ctx context.Context) (map[string]map[string][]int64, error)
 	}
 	lag := map[string]map[string][]int64{}
 	for node, streams := range inputs {
+		next, err := r.next(ctx, node, streams)
+		if err != nil {
+			return nil, fmt.Errorf("lag of %s: %w", node, err)
+		}
 		lag[node] = map[string][]int64{}
 		for _, stream := range streams {
-			next, err := r.next(ctx, node, stream)
-			if err != nil {
-				return nil, fmt.Errorf("lag of %s: %w", node, err)
-			}
 			behind := make([]int64, len(ends[stream]))
 			for p, end := range ends[stream] {
-				behind[p] = max(0, end-next[int32(p)])
+				behind[p] = max(0, end-next[stream][int32(p)])
 			}
 			lag[node][stream] = behind
 		}
@@ -85,24 +85,33 @@ func (r *Runner) Lag(ctx context.Context) (map[string]map[string][]int64, error)
 	return lag, nil
 }
 
-// next gives the offsets up to which a node has taken a stream, by partition; 0 where it has taken nothing.
-func (r *Runner) next(ctx context.Context, node, stream string) (map[int32]int64, error) {
-	next := map[int32]int64{}
+// next gives the offsets up to which a node has taken its streams, by partition; 0 where it has taken nothing. The group
+// is asked, once for all streams, only about those of which this process has not taken all partitions.
+func (r *Runner) next(ctx context.Context, node string, names []string) (map[string]map[int32]int64, error) {
+	next := map[string]map[int32]int64{}
+	for _, name := range names {
+		next[name] = map[int32]int64{}
+	}
 	for _, p := range r.Meter.Node(node).Status().Partitions {
-		if p.Stream == stream && p.Offset > 0 {
-			next[p.Partition] = p.Offset
+		if at, ok := next[p.Stream]; ok && p.Offset > 0 {
+			at[p.Partition] = p.Offset
 		}
 	}
-	if len(next) == r.Plan.Spec.Partitions {
-		return next, nil
+	var ask []string
+	for _, name := range names {
+		if len(next[name]) < r.Plan.Spec.Partitions {
+			ask = append(ask, name)
+		}
 	}
-	committed, err := r.Client.Committed(ctx, r.group(node), stream)
+	committed, err := r.Client.CommittedOf(ctx, r.group(node), ask, r.Plan.Spec.Partitions)
 	if err != nil {
 		return nil, err
 	}
-	for p, c := range committed {
-		if _, here := next[p]; !here {
-			next[p] = c.Offset
+	for name, of := range committed {
+		for p, c := range of {
+			if _, here := next[name][p]; !here {
+				next[name][p] = c.Offset
+			}
 		}
 	}
 	return next, nil

@@ -73,6 +73,13 @@ func commits(t *testing.T, cl Cluster) {
 	if err != nil || !cmp.Equal(outside, map[int32]streams.Committed{1: want[1][b]}) {
 		t.Errorf("from outside: %v, %v", outside, err)
 	}
+	all, err := c.CommittedOf(Context(t), group.ID, []string{a, b}, 2)
+	if err != nil || !cmp.Equal(all[b], outside) || len(all[a]) == 0 {
+		t.Errorf("of all streams: %v, %v", all, err)
+	}
+	if none, err := c.Committed(Context(t), Name("nobody"), a); err != nil || len(none) > 0 {
+		t.Errorf("of a group that nobody has joined: %v, %v", none, err)
+	}
 }
 
 func fenced(t *testing.T, cl Cluster) {
