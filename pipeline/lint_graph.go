@@ -205,7 +205,22 @@ func (p *planner) units(unitOf map[string]*Unit) {
 			s.Unit = writer.Name
 		}
 	}
+	p.timeless()
 	p.sortUnits(next, at)
+}
+
+// timeless refuses stages that read the dead letters of a sink. These tell no time while there are none, so that a stage
+// would wait for them for ever beside another stream, and nothing draws the way back from a sink.
+func (p *planner) timeless() {
+	for _, s := range p.order {
+		for _, sink := range p.spec.Sinks {
+			name := sink.Name + deadSuffix
+			if stream := p.plan.Streams[name]; stream != nil && slices.Contains(stream.Readers, s.Name) {
+				p.find(s.at.of("from/"+name, "from"), "stages."+s.Name+".from", "let a sink keep them",
+					"%s reads the dead letters of the sink %s, which tell no time: it would wait for them for ever", s.Name, sink.Name)
+			}
+		}
+	}
 }
 
 // sortUnits puts the units in the order of the data, if there is one.
