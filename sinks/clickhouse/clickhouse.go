@@ -44,7 +44,7 @@ type Sink struct {
 	Address string `yaml:"address"`
 	// Database holds the tables; it is made when missing.
 	Database string `yaml:"database"`
-	// User writes, and makes and changes tables in Database.
+	// User writes, and makes tables in Database and adds columns to them; where all are there, INSERT and SELECT are enough.
 	User string `yaml:"user"`
 	// PasswordEnv and PasswordFile name where the password stands: an environment variable, or a file.
 	PasswordEnv  string `yaml:"password_env"`
@@ -158,8 +158,15 @@ func (s *Sink) open(ctx context.Context, opt clickhouse.Options) error {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quote(s.Database)); err != nil {
-		return fmt.Errorf("make database %s: %w", s.Database, err)
+	// Only where there is none: who fills tables that are there needs no right to make them.
+	var there uint64
+	if err := conn.QueryRow(ctx, "SELECT count() FROM system.databases WHERE name = ?", s.Database).Scan(&there); err != nil {
+		return fmt.Errorf("look for database %s: %w", s.Database, err)
+	}
+	if there == 0 {
+		if err := conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quote(s.Database)); err != nil {
+			return fmt.Errorf("make database %s: %w", s.Database, err)
+		}
 	}
 	queries, err := clickhouse.Open(&opt)
 	if err != nil {

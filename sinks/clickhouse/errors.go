@@ -74,6 +74,9 @@ func badOrWorld(err error) error {
 	return err
 }
 
+// lacking is how the server names the right that a user lacks.
+var lacking = regexp.MustCompile(`necessary to have the grant (.+? ON [^\s,;]+)`)
+
 // pushing is how the server says in which view an insert failed.
 var pushing = regexp.MustCompile(`while pushing to view (\S+)`)
 
@@ -118,7 +121,10 @@ func hint(err error) string {
 	case codeUnknownUser, codeWrongPassword, codeRequiredPassword, codeAuthenticationFailed:
 		return "; check user, and password_env or password_file"
 	case codeAccessDenied:
-		return "; the user needs all rights on the database (GRANT ALL ON database.* TO user)"
+		if m := lacking.FindStringSubmatch(err.Error()); m != nil {
+			return "; an administrator can say: GRANT " + m[1] + " TO the sink's user (docs/operations.md has all that it needs)"
+		}
+		return "; the user lacks a right (docs/operations.md has all that it needs)"
 	case codeTooManyParts:
 		return "; the server merges slower than it is filled: it will catch up, or raise flush_rows and flush_wait"
 	case codeTooManyQueries:

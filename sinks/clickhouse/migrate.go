@@ -40,6 +40,10 @@ type migration struct {
 	statements []string
 }
 
+// fillIn completes a migration's text. A view is not replaced but made where there is none, since replacing takes the right
+// to drop tables, which a sink should not have.
+var fillIn = strings.NewReplacer("{{settings}}", tableSettings, "CREATE OR REPLACE VIEW", "CREATE VIEW IF NOT EXISTS")
+
 func migrations() ([]migration, error) {
 	names, err := fs.Glob(migrationFiles, "migrations/*.sql") // sorted
 	if err != nil {
@@ -60,7 +64,7 @@ func migrations() ([]migration, error) {
 			number:     uint32(number),
 			name:       path.Base(name),
 			checksum:   fmt.Sprintf("%x", sha256.Sum256(b)),
-			statements: statements(strings.ReplaceAll(string(b), "{{settings}}", tableSettings)),
+			statements: statements(fillIn.Replace(string(b))),
 		})
 	}
 	return all, nil
@@ -96,8 +100,14 @@ func (s *Sink) migrate(ctx context.Context, conn driver.Conn) error {
 	if err != nil {
 		return err
 	}
-	if err := conn.Exec(ctx, migrationsTable); err != nil {
-		return fmt.Errorf("make schema_migrations: %w", err)
+	var there uint64
+	if err := conn.QueryRow(ctx, "SELECT count() FROM system.tables WHERE database = ? AND name = 'schema_migrations'", s.Database).Scan(&there); err != nil {
+		return fmt.Errorf("look for schema_migrations: %w", err)
+	}
+	if there == 0 {
+		if err := conn.Exec(ctx, migrationsTable); err != nil {
+			return fmt.Errorf("make schema_migrations: %w", err)
+		}
 	}
 	applied, err := appliedMigrations(ctx, conn)
 	if err != nil {

@@ -372,7 +372,7 @@ func TestOpenRefusesWhatWaitingDoesNotMend(t *testing.T) {
 	}{
 		"a wrong password": {func(s *Sink) { s.Password = "guess" }, "check user, and password_env"},
 		"an unknown user":  {func(s *Sink) { s.User = "nobody" }, "check user"},
-		"no rights":        {func(s *Sink) { s.User, s.Password = engine.ends.Dashboard.Name, engine.ends.Dashboard.Password }, "needs all rights"},
+		"no rights":        {func(s *Sink) { s.User, s.Password = engine.ends.Dashboard.Name, engine.ends.Dashboard.Password }, "can say: GRANT"},
 		"no variable":      {func(s *Sink) { s.PasswordEnv = "NO_SUCH_VARIABLE" }, "NO_SUCH_VARIABLE is not set"},
 		"no file":          {func(s *Sink) { s.PasswordFile = "/no/such/file" }, "password_file"},
 		"two secrets":      {func(s *Sink) { s.PasswordFile, s.PasswordEnv = "a", "b" }, "set one"},

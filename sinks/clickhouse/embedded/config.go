@@ -144,7 +144,8 @@ var configXML = xmlTemplate(configFile, `<clickhouse>
 </clickhouse>
 `)
 
-// readonly 2: may read, and change settings of its own queries, as Grafana does.
+// The writer has what docs/operations.md grants for a server of one's own: it makes tables and adds columns, and can
+// neither drop nor empty nor rewrite one. readonly 2: may read, and change settings of its own queries, as Grafana does.
 var usersXML = xmlTemplate(usersFile, `<clickhouse>
   <profiles>
     <default/>
@@ -168,9 +169,9 @@ var usersXML = xmlTemplate(usersFile, `<clickhouse>
       <networks><ip>::/0</ip></networks>
       <profile>default</profile><quota>default</quota>
       <grants>
-        <query>GRANT ALL ON {{x .Database}}.*</query>
+        <query>GRANT SELECT, INSERT, CREATE DATABASE, CREATE TABLE, CREATE VIEW, ALTER ADD COLUMN, ALTER TTL ON {{x .Database}}.*</query>
         <query>GRANT SELECT ON system.parts</query>
-        <query>GRANT TABLE ENGINE ON MergeTree, TABLE ENGINE ON AggregatingMergeTree, TABLE ENGINE ON ReplacingMergeTree, TABLE ENGINE ON SummingMergeTree</query>
+        <query>GRANT TABLE ENGINE ON MergeTree, TABLE ENGINE ON AggregatingMergeTree, TABLE ENGINE ON ReplacingMergeTree</query>
       </grants>
     </writer>
     <dashboard>

@@ -80,7 +80,7 @@ type Endpoints struct {
 	Database  string
 	Engine    string // what runs: the library's or the binary's path
 	Admin     User   // everything
-	Writer    User   // tables of Database: make, change, fill, read
+	Writer    User   // tables of Database: make, add columns, fill, read
 	Dashboard User   // reads Database, may set limits on its own queries, changes nothing
 }
 
