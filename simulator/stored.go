@@ -14,7 +14,8 @@ type Reading struct {
 }
 
 // Stored gives every good reading of the slots that have been acknowledged: what is to be stored, each once, when a
-// run has ended without [ErrUnacknowledged]. It makes them again from the seed. Nothing before the first run.
+// run has ended without [ErrUnacknowledged]. It makes them again from the seed, so the runs of
+// the journal must all have had the same settings. Nothing before the first run.
 func (s *Simulator) Stored() iter.Seq[Reading] {
 	return func(yield func(Reading) bool) {
 		r := s.last.Load()
