@@ -77,7 +77,7 @@ func commits(t *testing.T, cl Cluster) {
 	if err != nil || !cmp.Equal(all[b], outside) || len(all[a]) == 0 {
 		t.Errorf("of all streams: %v, %v", all, err)
 	}
-	if none, err := c.Committed(Context(t), Name("nobody"), a); err != nil || len(none) > 0 {
+	if none, err := c.Committed(Context(t), Name("group"), a); err != nil || len(none) > 0 {
 		t.Errorf("of a group that nobody has joined: %v, %v", none, err)
 	}
 }
