@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,12 +21,15 @@ import (
 type role struct {
 	*options
 	ops         string
+	instance    string
 	openMetrics bool
 }
 
 func (r *role) flags(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&r.ops, "ops", envOr("HEARTHLINE_OPS", "127.0.0.1:9600"),
 		"address of /healthz, /readyz, /metrics and the console of this process; where others reach it, all but health asks for the token of console.token_env")
+	cmd.Flags().StringVar(&r.instance, "instance", os.Getenv("HEARTHLINE_INSTANCE"),
+		"lasting name of this process, unlike that of any other of the same role: killed and started again under it, it goes on at once, where the others would wait for kafka.session_timeout")
 	cmd.Flags().BoolVar(&r.openMetrics, "open-metrics", os.Getenv("HEARTHLINE_OPEN_METRICS") == "true",
 		"show /metrics to whoever reaches the address, because a NetworkPolicy or the like keeps others away")
 	return cmd
@@ -51,7 +55,7 @@ func newGateway(o *options) *cobra.Command {
 				if err != nil {
 					return fmt.Errorf("name of this gateway: %w", err)
 				}
-				g := p.gateway(envOr("HEARTHLINE_INSTANCE", instance))
+				g := p.gateway(cmp.Or(r.instance, instance))
 				ready.set(g.Health, g.Readiness)
 				p.registry.MustRegister(gatewayCollector{g.Stats})
 				return g.Run(ctx)
@@ -82,7 +86,7 @@ takes, up to the number of partitions: they share the partitions among them.
 					return err
 				}
 				ready.set(alive, alive)
-				return p.runner(run.Drain{}, nil).Unit(ctx, args[0])
+				return r.runner(p).Unit(ctx, args[0])
 			})
 		},
 	})
@@ -108,10 +112,17 @@ func newSink(o *options) *cobra.Command {
 					return err
 				}
 				ready.set(alive, p.meter.Node(args[0]).Waiting) // a sink whose server is away lives, and is not ready
-				return p.runner(run.Drain{}, nil).Sink(ctx, args[0])
+				return r.runner(p).Sink(ctx, args[0])
 			})
 		},
 	})
+}
+
+// runner runs the node of a role that is a member of a consumer group.
+func (r *role) runner(p *process) *run.Runner {
+	runner := p.runner(run.Drain{}, nil)
+	runner.Instance = r.instance
+	return runner
 }
 
 // hasIdentity checks what a gateway needs of its own.

@@ -31,13 +31,13 @@ func TestRolesLiveThroughTheWorldsFailures(t *testing.T) {
 		"HEARTHLINE_KAFKA=" + c.Broker, "HEARTHLINE_CLICKHOUSE=" + c.ClickHouseTCP, "HEARTHLINE_CLICKHOUSE_USER=" + c.Engine.Writer.Name,
 		"HEARTHLINE_CLICKHOUSE_PASSWORD=" + c.Engine.Writer.Password, "HEARTHLINE_MQTT=" + c.MQTT, "HEARTHLINE_HTTP=" + c.HTTP,
 		"HEARTHLINE_CERTIFICATE=" + certs.Certificate, "HEARTHLINE_KEY=" + certs.Key,
-		"HEARTHLINE_CREDENTIALS=" + filepath.Join(c.Data, "gateway", "credentials.yaml"), "HEARTHLINE_INSTANCE=g1",
+		"HEARTHLINE_CREDENTIALS=" + filepath.Join(c.Data, "gateway", "credentials.yaml"),
 	}
-	gateway := c.Role("gateway")
-	normalize := c.Role("stage", "normalize")
+	gateway := c.Role("gateway", "--instance", "g1")
+	normalize := c.Role("stage", "normalize", "--instance", "n1")
 	features := c.Role("stage", "features")
 	score, alert := c.Role("stage", "score"), c.Role("stage", "alert")
-	intoClickHouse, intoParquet, webhook := c.Role("sink", "clickhouse"), c.Role("sink", "parquet"), c.Role("sink", "webhook")
+	intoClickHouse, intoParquet, webhook := c.Role("sink", "clickhouse"), c.Role("sink", "parquet", "--instance", "p1"), c.Role("sink", "webhook")
 	for _, r := range []*clitest.Running{gateway, normalize, intoParquet} {
 		r.Expect("not ready, waiting", 30*time.Second) // says what it waits for, and does not end
 	}
@@ -62,8 +62,8 @@ func TestRolesLiveThroughTheWorldsFailures(t *testing.T) {
 	more(2000)
 	normalize.Kill()
 	intoParquet.Kill()
-	normalize, intoParquet = c.Role("stage", "dedupe"), c.Role("sink", "parquet") // the group's other name
-	second := c.Role("stage", "normalize")                                        // now two share the partitions
+	normalize, intoParquet = c.Role("stage", "dedupe", "--instance", "n1"), c.Role("sink", "parquet", "--instance", "p1") // the group's other name
+	second := c.Role("stage", "normalize")                                                                                // now two share the partitions
 	more(2000)
 	broker.End(t)
 	time.Sleep(2 * time.Second) // an outage takes time; nothing can be polled for

@@ -65,7 +65,7 @@ func TestRolesWithLeastRightsOnApacheKafka(t *testing.T) {
 	env := []string{
 		"HEARTHLINE_KAFKA=" + c.Broker, "HEARTHLINE_MQTT=" + c.MQTT, "HEARTHLINE_HTTP=" + c.HTTP,
 		"HEARTHLINE_CERTIFICATE=" + certs.Certificate, "HEARTHLINE_KEY=" + certs.Key,
-		"HEARTHLINE_CREDENTIALS=" + filepath.Join(c.Data, "gateway", "credentials.yaml"), "HEARTHLINE_INSTANCE=g1",
+		"HEARTHLINE_CREDENTIALS=" + filepath.Join(c.Data, "gateway", "credentials.yaml"),
 	}
 	role := func(user string, args ...string) *clitest.Running {
 		t.Helper()

@@ -140,6 +140,8 @@ func (k *cluster) environment(one *role) []corev1.EnvVar {
 	env := []corev1.EnvVar{
 		{Name: "GOMEMLIMIT", Value: memoryLimit(one.run.Memory)},
 		{Name: "HEARTHLINE_DATA", Value: dataDir},
+		// A container that died and is started again keeps its pod's name, and with it its place in the consumer group.
+		{Name: "HEARTHLINE_INSTANCE", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}},
 		{Name: "HEARTHLINE_LOG", Value: "json"},
 		// /metrics asks for no token where a NetworkPolicy keeps others than the cluster's pods away.
 		{Name: "HEARTHLINE_OPEN_METRICS", Value: strconv.FormatBool(k.settings.Network.Policy)},

@@ -38,6 +38,8 @@ type chained struct {
 	stage flow.Stage
 	meter *NodeMeter
 	k     int32 // outputs made of the message in hand
+
+	snapshotBytes int // of the last one
 }
 
 // TapFunc sees the rows that pass on a stream that never reaches Kafka. It borrows rec, must not block, and is
@@ -94,6 +96,7 @@ func (c *chain) open(ctx context.Context, states map[string][]byte) error {
 			if err := s.Restore(bytes.NewReader(state)); err != nil {
 				return fmt.Errorf("restore state of stage %s (%d bytes): %w", l.node.Name, len(state), err)
 			}
+			l.snapshotBytes = len(state)
 		}
 	}
 	return nil
@@ -118,10 +121,11 @@ func (c *chain) snapshot() (map[string][]byte, error) {
 	for _, l := range c.links {
 		if s, ok := l.stage.(flow.Stateful); ok {
 			var b bytes.Buffer
+			b.Grow(l.snapshotBytes + l.snapshotBytes/16) // it is as large as the last, or a little larger
 			if err := s.Snapshot(&b); err != nil {
 				return nil, fmt.Errorf("snapshot of stage %s: %w", l.node.Name, err)
 			}
-			states[l.node.ID()] = b.Bytes()
+			states[l.node.ID()], l.snapshotBytes = b.Bytes(), b.Len()
 		}
 	}
 	return states, nil

@@ -33,6 +33,7 @@ type checkpoint struct {
 	// Watermark is a task's, which its inputs' do not tell: it only rises, and one that has ended does not hold it.
 	Watermark flow.Micros `json:"wm,omitempty"`
 	state     map[string][]byte
+	making    time.Duration // the time it took; not kept
 }
 
 // inputMark is how far one input stream has been taken.
@@ -67,8 +68,9 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encode gives the checkpoint's bytes: magic, length of the header, header (JSON), states, CRC-32C of it all.
-func (c *checkpoint) encode() ([]byte, error) {
+// encode gives the checkpoint's bytes: magic, length of the header, header (JSON), states, CRC-32C of it all. They come in
+// pieces, for states may be large, and are not copied.
+func (c *checkpoint) encode() (pieces [][]byte, err error) {
 	c.Version = checkpointVersion
 	c.States = c.States[:0]
 	for _, name := range slices.Sorted(maps.Keys(c.state)) {
@@ -80,11 +82,24 @@ func (c *checkpoint) encode() ([]byte, error) {
 	}
 	b := append([]byte(blobMagic), 0, 0, 0, 0)
 	binary.BigEndian.PutUint32(b[len(blobMagic):], uint32(len(head)))
-	b = append(b, head...)
+	pieces = append(pieces, append(b, head...))
 	for _, s := range c.States {
-		b = append(b, c.state[s.Stage]...)
+		pieces = append(pieces, c.state[s.Stage])
 	}
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)), nil
+	sum := uint32(0)
+	for _, piece := range pieces {
+		sum = crc32.Update(sum, castagnoli, piece)
+	}
+	return append(pieces, binary.BigEndian.AppendUint32(nil, sum)), nil
+}
+
+// readerOf reads pieces one after the other.
+func readerOf(pieces [][]byte) io.Reader {
+	var all []io.Reader
+	for _, piece := range pieces {
+		all = append(all, bytes.NewReader(piece))
+	}
+	return io.MultiReader(all...)
 }
 
 var errCheckpoint = errors.New("checkpoint cannot be read")
@@ -145,9 +160,12 @@ type keeper struct {
 
 // save makes c valid: blob first, under a new name, then the commit that names it.
 func (k *keeper) save(ctx context.Context, partition int32, c *checkpoint) (size int, err error) {
-	body, err := c.encode()
+	pieces, err := c.encode()
 	if err != nil {
 		return 0, err
+	}
+	for _, piece := range pieces {
+		size += len(piece)
 	}
 	var metadata, name string
 	if len(c.state) == 0 {
@@ -159,7 +177,7 @@ func (k *keeper) save(ctx context.Context, partition int32, c *checkpoint) (size
 	}
 	if metadata == "" || len(metadata) > metadataBytesMax {
 		name = k.prefix + strconv.FormatInt(k.now().UnixMicro(), 10)
-		if err := k.store.Put(ctx, name, bytes.NewReader(body)); err != nil {
+		if err := k.store.Put(ctx, name, readerOf(pieces)); err != nil {
 			return 0, fmt.Errorf("write checkpoint: %w", err)
 		}
 		metadata = blobPrefix + name
@@ -174,7 +192,7 @@ func (k *keeper) save(ctx context.Context, partition int32, c *checkpoint) (size
 		return 0, fmt.Errorf("commit checkpoint: %w", err)
 	}
 	k.forget(ctx, name)
-	return len(body), nil
+	return size, nil
 }
 
 // forget deletes the checkpoint before the last one. Only names this task has itself written or loaded are
@@ -210,7 +228,7 @@ func (k *keeper) load(ctx context.Context, metadata string) (*checkpoint, error)
 		return nil, fmt.Errorf("read checkpoint: %w", err)
 	}
 	defer r.Close()
-	b, err := io.ReadAll(r)
+	b, err := readAll(r)
 	if err != nil {
 		return nil, fmt.Errorf("read checkpoint %s: %w", name, err)
 	}
@@ -220,6 +238,23 @@ func (k *keeper) load(ctx context.Context, metadata string) (*checkpoint, error)
 	}
 	k.names = []string{name}
 	return c, nil
+}
+
+// readAll reads to the end, into one buffer if r knows how much that is: a large one that grows is copied again and again.
+func readAll(r io.Reader) ([]byte, error) {
+	var b bytes.Buffer
+	if seeker, ok := r.(io.Seeker); ok {
+		size, err := seeker.Seek(0, io.SeekEnd)
+		if err == nil {
+			_, err = seeker.Seek(0, io.SeekStart)
+		}
+		if err != nil {
+			return nil, err
+		}
+		b.Grow(int(size) + bytes.MinRead)
+	}
+	_, err := b.ReadFrom(r)
+	return b.Bytes(), err
 }
 
 // sweep removes what earlier tasks of this partition left behind, long ago.

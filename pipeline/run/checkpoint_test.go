@@ -146,10 +146,11 @@ func TestOldCheckpointsGo(t *testing.T) {
 }
 
 func TestDamagedCheckpointsAreRefused(t *testing.T) {
-	whole, err := someCheckpoint(3, map[string][]byte{"a": []byte("state")}).encode()
+	pieces, err := someCheckpoint(3, map[string][]byte{"a": []byte("state")}).encode()
 	if err != nil {
 		t.Fatal(err)
 	}
+	whole := bytes.Join(pieces, nil)
 	for i := range whole {
 		bad := bytes.Clone(whole)
 		bad[i] ^= 0x40
@@ -170,12 +171,25 @@ func TestLostBlobSaysWhatToDo(t *testing.T) {
 }
 
 func FuzzDecodeCheckpoint(f *testing.F) {
-	whole, _ := someCheckpoint(3, map[string][]byte{"a": []byte("state")}).encode()
-	f.Add(whole)
+	pieces, _ := someCheckpoint(3, map[string][]byte{"a": []byte("state")}).encode()
+	f.Add(bytes.Join(pieces, nil))
 	f.Add([]byte(blobMagic))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if c, err := decodeCheckpoint(b); err == nil && c == nil {
 			t.Fatal("no checkpoint and no error")
 		}
 	})
+}
+
+func TestDearCheckpointsComeLessOften(t *testing.T) {
+	task := &task{r: &Runner{Plan: testPlan()}}
+	task.r.Plan.Spec.Checkpoint = 10 * time.Second
+	for cost, want := range map[time.Duration]time.Duration{
+		0: 10 * time.Second, 900 * time.Millisecond: 10 * time.Second, 3 * time.Second: 30 * time.Second, time.Hour: checkpointPauseMax,
+	} {
+		task.cost.Store(int64(cost))
+		if got := task.checkpointPause(); got != want {
+			t.Errorf("after one of %v, the next comes in %v; want %v", cost, got, want)
+		}
+	}
 }

@@ -81,8 +81,10 @@ func (t *task) save(ctx context.Context, c *checkpoint) error {
 	if err != nil {
 		return err
 	}
+	took := c.making + time.Since(start)
+	t.cost.Store(int64(took))
 	m := t.r.Meter.Node(t.unit.Name)
-	m.Checkpoint.Observe(time.Since(start).Seconds())
+	m.Checkpoint.Observe(took.Seconds())
 	m.partition(t.inputs[0].stream, t.partition).CheckpointBytes.Store(int64(size))
 	return nil
 }

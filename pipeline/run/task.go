@@ -59,7 +59,8 @@ type task struct {
 	anew      bool // some stage begins without state
 
 	deliveries chan delivery
-	saving     atomic.Bool // a checkpoint is on its way
+	saving     atomic.Bool  // a checkpoint is on its way
+	cost       atomic.Int64 // nanoseconds that the last one took, to be made and to be stored
 	fail       context.CancelCauseFunc
 }
 
@@ -144,7 +145,7 @@ func (t *task) read(ctx, work context.Context, workers *stream.Stream) (done boo
 	for {
 		if dirty && !time.Now().Before(due) && t.saving.CompareAndSwap(false, true) {
 			t.submitCheckpoint(work, workers)
-			dirty, due = false, time.Now().Add(t.r.Plan.Spec.Checkpoint)
+			dirty, due = false, time.Now().Add(t.checkpointPause())
 		}
 		msg, err := t.nextMessage(ctx, dirty, due)
 		var broken *streams.DecodeError
@@ -166,6 +167,18 @@ func (t *task) read(ctx, work context.Context, workers *stream.Stream) (done boo
 			return true, nil
 		}
 	}
+}
+
+// checkpointShare is the most of a task's time that checkpoints take. While one is made the stage stands still, and while it
+// is stored nothing is published; so those of a large state come less often than is set, and a replay is as much longer.
+const checkpointShare = 0.1
+
+// checkpointPauseMax bounds what a store that was slow once adds to a replay.
+const checkpointPauseMax = 5 * time.Minute
+
+// checkpointPause is the time from one checkpoint to the next: as set, or longer if the last one took long.
+func (t *task) checkpointPause() time.Duration {
+	return max(t.r.Plan.Spec.Checkpoint, min(time.Duration(float64(t.cost.Load())/checkpointShare), checkpointPauseMax))
 }
 
 // nextMessage waits for a message, but no longer than until a checkpoint is due.
@@ -341,12 +354,14 @@ func (t *task) submitCheckpoint(work context.Context, workers *stream.Stream) {
 		})
 	}
 	workers.Go(func() stream.Callback {
+		begun := time.Now()
 		if work.Err() == nil && cap(t.chains) == 1 {
 			t.withChain(func(chain *chain) (err error) {
 				c.state, err = chain.snapshot()
 				return err
 			})
 		}
+		c.making = time.Since(begun)
 		return func() {
 			if work.Err() == nil {
 				t.deliveries <- delivery{checkpoint: c}

@@ -376,6 +376,7 @@ func (s *state) load(r *snapshot.Reader) {
 	}
 	for g := range s.panes {
 		n := r.Count(1 << 20)
+		s.panes[g] = make([]pane, 0, min(n, 64))
 		for i := 0; i < n && r.Err() == nil; i++ {
 			var p pane
 			p.load(r)

@@ -255,6 +255,11 @@ func (t *Table[S]) Each(f func(*Entry[S])) {
 // maxSeries bounds the count in a snapshot.
 const maxSeries = 1 << 28
 
+const (
+	entriesAtOnce = 1 << 20 // for which Load makes room before they are there
+	metricsMax    = 1 << 12 // whose names Load remembers
+)
+
 // Save writes the table; state writes one state. Homes that follow each other are written once.
 func (t *Table[S]) Save(w *snapshot.Writer, state func(*snapshot.Writer, *Entry[S])) {
 	w.Uint(uint64(len(t.entries)))
@@ -283,6 +288,11 @@ func (t *Table[S]) Load(r *snapshot.Reader, state func(*snapshot.Reader, *Entry[
 	n := r.Count(maxSeries)
 	t.met, t.clock = r.Uint(), flow.Micros(r.Int())
 	t.Expired, t.Crowded = r.Int(), r.Int()
+	if n > len(t.entries) {
+		t.entries = make(map[Key]*Entry[S], min(n, entriesAtOnce))
+	}
+	// Few names of metrics are many series'.
+	metrics := map[string]string{}
 	var last Key
 	for i := 0; i < n && r.Err() == nil; i++ {
 		e := &Entry[S]{}
@@ -292,6 +302,11 @@ func (t *Table[S]) Load(r *snapshot.Reader, state func(*snapshot.Reader, *Entry[
 			e.Home = r.String()
 		}
 		e.Device, e.Metric = r.String(), r.String()
+		if known, ok := metrics[e.Metric]; ok {
+			e.Metric = known
+		} else if len(metrics) < metricsMax {
+			metrics[e.Metric] = e.Metric
+		}
 		e.Number, e.Received = r.Uint(), flow.Micros(r.Int())
 		state(r, e)
 		if r.Err() != nil {

@@ -5,6 +5,7 @@ package snapshot
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -68,7 +69,12 @@ func (w *Writer) Bool(v bool) {
 }
 
 // String writes the length and the bytes of s.
-func (w *Writer) String(s string) { w.Uint(uint64(len(s))); w.write([]byte(s)) }
+func (w *Writer) String(s string) {
+	w.Uint(uint64(len(s)))
+	if w.err == nil {
+		_, w.err = w.w.WriteString(s)
+	}
+}
 
 // Bytes writes the length of b and b.
 func (w *Writer) Bytes(b []byte) { w.Uint(uint64(len(b))); w.write(b) }
@@ -90,21 +96,25 @@ func (w *Writer) Close() error {
 
 // Reader reads what Writer wrote. Its errors stick: after the first, everything reads as zero, and Close returns it.
 type Reader struct {
-	r   *bufio.Reader
-	sum uint32
-	err error
-	tmp [8]byte
+	r    io.Reader
+	buf  []byte // of readerBytes; what is in it is buf[at:end]
+	at   int
+	end  int
+	from int    // what lies before it is in sum
+	sum  uint32 // CRC-32 (IEEE) of what has been read
+	err  error
 }
+
+const readerBytes = 64 << 10
 
 // NewReader reads the header and gives the version of the layout. Another stage's snapshot, and a version above
 // newest, is an error.
 func NewReader(r io.Reader, stage string, newest int) (*Reader, int, error) {
-	in := &Reader{r: bufio.NewReaderSize(r, 64<<10)}
-	head, err := in.r.ReadSlice(headerEnd)
+	in := &Reader{r: r, buf: make([]byte, readerBytes)}
+	head, err := in.header()
 	if err != nil {
 		return nil, 0, fmt.Errorf("read snapshot of %s: no header: %w", stage, noEOF(err))
 	}
-	in.sum = crc32.Update(in.sum, crc32.IEEETable, head)
 	digits, ok := strings.CutPrefix(strings.TrimSuffix(string(head), string(headerEnd)), "hearthline "+stage+" state ")
 	if !ok {
 		return nil, 0, fmt.Errorf("read snapshot of %s: this is the state of something else: header %.60q", stage, head)
@@ -126,14 +136,44 @@ func noEOF(err error) error {
 	return err
 }
 
-// ReadByte makes Reader an io.ByteReader, for the varints.
-func (r *Reader) ReadByte() (byte, error) {
-	b, err := r.r.ReadByte()
-	if err == nil {
-		r.tmp[0] = b
-		r.sum = crc32.Update(r.sum, crc32.IEEETable, r.tmp[:1])
+// header reads the first line.
+func (r *Reader) header() ([]byte, error) {
+	for {
+		if i := bytes.IndexByte(r.buf[r.at:r.end], headerEnd); i >= 0 {
+			line := r.buf[r.at : r.at+i+1]
+			r.at += i + 1
+			return line, nil
+		}
+		if r.end-r.at == len(r.buf) {
+			return nil, errors.New("the first line is too long")
+		}
+		if err := r.more(); err != nil {
+			return nil, err
+		}
 	}
-	return b, err
+}
+
+// more reads at least one byte. There must be room: what has been taken is summed up and makes it.
+func (r *Reader) more() error {
+	r.sum = crc32.Update(r.sum, crc32.IEEETable, r.buf[r.from:r.at])
+	r.end = copy(r.buf, r.buf[r.at:r.end])
+	r.at, r.from = 0, 0
+	n, err := io.ReadAtLeast(r.r, r.buf[r.end:], 1)
+	r.end += n
+	return err
+}
+
+// take gives the next n bytes, no more than readerBytes, until the next call; nil after an error.
+func (r *Reader) take(n int) []byte {
+	for r.end-r.at < n && r.err == nil {
+		r.fail(r.more())
+	}
+	if r.err != nil {
+		return nil
+	}
+	b := r.buf[r.at : r.at+n]
+	r.at += n
+	return b
 }
 
 func (r *Reader) fail(err error) {
@@ -150,41 +190,33 @@ func (r *Reader) Err() error { return r.err }
 
 // Uint reads a varint.
 func (r *Reader) Uint() uint64 {
-	if r.err != nil {
-		return 0
+	for r.err == nil {
+		v, n := binary.Uvarint(r.buf[r.at:r.end])
+		switch {
+		case n > 0:
+			r.at += n
+			return v
+		case n < 0 || r.end-r.at >= binary.MaxVarintLen64:
+			r.fail(errors.New("a number of more than 64 bits"))
+		default:
+			r.fail(r.more())
+		}
 	}
-	v, err := binary.ReadUvarint(r)
-	r.fail(err)
-	return v
+	return 0
 }
 
 // Int reads a zig-zag varint.
 func (r *Reader) Int() int64 {
-	if r.err != nil {
-		return 0
-	}
-	v, err := binary.ReadVarint(r)
-	r.fail(err)
-	return v
-}
-
-func (r *Reader) full(b []byte) {
-	if r.err != nil {
-		return
-	}
-	_, err := io.ReadFull(r.r, b)
-	r.fail(err)
-	r.sum = crc32.Update(r.sum, crc32.IEEETable, b)
+	v := r.Uint()
+	return int64(v>>1) ^ -int64(v&1)
 }
 
 // Fixed reads eight bytes.
 func (r *Reader) Fixed() uint64 {
-	var b [8]byte
-	r.full(b[:])
-	if r.err != nil {
-		return 0
+	if b := r.take(8); b != nil {
+		return binary.LittleEndian.Uint64(b)
 	}
-	return binary.LittleEndian.Uint64(b[:])
+	return 0
 }
 
 // Float reads the bits of a float.
@@ -205,21 +237,35 @@ func (r *Reader) Count(limit int) int {
 
 // Bytes reads a length and as many bytes.
 func (r *Reader) Bytes() []byte {
-	b := make([]byte, r.Count(MaxString))
-	r.full(b)
+	n := r.Count(MaxString)
+	var b []byte
+	for n > 0 && r.err == nil { // what a broken length promises is not made before it is there
+		part := r.take(min(n, readerBytes))
+		b, n = append(b, part...), n-len(part)
+	}
 	return b
 }
 
 // String reads a length and as many bytes.
-func (r *Reader) String() string { return string(r.Bytes()) }
+func (r *Reader) String() string {
+	n := r.Count(MaxString)
+	if n <= readerBytes {
+		return string(r.take(n))
+	}
+	var b strings.Builder
+	for n > 0 && r.err == nil {
+		part := r.take(min(n, readerBytes))
+		b.Write(part)
+		n -= len(part)
+	}
+	return b.String()
+}
 
 // Close checks the checksum. Only when it returns nil was what was read what had been written.
 func (r *Reader) Close() error {
 	if r.err == nil {
-		sum := r.sum
-		var b [4]byte
-		r.full(b[:])
-		if r.err == nil && binary.LittleEndian.Uint32(b[:]) != sum {
+		sum := crc32.Update(r.sum, crc32.IEEETable, r.buf[r.from:r.at])
+		if b := r.take(4); b != nil && binary.LittleEndian.Uint32(b) != sum {
 			r.err = errors.New("the checksum is wrong: the snapshot is damaged")
 		}
 	}

@@ -1,0 +1,67 @@
+package features
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+
+	"github.com/apache/arrow/go/v15/arrow/memory"
+
+	"hearthline/flow"
+)
+
+// full gives a stage that remembers so many series, each with some minutes of open windows.
+func full(b *testing.B, series int) *Stage {
+	b.Helper()
+	s := New()
+	const minutes, devices = 6, 10
+	for minute := range minutes {
+		rows := flow.NewEventBuilder(memory.DefaultAllocator)
+		at := flow.Micros(1_700_000_000_000_000 + minute*30_000_000)
+		for i := range series {
+			rows.Append(&flow.Event{
+				Time: at, Received: at + 1000, Home: fmt.Sprintf("home-%07d", i/devices), Device: fmt.Sprintf("sensor-%02d", i%devices),
+				Metric: "temperature", Value: 20 + float64(i%97)/10, HasValue: true, Unit: "°C",
+			})
+		}
+		rec, _ := rows.Record()
+		rows.Release()
+		outputs, err := s.Process(b.Context(), rec)
+		rec.Release()
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, o := range outputs {
+			o.Record.Release()
+		}
+	}
+	return s
+}
+
+// BenchmarkSnapshot is what a checkpoint costs the stage: it stands still meanwhile.
+func BenchmarkSnapshot(b *testing.B) {
+	s := full(b, 100_000)
+	var out bytes.Buffer
+	for b.Loop() {
+		out.Reset()
+		if err := s.Snapshot(&out); err != nil {
+			b.Fatal(err)
+		}
+		b.SetBytes(int64(out.Len()))
+	}
+	b.ReportMetric(float64(out.Len())/100_000, "B/series")
+}
+
+// BenchmarkRestore is what a restart costs.
+func BenchmarkRestore(b *testing.B) {
+	var state bytes.Buffer
+	if err := full(b, 100_000).Snapshot(&state); err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(state.Len()))
+	for b.Loop() {
+		if err := New().Restore(bytes.NewReader(state.Bytes())); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
