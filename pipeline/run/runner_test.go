@@ -64,7 +64,7 @@ func (s *shelf) of(t *testing.T, stream string, partition int32) (values []int64
 }
 
 // broker starts an embedded broker that ends with the test.
-func broker(t *testing.T) (address string) {
+func broker(t testing.TB) (address string) {
 	t.Helper()
 	ready := make(chan string, 1)
 	b := embedded.New()
