@@ -84,7 +84,7 @@ func brokerOf(dice *rand.Rand) string {
 func hubs(dice *rand.Rand) *simulator.Simulator {
 	s := simulator.New()
 	s.Homes, s.Seed, s.Recorded = 6+dice.IntN(4), dice.Uint64N(1000)+1, false
-	s.Interval, s.History, s.Duration = 2*time.Second, 30*time.Minute, faultsFor+time.Second
+	s.Interval, s.History = 2*time.Second, 30*time.Minute
 	s.Window, s.AckTimeout, s.DrainWait = 1+dice.IntN(3), 3*time.Second, time.Minute
 	s.BackoffMin, s.BackoffMax = 50*time.Millisecond, 500*time.Millisecond
 	if dice.IntN(2) == 0 {
@@ -156,11 +156,14 @@ func (w *world) run(ctx context.Context, kind string, faults []fault, o *outcome
 	}
 	w.logf("started")
 	ended := make(chan error, 1)
-	go func() { ended <- w.homes.Run(ctx) }()
+	homes, stopHomes := context.WithCancel(ctx)
+	defer stopHomes()
+	go func() { ended <- w.homes.Run(homes) }()
 	if err := w.acknowledged(ctx, 50, ended); err != nil {
 		return err
 	}
 	w.logf("hubs are heard; faults begin")
+	time.AfterFunc(faultsFor+time.Second, stopHomes)
 	w.play(ctx, faults)
 	w.logf("faults are over; %+v", w.homes.Stats())
 	if err := <-ended; err != nil {
@@ -200,13 +203,13 @@ func (w *world) run(ctx context.Context, kind string, faults []fault, o *outcome
 
 // acknowledged waits until so many readings are.
 func (w *world) acknowledged(ctx context.Context, n int64, ended <-chan error) error {
-	late := time.After(time.Minute)
+	late := time.After(2 * time.Minute)
 	for w.homes.Stats().Acknowledged < n {
 		select {
 		case err := <-ended:
 			return fmt.Errorf("the hubs ended early: %v; %+v", err, w.homes.Stats())
 		case <-late:
-			return fmt.Errorf("nothing is acknowledged after a minute: %+v", w.homes.Stats())
+			return fmt.Errorf("nothing is acknowledged after two minutes: %+v", w.homes.Stats())
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(20 * time.Millisecond):

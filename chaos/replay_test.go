@@ -65,6 +65,7 @@ func (w *world) undisturbed(ctx context.Context, from *streams.Client) (map[stri
 	broker := conducted(b.Run)
 	defer broker.end()
 	cfg := streams.New()
+	cfg.RequestTimeout = time.Minute
 	select {
 	case at := <-addr:
 		cfg.Brokers = []string{at}
@@ -81,24 +82,30 @@ func (w *world) undisturbed(ctx context.Context, from *streams.Client) (map[stri
 	if err != nil {
 		return nil, err
 	}
-	r := &run.Runner{Plan: w.plan, Client: to, Store: store, Log: slog.New(slog.DiscardHandler), Meter: run.NewMeter(),
+	plan, err := planOf(w.yaml, w.env())
+	if err != nil {
+		return nil, err
+	}
+	// Nothing shall disturb it, a slow machine neither.
+	plan.Spec.Kafka.SessionTimeout = time.Minute
+	r := &run.Runner{Plan: plan, Client: to, Store: store, Log: slog.New(slog.DiscardHandler), Meter: run.NewMeter(),
 		Drain: run.Drain{Run: endOfReplay, Gateways: 1}}
 	if err := r.Ensure(ctx); err != nil {
 		return nil, err
 	}
-	if err := eachPartition(w.plan, func(p int32) error { return copyRaw(ctx, w.plan.Spec.Gateway.To, p, from, to) }); err != nil {
+	if err := eachPartition(plan, func(p int32) error { return copyRaw(ctx, plan.Spec.Gateway.To, p, from, to) }); err != nil {
 		return nil, fmt.Errorf("copy the gateways' stream: %w", err)
 	}
 	var units sync.WaitGroup
-	failed := make([]error, len(w.plan.Units))
-	for i, u := range w.plan.Units {
+	failed := make([]error, len(plan.Units))
+	for i, u := range plan.Units {
 		units.Go(func() { failed[i] = r.Unit(ctx, u.Name) })
 	}
 	units.Wait()
 	if err := errors.Join(failed...); err != nil {
 		return nil, err
 	}
-	return everything(ctx, w.plan, to)
+	return everything(ctx, plan, to)
 }
 
 func eachPartition(plan *pipeline.Plan, do func(int32) error) error {
@@ -175,10 +182,16 @@ func everything(ctx context.Context, plan *pipeline.Plan, c *streams.Client) (ma
 	for _, stream := range kept(plan) {
 		all[stream] = rows{}
 		err := eachPartition(plan, func(p int32) error {
+			taken := map[flow.Source]flow.Position{}
 			return read(ctx, c, stream, p, func(m streams.Message) error {
 				if m.Batch.Record == nil {
 					return nil
 				}
+				last, known := taken[m.Batch.Lineage.Source]
+				if known && !m.Batch.Lineage.Position.After(last) {
+					return fmt.Errorf("%s/%d holds a batch twice, at %d: the undisturbed run was disturbed", stream, p, m.Offset)
+				}
+				taken[m.Batch.Lineage.Source] = m.Batch.Lineage.Position
 				defer m.Batch.Record.Release()
 				mu.Lock()
 				defer mu.Unlock()
