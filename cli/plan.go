@@ -106,6 +106,9 @@ func (v *planVerb) run(cmd *cobra.Command) error {
 		fmt.Fprintf(cmd.OutOrStdout(), "%s: nothing of this pipeline has run in %s yet; hearthline up starts it\n", v.pipeline, v.data)
 		return exitError{nil, exitChanges}
 	}
+	if err := p.openCheckpoints(cmd.Context()); err != nil {
+		return err
+	}
 	if err := p.dial(cmd.Context(), brokers); err != nil {
 		return err
 	}

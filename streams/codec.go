@@ -2,6 +2,7 @@ package streams
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/apache/arrow/go/v15/arrow/memory"
@@ -54,6 +55,9 @@ const rowsMax = 1 << 24
 // decode makes a batch of a Kafka message. Errors that are final are the message's fault.
 func (c *Client) decode(ctx context.Context, m *message) (flow.Batch, error) {
 	e, err := parseHeaders(m.headers)
+	if errors.Is(err, ErrNewer) {
+		return flow.Batch{}, err // not the message's fault: it must be neither passed over nor set aside
+	}
 	if err != nil {
 		return flow.Batch{}, final{err}
 	}

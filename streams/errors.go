@@ -18,6 +18,9 @@ var (
 	// ErrFenced is a commit of a generation that is over: another member may own the partition by now.
 	// It may have been recorded all the same, if an attempt at it had no answer.
 	ErrFenced = errors.New("fenced: the group has gone on to a newer generation")
+	// ErrNewer is a batch that a newer version of this program wrote. Reading stops there: set aside, every one of them
+	// would be a dead letter.
+	ErrNewer = errors.New("a newer version of hearthline wrote this; run that version here, too")
 	// ErrClosed is a reader used after Close.
 	ErrClosed = errors.New("reader is closed")
 )

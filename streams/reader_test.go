@@ -45,11 +45,11 @@ func foreignMessages(t *testing.T, addr string) {
 	}
 	msgs := []kafka.Message{
 		{Value: []byte(`{"json":true}`)},
-		{Headers: []kafka.Header{head("hl.kind", 7, 0)}},
+		{Headers: []kafka.Header{head("hl.kind", 77, 0)}},
 		{Headers: rows(0, 0, 0, 0, 1, 0, 0, 0, 3), Value: []byte("abc")},
 		{Headers: rows(1, 0, 0, 0, 1, 0x7f, 0, 0, 0), Value: []byte("abc")},
 	}
-	want := []string{"something else writes", "wire format 7", "schema 0102030405060708 is not in", "claim to be 1 rows"}
+	want := []string{"something else writes", "wire format 77", "schema 0102030405060708 is not in", "claim to be 1 rows"}
 	for compression := range kafka.Compression(5) {
 		foreign(t, addr, stream, compression, msgs...)
 		streamstest.Publish(t, p, stream, 0, 3, int64(compression)+1)
@@ -79,6 +79,29 @@ func foreignMessages(t *testing.T, addr string) {
 	}
 	if s := c.Stats(); s.Bad != 20 {
 		t.Errorf("%d bad messages counted; want 20", s.Bad)
+	}
+}
+
+// TestNewerBatchesStopTheReader: a batch of a newer version is neither passed over nor taken for damaged.
+func TestNewerBatchesStopTheReader(t *testing.T) {
+	addr := start(t, nil)
+	c := streamstest.Cluster{Brokers: []string{addr}}.Dial(t)
+	stream := streamstest.Stream(t, c, 1)
+	streamstest.Publish(t, c.NewProducer(), stream, 0, 3, 0)
+	foreign(t, addr, stream, 0, kafka.Message{Headers: []kafka.Header{{Key: "hl.kind", Value: []byte{2, 0}}}})
+	r := c.NewReader(stream, 0, 0)
+	defer r.Close()
+	m, err := r.Next(streamstest.Context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Batch.Record.Release()
+	for range 2 { // it comes again: nothing is skipped
+		_, err = r.Next(streamstest.Context(t))
+		var bad *streams.DecodeError
+		if !errors.Is(err, streams.ErrNewer) || errors.As(err, &bad) {
+			t.Fatalf("a batch of format 2 gave %v", err)
+		}
 	}
 }
 

@@ -31,6 +31,8 @@ import (
 //	hl.body      9      rows only: codec uint8 (0 none, 1 lz4 block, 2 zstd frame), rows int32, size before compression int32
 const (
 	wireFormat = 1
+	// Formats up to so many ahead are taken for those of newer versions; anything else is no batch of ours.
+	formatsAhead = 16
 
 	headerKind     = "hl.kind"
 	headerProducer = "hl.producer"
@@ -183,6 +185,9 @@ func (e *envelope) read(h header) error {
 	be, p, b := binary.BigEndian, h.value, &e.batch
 	switch h.key {
 	case headerKind:
+		if p[0] > wireFormat && p[0] < wireFormat+formatsAhead {
+			return fmt.Errorf("wire format %d, this program knows %d: %w", p[0], wireFormat, ErrNewer)
+		}
 		if p[0] != wireFormat {
 			return fmt.Errorf("wire format %d; this program knows %d: it was written by another version", p[0], wireFormat)
 		}

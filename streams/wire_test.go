@@ -101,7 +101,8 @@ func TestHeadersRefused(t *testing.T) {
 	}{
 		{"foreign", drop(headerKind), "no batch"},
 		{"nothing", func([]header) []header { return nil }, "no batch"},
-		{"newer format", edit(headerKind, []byte{9, 0}), "wire format 9"},
+		{"newer format", edit(headerKind, []byte{2, 0}), "newer version"},
+		{"no format", edit(headerKind, []byte{99, 0}), "wire format 99"},
 		{"unknown kind", edit(headerKind, []byte{1, 3}), "kind 3"},
 		{"short kind", edit(headerKind, []byte{1}), "1 bytes; want 2"},
 		{"rows on a heartbeat", edit(headerKind, []byte{1, 1}), "without rows"},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -163,6 +164,21 @@ func (g *groupFound) partitions() []int32 {
 // checkpoint reads the last checkpoint of a unit's partition; nil when there is none. Of inputs that were dropped an old
 // commit may be left: the checkpoint that reaches furthest is the last.
 func (s *survey) checkpoint(ctx context.Context, g *groupFound, partition int32) (*checkpoint, error) {
+	for tries := 1; ; tries++ {
+		c, err := s.lastCheckpoint(ctx, g, partition)
+		if !errors.Is(err, fs.ErrNotExist) || tries == checkpointTries {
+			return c, err
+		}
+		// A unit that runs has replaced it since the commits were read.
+		if g.committed, err = s.r.Client.CommittedAll(ctx, g.name); err != nil {
+			return nil, err
+		}
+	}
+}
+
+const checkpointTries = 3
+
+func (s *survey) lastCheckpoint(ctx context.Context, g *groupFound, partition int32) (*checkpoint, error) {
 	seen := map[string]bool{}
 	var last *checkpoint
 	for _, stream := range slices.Sorted(maps.Keys(g.committed)) {

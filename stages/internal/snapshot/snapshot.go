@@ -124,7 +124,7 @@ func NewReader(r io.Reader, stage string, newest int) (*Reader, int, error) {
 		return nil, 0, fmt.Errorf("read snapshot of %s: version %q is no number", stage, digits)
 	}
 	if version > newest {
-		return nil, 0, fmt.Errorf("read snapshot of %s: layout %d is newer than %d, the newest this binary knows: run the newer binary, or reset the checkpoint", stage, version, newest)
+		return nil, 0, fmt.Errorf("read snapshot of %s: layout %d is newer than %d, the newest this binary knows: run the newer binary; `hearthline plan` says how to go on without it", stage, version, newest)
 	}
 	return in, version, nil
 }
