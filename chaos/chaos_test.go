@@ -100,7 +100,7 @@ func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fau
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, binary: path, begun: time.Now(), disks: map[string]string{}, homes: hubs(dice), keepClock: dice.IntN(2) == 0}
+	w := &world{t: t, binary: path, begun: time.Now(), disks: map[string]string{}, homes: hubs(dice), keepClock: dice.IntN(2) == 0, static: dice.IntN(2) == 0}
 	if w.dir, err = os.MkdirTemp("", fmt.Sprintf("hearthline-chaos-%d-", seed)); err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,8 @@ func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fau
 		t.Fatal(err)
 	}
 	o := &outcome{}
-	w.logf("seed %d, broker %s, %d faults, %d homes, hub faults %v", seed, kind, len(faults), w.homes.Homes, w.homes.Faults)
+	w.logf("seed %d, broker %s, %d faults, %d homes, hub faults %v, gateways keep their clock: %v, lasting names: %v",
+		seed, kind, len(faults), w.homes.Homes, w.homes.Faults, w.keepClock, w.static)
 	for _, f := range faults {
 		w.logf("  %v", f)
 	}

@@ -49,6 +49,7 @@ type world struct {
 	said  *os.File
 
 	keepClock bool // gateways keep their clock in a file
+	static    bool // stages and sinks have lasting names in their groups
 
 	port  int // the last that was given
 	ports struct{ chHTTP, chTCP string }
@@ -104,6 +105,9 @@ func (w *world) role(name string, args []string, env ...string) *process {
 	clock := w.clock(name)
 	args = append(args, "--pipeline", filepath.Join(w.dir, "pipeline.yaml"), "--data", w.data, "--ops", w.addr())
 	env = append(env, w.env()...)
+	if w.static {
+		env = append(env, "HEARTHLINE_INSTANCE="+name)
+	}
 	return w.process(name, w.binary, args, append(env, "HEARTHLINE_CHAOS_CLOCK="+clock, "HEARTHLINE_CHAOS_NAME="+name)...)
 }
 
