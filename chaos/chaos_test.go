@@ -126,8 +126,8 @@ func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fau
 	if err != nil {
 		o.wrongf("%v", err)
 	}
-	fmt.Printf("seed %d: %s, %d faults (%s), %d lives, %d acknowledged, %d rows, %d windows, %d dead letters (%d for acknowledged rows), %d MB, %v%s\n",
-		seed, kind, len(faults), kinds(faults), o.lives, o.acknowledged, o.rows, o.windows, o.dead, o.excused, o.peakMB,
+	fmt.Printf("seed %d: %s, %d faults (%s), %d lives, %d acknowledged, %d rows, %d windows, %d alerts, %d dead letters (%d for acknowledged rows), %d MB, %v%s\n",
+		seed, kind, len(faults), kinds(faults), o.lives, o.acknowledged, o.rows, o.windows, o.alerts, o.dead, o.excused, o.peakMB,
 		time.Since(w.begun).Round(100*time.Millisecond), verdict(o))
 	for _, wrong := range o.wrong {
 		w.logf("WRONG: %s", wrong)

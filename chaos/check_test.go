@@ -25,6 +25,7 @@ type outcome struct {
 	acknowledged int64
 	excused      int // acknowledged readings that are dead letters and not readings
 	windows      int
+	alerts       int
 	rows         int // of all streams
 	dead         int
 	lives        int
@@ -73,6 +74,8 @@ func (w *world) check(ctx context.Context, o *outcome) error {
 		switch {
 		case stream == "readings":
 			readings = table
+		case stream == "alerts":
+			w.checkAlerts(o, table)
 		case stream == "features":
 			o.windows = table.total()
 		case strings.HasSuffix(stream, ".dead"):

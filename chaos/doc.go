@@ -14,6 +14,7 @@
 //     sequence, and nothing else is.
 //   - The gateways' stream, as it stands in Kafka, is played message for message through the same pipeline.yaml on a broker
 //     that nothing disturbs. Readings, windows, late rows, scores, alerts and dead letters are the same rows, bit for bit.
+//   - Every alert was posted; a receiver that drops the ids it has seen has it once, the same as ClickHouse.
 //   - Every process ends with 0 when it is told to, takes no more memory than memoryMax, and does not flood its log;
 //     nothing half written can be seen beside the Parquet files.
 //

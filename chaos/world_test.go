@@ -40,6 +40,7 @@ type world struct {
 	kafka   []*proxy // one a broker node
 	doors   []*proxy // one a gateway, for hubs
 	native  *proxy   // ClickHouse's native door
+	alerts  *receiver
 	engine  clickhouse.Endpoints
 	engines *conduct
 
@@ -124,6 +125,7 @@ func (w *world) env() []string {
 	dir := filepath.Join(w.dir, "gateway")
 	return []string{
 		"HEARTHLINE_KAFKA=" + strings.Join(brokers, ","), "HEARTHLINE_DATA=" + w.data,
+		"HEARTHLINE_ALERT_URL=http://" + w.alerts.listener.Addr().String(),
 		"HEARTHLINE_CLICKHOUSE=" + w.native.listener.Addr().String(), "HEARTHLINE_CLICKHOUSE_USER=" + w.engine.Writer.Name,
 		"HEARTHLINE_CLICKHOUSE_PASSWORD=" + w.engine.Writer.Password,
 		"HEARTHLINE_CERTIFICATE=" + filepath.Join(dir, "server.pem"), "HEARTHLINE_KEY=" + filepath.Join(dir, "server-key.pem"),
@@ -144,6 +146,9 @@ func (w *world) start(brokerKind string) error {
 	}
 	if err := w.startBroker(brokerKind); err != nil {
 		return fmt.Errorf("broker: %w", err)
+	}
+	if w.alerts, err = newReceiver(w.addr()); err != nil {
+		return err
 	}
 	select {
 	case w.engine = <-ready:
@@ -395,6 +400,9 @@ func (w *world) destroy() {
 	if w.engines != nil {
 		w.signalEngine(syscall.SIGCONT)
 		_ = w.engines.end()
+	}
+	if w.alerts != nil {
+		w.alerts.listener.Close()
 	}
 	for _, p := range append(append([]*proxy{w.native}, w.kafka...), w.doors...) {
 		if p != nil {
