@@ -262,6 +262,11 @@ func (w *world) writePlan() error {
 	put("10ms", "gateway", "settings", "linger")
 	put("${HEARTHLINE_CHAOS_KEPT:-}", "gateway", "settings", "clock")
 	put([]string{"readings", "features", "late", "scores", "alerts", "*.dead"}, "sinks", "parquet", "from")
+	// A run is a few minutes of a home: scores and alerts are to come within it.
+	put(20, "stages", "score", "settings", "warmup")
+	for key, value := range map[string]any{"raise": 2.5, "critical": 4, "clear": 2, "clear_readings": 3, "clear_after": "30s"} {
+		put(value, "stages", "alert", "settings", key)
+	}
 	put("300ms", "sinks", "parquet", "settings", "flush_wait")
 	put("200ms", "sinks", "clickhouse", "settings", "flush_wait")
 	if b, err = yaml.Marshal(doc); err != nil {
