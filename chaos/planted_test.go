@@ -43,8 +43,7 @@ var bugs = []bug{
 	},
 	{
 		name: "a-second-writing-counts-again", says: "ClickHouse",
-		changes: []change{{"sinks/clickhouse/write.go", `{Key: "insert_deduplication_token", Value: token, Important: true},`,
-			`{Key: "insert_deduplication_token", Value: token + time.Now().String(), Important: true},`}},
+		changes: []change{{"sinks/clickhouse/write.go", `set("insert_deduplication_token", token),`, `set("insert_deduplication_token", token+time.Now().String()),`}},
 		victims: []string{"into-clickhouse"}, kind: "kill",
 	},
 }
