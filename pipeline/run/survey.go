@@ -125,19 +125,6 @@ func (s *survey) readStreams(ctx context.Context) error {
 	return nil
 }
 
-// ran finds the group in which a stage or sink stands, nil when it never ran.
-func (s *survey) ran(id string, kind string) *groupFound {
-	for _, name := range slices.Sorted(maps.Keys(s.groups)) {
-		if n := s.notes[name]; n != nil && n.Kind != kind {
-			continue
-		}
-		if slices.Contains(s.groups[name].ids, id) {
-			return s.groups[name]
-		}
-	}
-	return nil
-}
-
 // node gives what is noted of a stage or sink.
 func (s *survey) node(g *groupFound, id string) *NodeNote {
 	if n := s.notes[g.name]; n != nil {

@@ -34,7 +34,7 @@ func (s *Sink) changedSince(table string, columns []column) string {
 
 var (
 	windowOf = regexp.MustCompile(`non_replicated_deduplication_window = (\d+)`)
-	targetOf = regexp.MustCompile("^CREATE MATERIALIZED VIEW \\S+(?: UUID '[^']*')? TO (?:(\\S+?)\\.)?([^\\s(]+)")
+	targetOf = regexp.MustCompile(`^CREATE MATERIALIZED VIEW \S+(?: UUID '[^']*')? TO (?:(\S+?)\.)?([^\s(]+)`)
 )
 
 // checkMemory refuses a table that would not know a range that is written again, and warns of tables of others that
