@@ -218,17 +218,12 @@ func (k *keeper) load(ctx context.Context, metadata string) (*checkpoint, error)
 	if !ok {
 		return decodeHeader([]byte(metadata))
 	}
-	r, err := k.store.Get(ctx, name)
+	b, err := blobs.Read(ctx, k.store, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("checkpoint %s is named by Kafka's commit but is not in the checkpoint store: "+
 			"the store was emptied, or this process uses another one than the last; point it at the right store, "+
 			"or reset the consumer group to begin anew: %w", name, err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read checkpoint: %w", err)
-	}
-	defer r.Close()
-	b, err := readAll(r)
 	if err != nil {
 		return nil, fmt.Errorf("read checkpoint %s: %w", name, err)
 	}
@@ -240,21 +235,71 @@ func (k *keeper) load(ctx context.Context, metadata string) (*checkpoint, error)
 	return c, nil
 }
 
-// readAll reads to the end, into one buffer if r knows how much that is: a large one that grows is copied again and again.
-func readAll(r io.Reader) ([]byte, error) {
-	var b bytes.Buffer
-	if seeker, ok := r.(io.Seeker); ok {
-		size, err := seeker.Seek(0, io.SeekEnd)
-		if err == nil {
-			_, err = seeker.Seek(0, io.SeekStart)
+// last reads the newest checkpoint that the commits for a partition hold or name, by stream; nil when there is none. They
+// all hold the same one, except that an input which was dropped keeps what was committed for it last. If that input
+// is read again, what the older checkpoint says of it still stands.
+func (k *keeper) last(ctx context.Context, commits map[string]streams.Committed) (*checkpoint, error) {
+	seen := map[string]bool{"": true}
+	var last *checkpoint
+	var names []string
+	var gone error
+	for _, stream := range slices.Sorted(maps.Keys(commits)) {
+		metadata := commits[stream].Metadata
+		if seen[metadata] {
+			continue
 		}
-		if err != nil {
+		seen[metadata] = true
+		c, err := k.load(ctx, metadata)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			gone = err // of a dropped input: its blob has been replaced and removed since
+		case err != nil:
 			return nil, err
+		case last == nil || c.covers(last):
+			c.adopt(last)
+			last, names = c, k.names
+		default:
+			last.adopt(c)
 		}
-		b.Grow(int(size) + bytes.MinRead)
+		k.names = nil
 	}
-	_, err := b.ReadFrom(r)
-	return b.Bytes(), err
+	if gone != nil && (last == nil || !last.agrees(commits)) {
+		return nil, gone // the newest itself is not there
+	}
+	k.names = names
+	return last, nil
+}
+
+// covers says whether c is later than o: of some input that both have, it has taken more.
+func (c *checkpoint) covers(o *checkpoint) bool {
+	for _, in := range c.Inputs {
+		for _, other := range o.Inputs {
+			if in.Stream == other.Stream && in.Next > other.Next {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// adopt takes over what an older checkpoint says of inputs that c does not know.
+func (c *checkpoint) adopt(o *checkpoint) {
+	if o == nil {
+		return
+	}
+	for _, other := range o.Inputs {
+		if !slices.ContainsFunc(c.Inputs, func(in inputMark) bool { return in.Stream == other.Stream }) {
+			c.Inputs = append(c.Inputs, other)
+		}
+	}
+}
+
+// agrees says whether c stands where the commits do.
+func (c *checkpoint) agrees(commits map[string]streams.Committed) bool {
+	return !slices.ContainsFunc(c.Inputs, func(in inputMark) bool {
+		at, ok := commits[in.Stream]
+		return ok && at.Offset != in.Next
+	})
 }
 
 // sweep removes what earlier tasks of this partition left behind, long ago.

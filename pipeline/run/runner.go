@@ -206,14 +206,15 @@ type generation struct {
 	commit     func(context.Context, []streams.Commit) error
 }
 
-// metadata is that of the last commit, which is the same for all inputs, except one that has been added since.
-func (g *generation) metadata(inputs []string, partition int32) string {
+// commitsOf is what is committed for a partition of some streams.
+func commitsOf(committed map[string]map[int32]streams.Committed, inputs []string, partition int32) map[string]streams.Committed {
+	commits := map[string]streams.Committed{}
 	for _, stream := range inputs {
-		if m := g.committed[stream][partition].Metadata; m != "" {
-			return m
+		if c, ok := committed[stream][partition]; ok {
+			commits[stream] = c
 		}
 	}
-	return ""
+	return commits
 }
 
 // set says whether an offset is committed for some input: by a task, or by somebody who set it by hand.
@@ -295,7 +296,7 @@ func assigned(group string, a *streams.Assignment, ids map[string]string, bytes 
 func (r *Runner) runTask(ctx context.Context, g *generation, unit *pipeline.Unit, partition int32) (done bool, err error) {
 	t := &task{r: r, unit: unit, partition: partition, budget: g.budget, told: map[string]flow.Micros{}}
 	t.keeper = r.keeper(g, unit.Name, unit.Inputs[0], partition)
-	saved, err := t.keeper.load(ctx, g.metadata(unit.Inputs, partition))
+	saved, err := t.keeper.last(ctx, commitsOf(g.committed, unit.Inputs, partition))
 	if err != nil {
 		return false, err
 	}

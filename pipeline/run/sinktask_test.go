@@ -2,7 +2,6 @@ package run
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -12,7 +11,6 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/array"
 
 	"hearthline/flow"
-	"hearthline/streams"
 )
 
 // wider is rec with its last column once more, as a newer version of a stage might write it.
@@ -107,15 +105,4 @@ func deadLettersOf(t *testing.T, batches []flow.Batch) (rows, messages int) {
 		}
 	}
 	return rows, messages
-}
-
-// One input of a task that was added later has no commit yet; the checkpoint is named by the others'.
-func TestCheckpointIsFoundWhenAnInputWasAdded(t *testing.T) {
-	g := &generation{committed: map[string]map[int32]streams.Committed{"readings": {3: {Offset: 5, Metadata: "blob:x"}}}}
-	if m := g.metadata([]string{"alerts", "readings"}, 3); m != "blob:x" {
-		t.Errorf("metadata %q", m)
-	}
-	if m := g.metadata([]string{"alerts"}, 3); m != "" {
-		t.Error(fmt.Sprint("metadata of nothing: ", m))
-	}
 }

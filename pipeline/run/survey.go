@@ -166,36 +166,12 @@ func (s *survey) checkpoint(ctx context.Context, g *groupFound, partition int32)
 const checkpointTries = 3
 
 func (s *survey) lastCheckpoint(ctx context.Context, g *groupFound, partition int32) (*checkpoint, error) {
-	seen := map[string]bool{}
-	var last *checkpoint
-	for _, stream := range slices.Sorted(maps.Keys(g.committed)) {
-		metadata := g.committed[stream][partition].Metadata
-		if metadata == "" || seen[metadata] {
-			continue
-		}
-		seen[metadata] = true
-		k := &keeper{store: s.r.Store, now: time.Now}
-		c, err := k.load(ctx, metadata)
-		if err != nil {
-			return nil, fmt.Errorf("group %s, partition %d: %w", g.name, partition, err)
-		}
-		if last == nil || c.covers(last) {
-			last = c
-		}
+	k := &keeper{store: s.r.Store, now: time.Now}
+	c, err := k.last(ctx, commitsOf(g.committed, slices.Collect(maps.Keys(g.committed)), partition))
+	if err != nil {
+		return nil, fmt.Errorf("group %s, partition %d: %w", g.name, partition, err)
 	}
-	return last, nil
-}
-
-// covers says whether c is later than o: of some input that both have, it has taken more.
-func (c *checkpoint) covers(o *checkpoint) bool {
-	for _, in := range c.Inputs {
-		for _, other := range o.Inputs {
-			if in.Stream == other.Stream && in.Next > other.Next {
-				return true
-			}
-		}
-	}
-	return false
+	return c, nil
 }
 
 // behind counts the messages of a stream that a group has not taken, over all partitions.
