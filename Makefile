@@ -33,6 +33,7 @@ kafka: ## Apache Kafka itself on this machine, for development (ARGS="-brokers 3
 .PHONY: test
 test: tools ## every test, race detector on
 	go test -race -timeout 25m ./...
+	go test -count=1 -run 'TestSimulation|TestASeed' ./pipeline/run # thousands of schedules, for which the race detector is too slow
 
 .PHONY: chaos
 chaos: tools ## break whole installations, seed after seed, and count (SEED=, COUNT=100, BROKER=embedded|kafka1|kafka3, KEEP=1)
@@ -41,6 +42,10 @@ chaos: tools ## break whole installations, seed after seed, and count (SEED=, CO
 .PHONY: chaos-planted
 chaos-planted: tools ## the harness of make chaos finds bugs that are planted for it
 	go test ./chaos -count=1 -timeout 1h -tags planted -run 'TestPlanted' -v
+
+.PHONY: simulate
+simulate: ## the task loop in virtual time, a million seeded schedules of faults, on one core (COUNT=, SEED=)
+	go test ./pipeline/run -count=1 -timeout 24h -run 'TestSimulation$$' -v -args -schedules=$(or $(COUNT),1000000) -simulate-seed=$(or $(SEED),0)
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, gosec, import rules, generated files, known vulnerabilities

@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,8 +33,11 @@ type checkpoint struct {
 	States  []stateSection `json:"states,omitempty"` // what follows in the blob, in this order
 	// Watermark is a task's, which its inputs' do not tell: it only rises, and one that has ended does not hold it.
 	Watermark flow.Micros `json:"wm,omitempty"`
-	state     map[string][]byte
-	making    time.Duration // the time it took; not kept
+	// Told is the time that each stream of a task was last told: a task that has forgotten it sends heartbeats where it
+	// sent none before, and readers learn the time by other steps than they would have.
+	Told   map[string]flow.Micros `json:"told,omitempty"`
+	state  map[string][]byte
+	making time.Duration // the time it took; not kept
 }
 
 // inputMark is how far one input stream has been taken.
@@ -156,6 +160,9 @@ type keeper struct {
 	prefix string // of its blobs: group/stream-partition/
 	names  []string
 	now    func() time.Time
+	// since is when the task's commit had been read. What was put after that may be the checkpoint of its successor, even
+	// if it is old by the time the task comes to look at it: a machine may sleep for hours in between.
+	since time.Time
 }
 
 // save makes c valid: blob first, under a new name, then the commit that names it.
@@ -176,7 +183,7 @@ func (k *keeper) save(ctx context.Context, partition int32, c *checkpoint) (size
 		metadata = string(head)
 	}
 	if metadata == "" || len(metadata) > metadataBytesMax {
-		name = k.prefix + strconv.FormatInt(k.now().UnixMicro(), 10)
+		name = k.newName()
 		if err := k.store.Put(ctx, name, readerOf(pieces)); err != nil {
 			return 0, fmt.Errorf("write checkpoint: %w", err)
 		}
@@ -193,6 +200,12 @@ func (k *keeper) save(ctx context.Context, partition int32, c *checkpoint) (size
 	}
 	k.forget(ctx, name)
 	return size, nil
+}
+
+// newName is a name that no checkpoint has had: its time, for sweep, and a random number, since a clock that is set back
+// tells a time twice, and a task that was replaced without knowing it has the same prefix.
+func (k *keeper) newName() string {
+	return fmt.Sprintf("%s%d-%016x", k.prefix, k.now().UnixMicro(), rand.Uint64())
 }
 
 // forget deletes the checkpoint before the last one. Only names this task has itself written or loaded are
@@ -309,8 +322,9 @@ func (k *keeper) sweep(ctx context.Context) error {
 		return fmt.Errorf("list checkpoints: %w", err)
 	}
 	for _, info := range infos {
-		at, err := strconv.ParseInt(strings.TrimPrefix(info.Name, k.prefix), 10, 64)
-		if err != nil || slices.Contains(k.names, info.Name) || k.now().Sub(time.UnixMicro(at)) < orphanAge {
+		micros, _, _ := strings.Cut(strings.TrimPrefix(info.Name, k.prefix), "-")
+		at, err := strconv.ParseInt(micros, 10, 64)
+		if err != nil || slices.Contains(k.names, info.Name) || k.since.Sub(time.UnixMicro(at)) < orphanAge {
 			continue
 		}
 		if err := k.store.Delete(ctx, info.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {

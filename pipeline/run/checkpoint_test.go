@@ -47,7 +47,7 @@ func newKeeper(t *testing.T, dir string, l *log) *keeper {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &keeper{store: store, commit: l.commit, prefix: "checkpoints/g/in-0/", now: time.Now}
+	return &keeper{store: store, commit: l.commit, prefix: "checkpoints/g/in-0/", now: time.Now, since: time.Now()}
 }
 
 func TestCheckpointIsReadBackFromTheCommitAlone(t *testing.T) {
@@ -142,6 +142,22 @@ func TestOldCheckpointsGo(t *testing.T) {
 	}
 	if got, err := newKeeper(t, dir, l).load(t.Context(), l.last[0].Metadata); err != nil || got == nil {
 		t.Errorf("the sweep took the checkpoint in use: %v", err)
+	}
+}
+
+// A machine may sleep between reading the commit and sweeping. What its successor has kept meanwhile is old by then.
+func TestATaskThatSleptLeavesItsSuccessorsCheckpoint(t *testing.T) {
+	l, dir := &log{}, t.TempDir()
+	slept, next := newKeeper(t, dir, l), newKeeper(t, dir, l)
+	if _, err := next.save(t.Context(), 0, someCheckpoint(1, map[string][]byte{"a": {1}})); err != nil {
+		t.Fatal(err)
+	}
+	slept.now = func() time.Time { return time.Now().Add(3 * time.Hour) }
+	if err := slept.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newKeeper(t, dir, l).load(t.Context(), l.last[0].Metadata); err != nil {
+		t.Error(err)
 	}
 }
 

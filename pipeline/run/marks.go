@@ -13,8 +13,10 @@ import (
 const (
 	// A producer this far behind the others no longer holds the watermark back: it is taken for gone.
 	producerSilent = time.Minute
-	// A producer this far behind is forgotten. Should it come back with batches that were already taken, they
-	// would count again; a replay reaches back to a checkpoint, seconds or minutes, never this far.
+	// A producer that was not heard of while the others' time went on by this much is forgotten. Should it come back with
+	// batches that were already taken, they would count again; a replay reaches back to a checkpoint, seconds or
+	// minutes, never this far. What it says the time is does not matter: one that lags by days (old data
+	// played again, a clock that is wrong) and sends is remembered.
 	producerForgotten = 24 * time.Hour
 	// A gateway's start that a later one has replaced is forgotten sooner, or one that is started over and over
 	// would leave a mark each time. What it sent last may still be on its way for a request's timeout, not longer.
@@ -33,6 +35,7 @@ type mark struct {
 	Source    flow.Source   `json:"source"`
 	Position  flow.Position `json:"position"`
 	Watermark flow.Micros   `json:"watermark"`
+	Heard     flow.Micros   `json:"heard,omitempty"` // the newest time anybody had told when the producer was last heard
 	Ended     string        `json:"ended,omitempty"` // the run that the source has ended, while it sends nothing more
 	// Replaced says that a later start of the same gateway has spoken since this one last did.
 	Replaced bool `json:"replaced,omitempty"`
@@ -60,7 +63,7 @@ func (m *marks) take(b *flow.Batch) bool {
 			other.Watermark = max(other.Watermark, b.Watermark)
 		}
 	}
-	m.advance()
+	m.advance(b.Lineage.Producer)
 	return true
 }
 
@@ -74,19 +77,22 @@ func (m *marks) replace(by flow.Source) {
 	}
 }
 
-// advance moves the partition's watermark to the lowest that a live producer has promised.
-func (m *marks) advance() {
+// advance moves the partition's watermark to the lowest that a live producer has promised. One of them was just heard,
+// which speaks for all it makes.
+func (m *marks) advance(heard string) {
 	newest := flow.Micros(0)
 	for _, k := range m.of {
 		newest = max(newest, k.Watermark)
 	}
 	low := newest
 	for s, k := range m.of {
-		behind := newest.Sub(k.Watermark)
+		if s.Producer == heard {
+			k.Heard = newest
+		}
 		switch {
-		case behind > producerForgotten, k.Replaced && behind > replacedForgotten:
+		case newest.Sub(k.Heard) > producerForgotten, k.Replaced && newest.Sub(k.Heard) > replacedForgotten:
 			delete(m.of, s)
-		case behind <= producerSilent && k.Ended == "" && !k.Replaced:
+		case newest.Sub(k.Watermark) <= producerSilent && k.Ended == "" && !k.Replaced:
 			low = min(low, k.Watermark)
 		}
 	}
@@ -122,6 +128,7 @@ func restoreMarks(l []mark, watermark flow.Micros) *marks {
 	m := newMarks()
 	m.watermark = watermark
 	for _, k := range l {
+		k.Heard = max(k.Heard, k.Watermark) // of a checkpoint that is older than the field
 		m.of[k.Source] = &k
 	}
 	return m

@@ -135,3 +135,23 @@ func TestForgottenProducersCostNoMemory(t *testing.T) {
 		t.Errorf("%d producers remembered", len(m.of))
 	}
 }
+
+// A source that lags by days, but sends, is not forgotten: what it repeats counts once.
+func TestASourceThatLagsByDaysIsRemembered(t *testing.T) {
+	m := newMarks()
+	day := flow.Micros(24 * time.Hour / time.Microsecond)
+	for i := range int64(5) {
+		m.take(told("live", i, 0, 10*day+flow.Micros(i)))
+		if !m.take(told("replay", i, 0, flow.Micros(i))) {
+			t.Fatalf("batch %d was not taken", i)
+		}
+		m = restoreMarks(m.list(), m.watermark)
+		if m.take(told("replay", i, 0, flow.Micros(i))) {
+			t.Fatalf("batch %d was taken twice", i)
+		}
+	}
+	m.take(told("live", 9, 0, 12*day))
+	if len(m.of) != 1 {
+		t.Errorf("%d sources remembered two days later; want 1", len(m.of))
+	}
+}

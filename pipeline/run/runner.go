@@ -47,9 +47,11 @@ type Runner struct {
 
 	once     sync.Once
 	road     road
-	patience time.Duration // 0: patienceMax
-	settle   time.Duration // 0: settleTime
-	stepped  func()        // called after each step of a change; nil: nobody looks
+	patience time.Duration          // 0: patienceMax
+	settle   time.Duration          // 0: settleTime
+	stepped  func()                 // called after each step of a change; nil: nobody looks
+	workers  int                    // messages a stateless unit works on at once; 0: one a core
+	pauses   func() backoff.BackOff // between two attempts; nil: exponential, with jitter
 }
 
 // road is what tasks need of Kafka.
@@ -320,6 +322,7 @@ func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *che
 	t.fresh = saved == nil
 	if saved != nil {
 		states, t.watermark = saved.state, saved.Watermark
+		maps.Copy(t.told, saved.Told)
 	}
 	for _, stream := range unit.Inputs {
 		in, err := r.resume(ctx, g, saved, stream, partition)
@@ -334,7 +337,7 @@ func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *che
 	if err := r.foreign(ctx, t, g); err != nil {
 		return err
 	}
-	t.chains = make(chan *chain, chainsFor(unit))
+	t.chains = make(chan *chain, r.chainsFor(unit))
 	for range cap(t.chains) {
 		c := newChain(unit, r.Plan, partition, r.mem(), r.Meter, r.Tap, r.retry)
 		t.chains <- c
@@ -423,7 +426,7 @@ func (r *Runner) runSinkTask(ctx context.Context, g *generation, node *pipeline.
 
 func (r *Runner) keeper(g *generation, node, stream string, partition int32) *keeper {
 	return &keeper{
-		store: r.Store, commit: g.commit, now: time.Now,
+		store: r.Store, commit: g.commit, now: time.Now, since: time.Now(),
 		prefix: blobsOf(r.group(node), stream, partition),
 	}
 }
@@ -459,8 +462,10 @@ func (r *Runner) resume(ctx context.Context, g *generation, saved *checkpoint, s
 
 // retry calls f until it succeeds, or until its error is bad data, or until patience ends.
 func (r *Runner) retry(ctx context.Context, meter *NodeMeter, what string, f func() error) error {
-	b := backoff.NewExponentialBackOff()
-	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 10*time.Second
+	pauses := r.pauses
+	if pauses == nil {
+		pauses = exponential
+	}
 	logged, over := false, func() {}
 	defer func() { over() }()
 	var last error
@@ -477,7 +482,7 @@ func (r *Runner) retry(ctx context.Context, meter *NodeMeter, what string, f fun
 			r.Log.Warn("failed, trying again", "node", meter.Name, "what", what, "error", err)
 		}
 		return struct{}{}, err
-	}, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(cmp.Or(r.patience, patienceMax)))
+	}, backoff.WithBackOff(pauses()), backoff.WithMaxElapsedTime(cmp.Or(r.patience, patienceMax)))
 	if err == nil && logged {
 		r.Log.Info("works again", "node", meter.Name, "what", what)
 	}
@@ -485,6 +490,12 @@ func (r *Runner) retry(ctx context.Context, meter *NodeMeter, what string, f fun
 		return fmt.Errorf("%s: %w (%w)", what, last, err) // the context ended it: what had been failing is what matters
 	}
 	return err
+}
+
+func exponential() backoff.BackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 10*time.Second
+	return b
 }
 
 func wrapPermanent(err error) error {

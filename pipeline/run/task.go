@@ -1,9 +1,11 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"runtime"
 	"runtime/debug"
@@ -364,6 +366,7 @@ func (t *task) submitCheckpoint(work context.Context, workers *stream.Stream) {
 		c.making = time.Since(begun)
 		return func() {
 			if work.Err() == nil {
+				c.Told = maps.Clone(t.told)
 				t.deliveries <- delivery{checkpoint: c}
 			}
 		}
@@ -389,11 +392,11 @@ func (t *task) submitBroken(work context.Context, workers *stream.Stream, broken
 }
 
 // chainsFor is how many messages a task works on at once.
-func chainsFor(u *pipeline.Unit) int {
+func (r *Runner) chainsFor(u *pipeline.Unit) int {
 	if stateful(u) {
 		return 1
 	}
-	n := runtime.GOMAXPROCS(0)
+	n := cmp.Or(r.workers, runtime.GOMAXPROCS(0))
 	for _, s := range u.Stages {
 		if s.Parallel > 0 {
 			n = min(n, s.Parallel)
