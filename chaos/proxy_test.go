@@ -30,7 +30,7 @@ const (
 	wayHalf     = "half"     // requests pass, answers do not; connections are reset at the end
 	wayDelay    = "delay"    // each chunk waits
 	wayThrottle = "throttle" // few bytes a second
-	waySwallow  = "swallow"  // requests pass; each of the next answers is replaced by a reset
+	waySwallow  = "swallow"  // requests pass; some of the next answers are replaced by a reset
 )
 
 // rule is what happens to a client's connections until it is lifted.
@@ -177,7 +177,8 @@ func (p *proxy) pass(c *pair, n int, answers bool) bool {
 	case wayThrottle:
 		time.Sleep(time.Duration(n) * time.Second / time.Duration(r.rate))
 	case waySwallow:
-		if answers {
+		// Not always the first: ClickHouse answers an insert before it has the rows, and again when it has kept them.
+		if answers && rand.IntN(3) == 0 {
 			return !r.swallow()
 		}
 	case wayCut:
