@@ -10,35 +10,42 @@ import (
 	"time"
 )
 
-// bug is a mistake that the product does not make: what of its source is another, and whose end brings it to light.
+// bug is a mistake that the product does not make: what of its source is another, and the faults that bring it to light.
 type bug struct {
 	name    string
 	says    string // what some finding of the harness must hold
 	changes []change
-	victims []string // killed every while
+	victims []string // hurt every while
+	kind    string   // how: kill, or net
+	way     string   // of net
 }
 
 var bugs = []bug{
 	{
 		name: "readers-take-what-they-have-taken", says: "scores",
 		changes: []change{{"pipeline/run/marks.go", "} else if !b.Lineage.Position.After(k.Position) {", "} else if !b.Lineage.Position.After(k.Position) && k.Position.Offset < 0 {"}},
-		victims: []string{"normalize", "score", "features"},
+		victims: []string{"normalize", "score", "features"}, kind: "kill",
 	},
 	{
 		name: "acknowledged-before-it-is-kept", says: "lost",
 		changes: []change{{"ingest/gather.go", "\tif to != nil {\n\t\tg.waiters = append(g.waiters, waiting{to: to, token: token, since: now})\n\t}",
 			"\tif to != nil && to.durable(token) {\n\t\tto.settle()\n\t}"}},
-		victims: []string{"g1", "g2"},
+		victims: []string{"g1", "g2"}, kind: "kill",
 	},
 	{
 		name: "a-range-is-written-before-it-is-announced", says: "ClickHouse",
 		changes: []change{{"pipeline/run/sinktask.go", "\t\tif announce {", "\t\tif announce && r.First < 0 {"}},
-		victims: []string{"into-clickhouse", "into-parquet"},
+		victims: []string{"into-clickhouse", "into-parquet"}, kind: "kill",
 	},
 	{
 		name: "state-is-not-restored", says: "an undisturbed run",
 		changes: []change{{"pipeline/run/runner.go", "states, t.watermark = saved.state, saved.Watermark", "t.watermark = saved.Watermark"}},
-		victims: []string{"features", "score"},
+		victims: []string{"features", "score"}, kind: "kill",
+	},
+	{
+		name: "a-second-writing-counts-again", says: "ClickHouse",
+		changes: []change{{"sinks/clickhouse/write.go", `set("insert_deduplication_token", token),`, `set("insert_deduplication_token", token+time.Now().String()),`}},
+		victims: []string{"clickhouse"}, kind: "net", way: waySwallow, // an insert took effect, and its answer is lost
 	},
 }
 
@@ -62,10 +69,10 @@ func TestPlantedBugsAreFound(t *testing.T) {
 	}
 }
 
-// faults kill the victims in turn, again and again.
+// faults hurt the victims in turn, again and again.
 func (b bug) faults() (all []fault) {
 	for i, at := 0, 500*time.Millisecond; at < faultsFor; i, at = i+1, at+700*time.Millisecond {
-		all = append(all, fault{at: at, kind: "kill", whom: b.victims[i%len(b.victims)]})
+		all = append(all, fault{at: at, lasts: 400 * time.Millisecond, kind: b.kind, whom: b.victims[i%len(b.victims)], way: b.way})
 	}
 	return all
 }
