@@ -1,7 +1,6 @@
 package run
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -97,13 +96,32 @@ func (c *checkpoint) encode() (pieces [][]byte, err error) {
 	return append(pieces, binary.BigEndian.AppendUint32(nil, sum)), nil
 }
 
-// readerOf reads pieces one after the other.
-func readerOf(pieces [][]byte) io.Reader {
-	var all []io.Reader
+// readerOf reads pieces one after the other. It can go back to the start (io.Seeker), which a store needs that tries a
+// Put again.
+func readerOf(pieces [][]byte) io.ReadSeeker {
+	size := 0
 	for _, piece := range pieces {
-		all = append(all, bytes.NewReader(piece))
+		size += len(piece)
 	}
-	return io.MultiReader(all...)
+	return io.NewSectionReader(piecesAt(pieces), 0, int64(size))
+}
+
+// piecesAt reads from any place of the pieces' bytes.
+type piecesAt [][]byte
+
+func (p piecesAt) ReadAt(b []byte, off int64) (n int, err error) {
+	for _, piece := range p {
+		if off >= int64(len(piece)) {
+			off -= int64(len(piece))
+			continue
+		}
+		n += copy(b[n:], piece[off:])
+		off = 0
+		if n == len(b) {
+			return n, nil
+		}
+	}
+	return n, io.EOF
 }
 
 var errCheckpoint = errors.New("checkpoint cannot be read")

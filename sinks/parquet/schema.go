@@ -192,11 +192,15 @@ func leafNode(t arrow.DataType) (pq.Node, error) {
 	return nil, fmt.Errorf("type %s is not supported", t)
 }
 
-// decodeSchema reads what newLayout wrote as layout.ipc.
-func decodeSchema(s string) (*arrow.Schema, error) {
+// decodeSchema reads what newLayout wrote as layout.ipc. Arrow's reader allocates by the lengths that it finds, and a
+// damaged one may be larger than any memory: the fingerprint is compared before it sees them.
+func decodeSchema(s, fingerprint string) (*arrow.Schema, error) {
 	b, err := base64.StdEncoding.DecodeString(s)
 	if err != nil {
 		return nil, fmt.Errorf("decode the schema: %w", err)
+	}
+	if sum := sha256.Sum256(b); hex.EncodeToString(sum[:8]) != fingerprint {
+		return nil, errors.New("decode the schema: it is damaged, or not ours: its fingerprint differs")
 	}
 	r, err := ipc.NewReader(bytes.NewReader(b))
 	if err != nil {

@@ -64,7 +64,8 @@ func (s *source) open(at io.ReaderAt, size int64) (err error) {
 		return err
 	}
 	encoded, _ := s.file.Lookup(metaArrow)
-	schema, err := decodeSchema(encoded)
+	fingerprint, _ := s.file.Lookup(metaFingerprint)
+	schema, err := decodeSchema(encoded, fingerprint)
 	if err != nil {
 		return err
 	}
