@@ -17,7 +17,8 @@ type GroupConfig struct {
 	// the same after a restart. A member that died without leaving is then replaced at once, where the group would
 	// otherwise wait for SessionTimeout.
 	Instance string
-	// SessionTimeout is how long a member may be silent before its partitions go to others. Default 10 s.
+	// SessionTimeout is how long a member may be silent before its partitions go to others. Default 6 s, the least
+	// that brokers allow unless they are set otherwise: another member then has a lost one's gigabyte of state within 10 s.
 	SessionTimeout time.Duration
 	// RebalanceTimeout is how long members have to join again when the group changes. Default 30 s.
 	RebalanceTimeout time.Duration
@@ -29,7 +30,7 @@ type GroupConfig struct {
 }
 
 func (g *GroupConfig) check() error {
-	orDefault(&g.SessionTimeout, 10*time.Second)
+	orDefault(&g.SessionTimeout, 6*time.Second)
 	orDefault(&g.RebalanceTimeout, 30*time.Second)
 	orDefault(&g.Heartbeat, min(100*time.Millisecond, g.SessionTimeout/3))
 	if g.assignors == nil {

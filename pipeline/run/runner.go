@@ -298,10 +298,12 @@ func assigned(group string, a *streams.Assignment, ids map[string]string, bytes 
 func (r *Runner) runTask(ctx context.Context, g *generation, unit *pipeline.Unit, partition int32) (done bool, err error) {
 	t := &task{r: r, unit: unit, partition: partition, budget: g.budget, told: map[string]flow.Micros{}}
 	t.keeper = r.keeper(g, unit.Name, unit.Inputs[0], partition)
+	begun := time.Now()
 	saved, err := t.keeper.last(ctx, commitsOf(g.committed, unit.Inputs, partition))
 	if err != nil {
 		return false, err
 	}
+	read := time.Since(begun)
 	if err := t.keeper.sweep(ctx); err != nil {
 		return false, err
 	}
@@ -311,7 +313,26 @@ func (r *Runner) runTask(ctx context.Context, g *generation, unit *pipeline.Unit
 	if err := r.prepare(ctx, t, g, saved); err != nil {
 		return false, errors.Join(err, t.close())
 	}
+	r.tellTakenUp(ctx, t, saved, read, time.Since(begun))
 	return t.run(ctx)
+}
+
+// takenUpSlowly is how long a partition may stand still until its state is there before that is worth a line in any log.
+const takenUpSlowly = time.Second
+
+// tellTakenUp says what the state of a partition cost to be read and restored.
+func (r *Runner) tellTakenUp(ctx context.Context, t *task, saved *checkpoint, read, all time.Duration) {
+	level, size := slog.LevelDebug, 0
+	if all > takenUpSlowly {
+		level = slog.LevelInfo
+	}
+	if saved != nil {
+		for _, state := range saved.state {
+			size += len(state)
+		}
+	}
+	r.Log.Log(ctx, level, "partition taken up", "node", t.unit.Name, "partition", t.partition, "state_bytes", size,
+		"read", read.Round(time.Millisecond), "restored", all.Round(time.Millisecond))
 }
 
 // prepare makes a task ready to go on from a checkpoint, or to begin when there is none. The caller closes it, also

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +19,8 @@ import (
 	"hearthline/pipeline"
 	"hearthline/stages/features"
 	"hearthline/streams"
+	"hearthline/streams/apache"
+	"hearthline/streams/apache/apachetest"
 )
 
 // The takeover benchmark kills a process (-9) that runs the stage features with much state, starts it again, under its
@@ -92,23 +95,49 @@ func readingsOf(partition int32, series, minute int, give func(flow.Batch)) {
 	}
 }
 
+// takeovers are who goes on with the partitions of a process that was killed.
+var takeovers = []struct {
+	name, instance string
+	other          bool // runs beside the one that is killed, which is not started again before the other has taken over
+}{
+	{name: "named", instance: "pod-0"},    // the same, under its lasting name
+	{name: "nameless"},                    // the same, as one that the group does not know
+	{name: "another-member", other: true}, // another, which had half of the partitions before
+}
+
 // BenchmarkTakeover reports, for series in all (TAKEOVER_SERIES, 100,000 unless set; some 1.5 KB of memory each), the bytes
-// of their checkpoints and the seconds from a kill to new output of every partition.
+// of their checkpoints and the seconds from a kill to new output of every partition. What a partition's state took to
+// be read and restored is printed.
 func BenchmarkTakeover(b *testing.B) {
 	series := 100_000
 	if s := os.Getenv("TAKEOVER_SERIES"); s != "" {
 		series, _ = strconv.Atoi(s)
 	}
-	for name, instance := range map[string]string{"named": "pod-0", "nameless": ""} {
-		b.Run(name, func(b *testing.B) { takeover(b, instance, series) })
+	for _, kind := range []string{"embedded", "apache"} {
+		for _, how := range takeovers {
+			b.Run(kind+"/"+how.name, func(b *testing.B) {
+				address := ""
+				if kind == "apache" {
+					address = apachetest.Start(b, apache.New())[0]
+				} else {
+					address = broker(b)
+				}
+				takeover(b, address, how.instance, how.other, series)
+			})
+		}
 	}
 }
 
-func takeover(b *testing.B, instance string, series int) {
+func takeover(b *testing.B, address, instance string, other bool, series int) {
 	ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
 	defer cancel()
-	address, dir := broker(b), b.TempDir()
-	r, err := takeoverRunner(ctx, address, dir, "")
+	dir := b.TempDir()
+	said, err := os.Create(filepath.Join(dir, "said"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer said.Close()
+	r, err := takeoverRunner(ctx, address, filepath.Join(dir, "blobs"), "")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -138,7 +167,8 @@ func takeover(b *testing.B, instance string, series int) {
 	}
 	start := func() (kill func()) {
 		cmd := exec.Command(os.Args[0], "-test.run", "TestTakeoverProcess$", "-test.timeout", "20m")
-		cmd.Env = append(os.Environ(), "TAKEOVER_BROKER="+address, "TAKEOVER_DIR="+dir, "TAKEOVER_INSTANCE="+instance)
+		cmd.Env = append(os.Environ(), "TAKEOVER_BROKER="+address, "TAKEOVER_DIR="+filepath.Join(dir, "blobs"), "TAKEOVER_INSTANCE="+instance)
+		cmd.Stdout = said
 		if err := cmd.Start(); err != nil {
 			b.Fatal(err)
 		}
@@ -176,6 +206,9 @@ func takeover(b *testing.B, instance string, series int) {
 	}
 	kill := start()
 	defer func() { kill() }()
+	if other {
+		defer start()()
+	}
 	feed(6, series)
 	var bytes int64
 	var worst time.Duration
@@ -187,7 +220,9 @@ func takeover(b *testing.B, instance string, series int) {
 		}
 		kill()
 		killed := time.Now()
-		kill = start()
+		if !other {
+			kill = start()
+		}
 		feed(1, 400) // a little is new, and closes windows
 		for partition := range before {
 			for next("features", int32(partition)) == before[partition] && ctx.Err() == nil {
@@ -195,6 +230,15 @@ func takeover(b *testing.B, instance string, series int) {
 			}
 		}
 		worst = max(worst, time.Since(killed))
+	}
+	log, err := os.ReadFile(said.Name())
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, "partition taken up") && !strings.Contains(line, "state_bytes=0 ") {
+			b.Log(strings.TrimSpace(line))
+		}
 	}
 	b.ReportMetric(float64(bytes)/1e6, "MB-checkpoints")
 	b.ReportMetric(worst.Seconds(), "s-worst")
