@@ -183,7 +183,7 @@ type door struct {
 	file     string
 	limits   func() (messages, bytes *rate.Limiter)
 	now      func() time.Time
-	count    *counters
+	failure  func()        // called for each attempt that is refused
 	key      []byte        // of the MACs; made anew at each start
 	slots    chan struct{} // verifications at a time
 	dummy    phc
@@ -211,8 +211,8 @@ var (
 	errBusy        = errors.New("too many logins at once; try again later")
 )
 
-func newDoor(file string, limits func() (messages, bytes *rate.Limiter), count *counters) *door {
-	d := &door{file: file, limits: limits, now: time.Now, count: count, key: make([]byte, 32), slots: make(chan struct{}, verificationsMax)}
+func newDoor(file string, limits func() (messages, bytes *rate.Limiter), failure func()) *door {
+	d := &door{file: file, limits: limits, now: time.Now, failure: failure, key: make([]byte, 32), slots: make(chan struct{}, verificationsMax)}
 	rand.Read(d.key)
 	d.dummy, _ = parsePHC(HashPassword(rand.Text()))
 	d.verified = newRecent[[32]byte, struct{}](verifiedMax)
@@ -297,8 +297,7 @@ func (d *door) admit(user, password, address string) (*identity, error) {
 	ok := len(password) <= passwordBytesMax && p.matches(password) && id != nil
 	<-d.slots
 	if !ok {
-		d.count.loginsFailed.Add(1)
-		d.count.refused[ReasonCredentials].Add(1)
+		d.failure()
 		d.failed(address)
 		return nil, errCredentials
 	}

@@ -44,7 +44,7 @@ func TestReadCredentials(t *testing.T) {
 func TestDoor(t *testing.T) {
 	dir := t.TempDir()
 	file := write(t, dir, "c.yaml", "- {user: anna, home: h1, hash: '"+HashPassword("secret")+"'}\n")
-	d := newDoor(file, New().limiters, &counters{})
+	d := newDoor(file, New().limiters, func() {})
 	if _, err := d.load(); err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestDevelopmentFiles(t *testing.T) {
 	if err != nil || again["a"] != passwords["a"] || again["b"] == "" {
 		t.Error("a restart changed a password", err)
 	}
-	d := newDoor(file, New().limiters, &counters{})
+	d := newDoor(file, New().limiters, func() {})
 	if _, err := d.load(); err != nil {
 		t.Fatal(err)
 	}

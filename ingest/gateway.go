@@ -250,7 +250,7 @@ func (g *Gateway) prepare() error {
 	g.audienceMu.Lock()
 	g.audience = make(map[string]map[*session][]subscription)
 	g.audienceMu.Unlock()
-	g.door = newDoor(g.Credentials, g.limiters, &g.count)
+	g.door = newDoor(g.Credentials, g.limiters, g.count.loginFailed)
 	if _, err := g.door.load(); err != nil {
 		return err
 	}

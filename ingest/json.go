@@ -8,7 +8,6 @@ import (
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
-	"unsafe"
 )
 
 // jsonReader pulls values out of one JSON text (RFC 8259) held in memory, without a tree in between: the rows of a
@@ -75,9 +74,6 @@ func (r *jsonReader) expect(c byte) error {
 
 // end says whether only white space is left.
 func (r *jsonReader) end() bool { r.peek(); return r.at >= len(r.b) }
-
-// view is b as a string, without a copy.
-func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) } // #nosec G103 -- a view of bytes that do not change while it is used
 
 // text reads a string.
 func (r *jsonReader) text() (string, error) {

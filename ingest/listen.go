@@ -10,30 +10,6 @@ import (
 	"time"
 )
 
-// slot is the right to compute one handshake. It is held by one goroutine.
-type slot struct {
-	ctx  context.Context // of the handshake
-	free chan struct{}   // shared: its capacity is the number of slots
-	held bool
-}
-
-func (s *slot) acquire() error {
-	select {
-	case s.free <- struct{}{}:
-		s.held = true
-		return nil
-	case <-s.ctx.Done():
-		return s.ctx.Err()
-	}
-}
-
-func (s *slot) release() {
-	if s.held {
-		<-s.free
-		s.held = false
-	}
-}
-
 // accept takes connections until the listener is closed, shakes hands and calls serve with each, on a goroutine of
 // its own. Connections over the limit are closed before the handshake: it is what costs.
 func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Conn, *wire)) error {

@@ -1,85 +1,24 @@
 package ingest
 
 import (
-	"fmt"
 	"math"
 	"time"
-	"unicode/utf8"
 
 	"hearthline/flow"
 )
 
 // Limits of one row. They bound what a stranger can make a batch hold; no device known comes near them.
 const (
-	nameBytesMax       = 128 // home, device, metric
-	unitBytesMax       = 32
-	textBytesMax       = 4096
-	attributesMax      = 32
-	attributeKeyMax    = 64
-	attributeValueMax  = 1024
-	futureMax          = 24 * time.Hour // a device's clock may run ahead of the gateway's by so much
-	verdictDetailBytes = 200            // of what a refused row's detail quotes
+	unitBytesMax      = 32
+	textBytesMax      = 4096
+	attributesMax     = 32
+	attributeKeyMax   = 64
+	attributeValueMax = 1024
+	futureMax         = 24 * time.Hour // a device's clock may run ahead of the gateway's by so much
 )
 
 // timeMin is the earliest event time taken: devices without a clock say 1970.
 var timeMin = flow.MicrosOf(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC))
-
-// Reason says why something was refused. Its text is the name under which [Stats] counts it and problem
-// documents report it.
-type Reason uint8
-
-const (
-	ReasonMalformed    Reason = iota // not JSON, not SenML, not Arrow
-	ReasonMissing                    // no device or no metric
-	ReasonValue                      // neither or both of value and text
-	ReasonNotFinite                  // NaN, infinities, numbers beyond float64
-	ReasonField                      // a member of a wrong type, unknown, or given twice
-	ReasonName                       // a name with control characters, separators, or no UTF-8
-	ReasonTooLong                    // a string over its limit, too many attributes
-	ReasonTime                       // no time, before 2000, more than 24 h ahead
-	ReasonHome                       // names another home
-	ReasonDevice                     // names a device that the identity does not hold
-	ReasonPayload                    // a payload over its limit
-	ReasonTopic                      // a topic outside the own home
-	ReasonQoS                        // QoS 2
-	ReasonRate                       // over the identity's rate
-	ReasonCredentials                // unknown user or wrong password
-	ReasonBackPressure               // the log did not take it in time
-	ReasonSlowConsumer               // a subscriber that does not read
-	ReasonProtocol                   // against MQTT
-	ReasonConnections                // over the connection limit
-	ReasonDraining                   // the gateway is going down
-	ReasonMedia                      // a content type or encoding nobody reads here
-	reasons                          // how many there are
-)
-
-var reasonNames = [reasons]string{
-	"malformed", "missing", "value", "not_finite", "field", "name", "too_long", "time", "home", "device", "payload",
-	"topic", "qos", "rate", "credentials", "back_pressure", "slow_consumer", "protocol", "connections", "draining", "media",
-}
-
-func (r Reason) String() string {
-	if r < reasons {
-		return reasonNames[r]
-	}
-	return fmt.Sprintf("reason %d", uint8(r))
-}
-
-// refusal is why one row, or a whole payload, is not taken.
-type refusal struct {
-	Reason Reason
-	Detail string
-}
-
-func (r *refusal) Error() string { return r.Reason.String() + ": " + r.Detail }
-
-func refuse(reason Reason, format string, args ...any) *refusal {
-	d := fmt.Sprintf(format, args...)
-	if len(d) > verdictDetailBytes {
-		d = d[:verdictDetailBytes] + "…"
-	}
-	return &refusal{Reason: reason, Detail: d}
-}
 
 // timing says what a row's Time is, until the row is gathered and its arrival is known.
 type timing uint8
@@ -181,45 +120,6 @@ func (r *row) checkName(what, s string) {
 		}
 		r.wrong(reason, "%s %.40q %s", what, s, why)
 	}
-}
-
-// badName says what is wrong with a name of a home, device or metric, "" when nothing is.
-func badName(s string) string {
-	if s == "" {
-		return "is empty"
-	}
-	if len(s) > nameBytesMax {
-		return fmt.Sprintf("has %d bytes; at most %d", len(s), nameBytesMax)
-	}
-	ascii := true
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c < 0x20 || c == 0x7f:
-			return "holds a control character"
-		case c == '/' || c == '+' || c == '#':
-			return "holds one of / + #, which topics use"
-		case c >= utf8.RuneSelf:
-			ascii = false
-		}
-	}
-	if ascii {
-		return ""
-	}
-	return badRunes(s, false)
-}
-
-// badRunes says whether s is no UTF-8 or holds control characters; breaks allows tab and line breaks.
-func badRunes(s string, breaks bool) string {
-	for i, c := range s {
-		switch {
-		case c == utf8.RuneError && !utf8.FullRuneInString(s[i:]), c == utf8.RuneError && !utf8.ValidString(s[i:min(len(s), i+3)]):
-			return "is not UTF-8"
-		case breaks && (c == '\t' || c == '\n' || c == '\r'):
-		case c < 0x20 || c >= 0x7f && c < 0xa0:
-			return "holds a control character"
-		}
-	}
-	return ""
 }
 
 func (r *row) checkText(what, s string, bytesMax int, breaks bool) {

@@ -88,6 +88,11 @@ type counters struct {
 	publish, acknowledge                                                 histogram
 }
 
+func (c *counters) loginFailed() {
+	c.loginsFailed.Add(1)
+	c.refused[ReasonCredentials].Add(1)
+}
+
 func (c *counters) read() Stats {
 	s := Stats{
 		Connections: c.connections.Load(), Sockets: c.sockets.Load(), Waiting: c.waiting.Load(),
