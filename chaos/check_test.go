@@ -89,8 +89,8 @@ func (w *world) check(ctx context.Context, o *outcome) error {
 	return w.checkFiles(store, o)
 }
 
-// identity is what names a reading for ever.
-type identity struct {
+// readingKey is what names a reading for ever.
+type readingKey struct {
 	home, device, metric string
 	seq                  string
 }
@@ -98,19 +98,19 @@ type identity struct {
 // checkAcknowledged holds the readings against what the hubs were told: each acknowledged one is there once or is a dead
 // letter, and there is nothing else.
 func (w *world) checkAcknowledged(o *outcome, readings, dead rows) {
-	there := map[identity]int{}
+	there := map[readingKey]int{}
 	for row, n := range readings {
 		f := fields(row)
-		there[identity{f["home"], f["device"], f["metric"], f["seq"]}] += n
+		there[readingKey{f["home"], f["device"], f["metric"], f["seq"]}] += n
 	}
-	letters := map[identity]bool{}
+	letters := map[readingKey]bool{}
 	for row := range dead {
 		letters[letter(fields(row)["body"])] = true
 	}
 	var missing, twice, never int
-	sent := map[identity]bool{}
+	sent := map[readingKey]bool{}
 	for r := range w.homes.Stored() {
-		id := identity{r.Home, r.Device, r.Metric, fmt.Sprint(r.Seq)}
+		id := readingKey{r.Home, r.Device, r.Metric, fmt.Sprint(r.Seq)}
 		sent[id] = true
 		switch n := there[id]; {
 		case n == 0 && letters[id]:
@@ -150,16 +150,16 @@ func fields(row string) map[string]string {
 }
 
 // letter is the reading that a dead letter's body holds.
-func letter(body string) identity {
+func letter(body string) readingKey {
 	var row struct {
 		Home, Device, Metric string
 		Seq                  json.Number
 	}
 	d := json.NewDecoder(strings.NewReader(body))
 	if err := d.Decode(&row); err != nil {
-		return identity{}
+		return readingKey{}
 	}
-	return identity{row.Home, row.Device, row.Metric, row.Seq.String()}
+	return readingKey{row.Home, row.Device, row.Metric, row.Seq.String()}
 }
 
 // checkFiles holds that whoever looks for *.parquet in the folder sees what readers of the store see, and whole files only.

@@ -21,7 +21,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"hearthline/cli/clitest"
-	"hearthline/ingest"
+	"hearthline/ingest/identity"
 	"hearthline/pipeline"
 	"hearthline/simulator"
 	clickhouse "hearthline/sinks/clickhouse/embedded"
@@ -214,14 +214,14 @@ func (w *world) signalEngine(sig syscall.Signal) {
 // prepareHomes makes the hubs, who reach the gateways through a proxy each chooses for itself.
 func (w *world) prepareHomes() error {
 	dir := filepath.Join(w.dir, "gateway")
-	if _, err := ingest.DevCertificates(dir); err != nil {
+	if _, err := identity.DevCertificates(dir); err != nil {
 		return err
 	}
-	var users []ingest.DevUser
+	var users []identity.DevUser
 	for _, home := range w.homes.HomeNames() {
-		users = append(users, ingest.DevUser{User: home, Home: home})
+		users = append(users, identity.DevUser{User: home, Home: home})
 	}
-	_, passwords, err := ingest.DevCredentials(dir, users...)
+	_, passwords, err := identity.DevCredentials(dir, users...)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 	"hearthline/blobs"
 	"hearthline/blobs/s3test"
 	"hearthline/cli/clitest"
-	"hearthline/ingest"
+	"hearthline/ingest/identity"
 	"hearthline/sinks/parquet"
 )
 
@@ -58,7 +58,7 @@ func TestRolesOnABucket(t *testing.T) {
 	c.Write(strings.NewReplacer("BUCKET", bucket, "SERVER", s3).Replace(bucketPlan))
 	homes := c.Homes(12, 600, 0)
 	homes.History, homes.Interval = 0, 40*time.Millisecond
-	certs, err := ingest.DevCertificates(filepath.Join(c.Data, "gateway"))
+	certs, err := identity.DevCertificates(filepath.Join(c.Data, "gateway"))
 	if err != nil {
 		t.Fatal(err)
 	}

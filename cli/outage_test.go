@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"hearthline/cli/clitest"
-	"hearthline/ingest"
+	"hearthline/ingest/identity"
 	"hearthline/simulator"
 	"hearthline/sinks/parquet"
 )
@@ -58,7 +58,7 @@ func rolesOutage(t *testing.T) *outage {
 	if err := o.homes.WriteRegistry(filepath.Join(c.Data, "registry.csv")); err != nil {
 		t.Fatal(err)
 	}
-	certs, err := ingest.DevCertificates(filepath.Join(c.Data, "gateway"))
+	certs, err := identity.DevCertificates(filepath.Join(c.Data, "gateway"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func (o *outage) compare(want int64) {
 }
 
 // roleEnv is what roles need to know of a cluster.
-func roleEnv(c *clitest.Cluster, certs ingest.Certificates) []string {
+func roleEnv(c *clitest.Cluster, certs identity.Certificates) []string {
 	return []string{
 		"HEARTHLINE_KAFKA=" + c.Broker, "HEARTHLINE_CLICKHOUSE=" + c.ClickHouseTCP, "HEARTHLINE_CLICKHOUSE_USER=" + c.Engine.Writer.Name,
 		"HEARTHLINE_CLICKHOUSE_PASSWORD=" + c.Engine.Writer.Password, "HEARTHLINE_MQTT=" + c.MQTT, "HEARTHLINE_HTTP=" + c.HTTP,

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"hearthline/cli/clitest"
-	"hearthline/ingest"
+	"hearthline/ingest/identity"
 	"hearthline/sinks/parquet"
 )
 
@@ -21,7 +21,7 @@ func TestRolesLiveThroughTheWorldsFailures(t *testing.T) {
 	if err := homes.WriteRegistry(filepath.Join(c.Data, "registry.csv")); err != nil {
 		t.Fatal(err)
 	}
-	certs, err := ingest.DevCertificates(filepath.Join(c.Data, "gateway"))
+	certs, err := identity.DevCertificates(filepath.Join(c.Data, "gateway"))
 	if err != nil {
 		t.Fatal(err)
 	}

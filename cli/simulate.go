@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"hearthline/ingest"
+	"hearthline/ingest/identity"
 	"hearthline/simulator"
 )
 
@@ -100,11 +100,11 @@ func homePasswords(o *options, sim *simulator.Simulator, file string) (map[strin
 	if file != "" {
 		return readPasswords(file)
 	}
-	var users []ingest.DevUser
+	var users []identity.DevUser
 	for _, home := range sim.HomeNames() {
-		users = append(users, ingest.DevUser{User: home, Home: home})
+		users = append(users, identity.DevUser{User: home, Home: home})
 	}
-	_, passwords, err := ingest.DevCredentials(filepath.Join(o.data, "gateway"), users...)
+	_, passwords, err := identity.DevCredentials(filepath.Join(o.data, "gateway"), users...)
 	if err != nil {
 		return nil, fmt.Errorf("development credentials: %w", err)
 	}

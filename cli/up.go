@@ -16,6 +16,7 @@ import (
 
 	"hearthline/console"
 	"hearthline/ingest"
+	"hearthline/ingest/identity"
 	"hearthline/pipeline"
 	"hearthline/pipeline/run"
 	"hearthline/simulator"
@@ -45,7 +46,7 @@ type up struct {
 	kafka      string // address
 	mqtt       string // address
 	http       string // address
-	certs      ingest.Certificates
+	certs      identity.Certificates
 	passwords  map[string]string
 	taps       *console.Taps
 	books      *ledger
@@ -293,17 +294,17 @@ func (u *up) startNodes(ctx context.Context) error {
 // startGateway starts the gateway with a certificate authority and users of its own.
 func (u *up) startGateway(ctx context.Context) error {
 	dir := filepath.Join(u.data, "gateway")
-	certs, err := ingest.DevCertificates(dir)
+	certs, err := identity.DevCertificates(dir)
 	if err != nil {
 		return fmt.Errorf("development certificates: %w", err)
 	}
-	users := []ingest.DevUser{{User: "demo", Home: "demo"}}
+	users := []identity.DevUser{{User: "demo", Home: "demo"}}
 	if u.hasHomes() {
 		for _, home := range u.sim.HomeNames() {
-			users = append(users, ingest.DevUser{User: home, Home: home})
+			users = append(users, identity.DevUser{User: home, Home: home})
 		}
 	}
-	file, passwords, err := ingest.DevCredentials(dir, users...)
+	file, passwords, err := identity.DevCredentials(dir, users...)
 	if err != nil {
 		return fmt.Errorf("development credentials: %w", err)
 	}

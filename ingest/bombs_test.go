@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"hearthline/ingest/mqtt"
+
 	"github.com/klauspost/compress/zstd"
 	packets "github.com/mochi-mqtt/server/v2/packets"
 )
@@ -129,7 +131,7 @@ func TestRefusedRequestsAreRated(t *testing.T) {
 			t.Errorf("bomb %d: %d %s; want %d", i, status, body, want)
 		}
 	}
-	if got := r.door.users["anna"].bytes.Tokens(); got > 1<<20 {
+	if got := r.door.Users["anna"].Bytes.Tokens(); got > 1<<20 {
 		t.Errorf("%v bytes are left of its rate", got)
 	}
 }
@@ -181,8 +183,8 @@ func TestConnectionsOfOneUser(t *testing.T) {
 	p := r.dial()
 	p.version = 5
 	p.send(connectPacketOf(r, "anna", "one-more"))
-	if ack := p.want(packets.Connack); ack.ReasonCode != rcQuota {
-		t.Errorf("CONNACK %#x; want quota exceeded (%#x)", ack.ReasonCode, rcQuota)
+	if ack := p.want(packets.Connack); ack.ReasonCode != mqtt.CodeQuota {
+		t.Errorf("CONNACK %#x; want quota exceeded (%#x)", ack.ReasonCode, mqtt.CodeQuota)
 	}
 	r.connect(5, "bert", "hub").conn.Close()
 	open[0].conn.Close()

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"hearthline/flow"
+	"hearthline/ingest/identity"
+	"hearthline/ingest/payload"
 )
 
 // clock is the gateway's arrival clock: the system's, except that it never goes back. Watermarks are promises, and a
@@ -50,7 +52,7 @@ func (c *clock) restore(file string) error {
 	if err != nil {
 		return fmt.Errorf("clock: %s does not hold microseconds since 1970; remove it if the system's clock was never set back: %w", file, err)
 	}
-	if now := flow.MicrosOf(c.system()); flow.Micros(saved) > now.Add(futureMax) {
+	if now := flow.MicrosOf(c.system()); flow.Micros(saved) > now.Add(payload.FutureMax) {
 		return fmt.Errorf("clock: the system's clock says %s, %s says %s: set the clock right, or remove the file if it is the wrong one",
 			now.Time().Format(time.RFC3339), file, flow.Micros(saved).Time().Format(time.RFC3339))
 	}
@@ -62,7 +64,7 @@ func (c *clock) save(file string) error {
 	if file == "" {
 		return nil
 	}
-	if err := writeFile(file, strconv.AppendInt(nil, int64(c.now()), 10), 0o600); err != nil {
+	if err := identity.WriteFile(file, strconv.AppendInt(nil, int64(c.now()), 10), 0o600); err != nil {
 		return fmt.Errorf("clock: %w", err)
 	}
 	return nil

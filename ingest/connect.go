@@ -5,124 +5,128 @@ import (
 	"errors"
 	"strings"
 	"time"
+
+	"hearthline/ingest/identity"
+	"hearthline/ingest/mqtt"
+	"hearthline/ingest/reason"
 )
 
 // connect handles CONNECT. A refusal is answered with its code and ends the connection.
 func (s *session) connect(body []byte) error {
-	p, err := parseConnect(body)
-	if p.version == v5 {
-		s.version = v5
+	p, err := mqtt.ParseConnect(body)
+	if p.Version == mqtt.V5 {
+		s.version = mqtt.V5
 	} else {
-		s.version = v311
+		s.version = mqtt.V311
 	}
-	s.explains = !p.props.has(propRequestProblem) || p.props.requestProblem == 1
+	s.explains = !p.Props.Has(mqtt.PropRequestProblem) || p.Props.RequestProblem == 1
 	if err != nil {
-		var pe *protocolError
-		if errors.As(err, &pe) && (p.version == v311 || p.version == v5 || pe.code == rcUnsupportedVersion) {
-			return s.refuse(pe.code, pe.what, ReasonProtocol)
+		var pe *mqtt.ProtocolError
+		if errors.As(err, &pe) && (p.Version == mqtt.V311 || p.Version == mqtt.V5 || pe.Code == mqtt.CodeUnsupportedVersion) {
+			return s.refuse(pe.Code, pe.What, reason.Protocol)
 		}
 		return err
 	}
-	if p.props.has(propAuthMethod) {
-		return s.refuse(rcBadAuthMethod, "only user name and password are known here", ReasonProtocol)
+	if p.Props.Has(mqtt.PropAuthMethod) {
+		return s.refuse(mqtt.CodeBadAuthMethod, "only user name and password are known here", reason.Protocol)
 	}
-	if !p.hasUser || !p.hasPassword {
-		return s.refuse(rcBadCredentials, "a user name and a password are needed", ReasonCredentials)
+	if !p.HasUser || !p.HasPassword {
+		return s.refuse(mqtt.CodeBadCredentials, "a user name and a password are needed", reason.Credentials)
 	}
-	id, err := s.g.door.admit(string(p.user), string(p.password), s.from)
+	id, err := s.g.door.Admit(string(p.User), string(p.Password), s.from)
 	switch {
-	case errors.Is(err, errAttempts):
-		return s.refuse(rcRate, err.Error(), ReasonCredentials)
-	case errors.Is(err, errBusy):
-		return s.refuse(rcBusy, err.Error(), ReasonRate)
+	case errors.Is(err, identity.ErrAttempts):
+		return s.refuse(mqtt.CodeRate, err.Error(), reason.Credentials)
+	case errors.Is(err, identity.ErrBusy):
+		return s.refuse(mqtt.CodeBusy, err.Error(), reason.Rate)
 	case err != nil:
-		return s.refuse(rcBadCredentials, err.Error(), ReasonCredentials)
+		return s.refuse(mqtt.CodeBadCredentials, err.Error(), reason.Credentials)
 	}
 	if s.g.draining() {
-		return s.refuse(rcBusy, "the gateway is going down", ReasonDraining)
+		return s.refuse(mqtt.CodeBusy, "the gateway is going down", reason.Draining)
 	}
-	if code, why := s.takeWill(&p, id); code != rcSuccess {
-		return s.refuse(code, why, ReasonTopic)
+	if code, why := s.takeWill(&p, id); code != mqtt.CodeSuccess {
+		return s.refuse(code, why, reason.Topic)
 	}
 	return s.welcome(&p, id)
 }
 
 // takeWill checks the will and keeps it.
-func (s *session) takeWill(p *connectPacket, id *identity) (code byte, why string) {
-	w := p.will
+func (s *session) takeWill(p *mqtt.ConnectPacket, id *identity.Identity) (code byte, why string) {
+	w := p.Will
 	if w == nil {
-		return rcSuccess, ""
+		return mqtt.CodeSuccess, ""
 	}
-	topic := string(w.topic)
+	topic := string(w.Topic)
 	switch {
-	case w.qos > 1:
-		return rcQoSUnsupported, "a will of QoS 2"
-	case w.retain && s.version == v5:
-		return rcRetainUnsupported, "a retained will"
-	case badTopic(topic) != "":
-		return rcTopicName, "the will's topic " + badTopic(topic)
+	case w.Qos > 1:
+		return mqtt.CodeQoSUnsupported, "a will of QoS 2"
+	case w.Retain && s.version == mqtt.V5:
+		return mqtt.CodeRetainUnsupported, "a retained will"
+	case mqtt.BadTopic(topic) != "":
+		return mqtt.CodeTopicName, "the will's topic " + mqtt.BadTopic(topic)
 	case !inHome(topic, id.Home):
-		return rcNotAuthorized, "the will's topic is not under homes/" + id.Home + "/"
+		return mqtt.CodeNotAuthorized, "the will's topic is not under homes/" + id.Home + "/"
 	}
 	if _, _, ok := telemetryTopic(topic, id.Home); ok {
-		return rcTopicName, "the will's topic is a telemetry topic: a will is no reading"
+		return mqtt.CodeTopicName, "the will's topic is a telemetry topic: a will is no reading"
 	}
-	s.will = &message{topic: topic, qos: w.qos, payload: append([]byte(nil), w.payload...), props: willProps(&w.props)}
-	return rcSuccess, ""
+	s.will = &mqtt.Message{Topic: topic, Qos: w.Qos, Payload: append([]byte(nil), w.Payload...), Props: willProps(&w.Props)}
+	return mqtt.CodeSuccess, ""
 }
 
 // willProps are the properties of a will that go out with it: all but the delay, which only matters to a session that
 // outlives its connection.
-func willProps(p *properties) []byte {
+func willProps(p *mqtt.Properties) []byte {
 	var out []byte
-	c := cursor{b: p.raw}
-	for len(c.b) > 0 {
-		before := c.b
-		id := byte(c.varint())
-		var skip properties
-		skip.value(&c, id)
-		if id != propWillDelay {
-			out = append(out, before[:len(before)-len(c.b)]...)
+	c := mqtt.Cursor{B: p.Raw}
+	for len(c.B) > 0 {
+		before := c.B
+		id := byte(c.Varint())
+		var skip mqtt.Properties
+		skip.Value(&c, id)
+		if id != mqtt.PropWillDelay {
+			out = append(out, before[:len(before)-len(c.B)]...)
 		}
 	}
 	return out
 }
 
-func (s *session) welcome(p *connectPacket, id *identity) error {
+func (s *session) welcome(p *mqtt.ConnectPacket, id *identity.Identity) error {
 	g := s.g
-	ok := connack{receiveMaximum: g.ReceiveMaximum, packetMax: g.packetMax(), aliasMax: topicAliasMax, sessionExpires: p.props.sessionExpiry > 0}
-	s.clientID = string(p.clientID)
+	ok := mqtt.Connack{ReceiveMaximum: g.ReceiveMaximum, PacketMax: g.packetMax(), AliasMax: topicAliasMax, SessionExpires: p.Props.SessionExpiry > 0}
+	s.clientID = string(p.ClientID)
 	if s.clientID == "" {
-		if s.version == v311 && !p.clean {
-			return s.refuse(rcClientID, "a client id is needed when the session is to be kept", ReasonProtocol)
+		if s.version == mqtt.V311 && !p.Clean {
+			return s.refuse(mqtt.CodeClientID, "a client id is needed when the session is to be kept", reason.Protocol)
 		}
 		s.clientID = "hearthline-" + strings.ToLower(rand.Text())
-		ok.assigned = s.clientID
+		ok.Assigned = s.clientID
 	}
 	if len(s.clientID) > 256 {
-		return s.refuse(rcClientID, "a client id of more than 256 bytes", ReasonProtocol)
+		return s.refuse(mqtt.CodeClientID, "a client id of more than 256 bytes", reason.Protocol)
 	}
-	s.keepAlive = time.Duration(p.keepAlive) * time.Second
-	if s.version == v5 && (s.keepAlive == 0 || s.keepAlive > g.KeepAliveMax) {
+	s.keepAlive = time.Duration(p.KeepAlive) * time.Second
+	if s.version == mqtt.V5 && (s.keepAlive == 0 || s.keepAlive > g.KeepAliveMax) {
 		s.keepAlive = g.KeepAliveMax
-		ok.keepAlive = int(g.KeepAliveMax / time.Second)
+		ok.KeepAlive = int(g.KeepAliveMax / time.Second)
 	}
 	s.peerPacketMax, s.outWindow = 1<<28, outWindowMax
-	if p.props.has(propMaximumPacketSize) {
-		s.peerPacketMax = int(p.props.maximumPacket)
+	if p.Props.Has(mqtt.PropMaximumPacketSize) {
+		s.peerPacketMax = int(p.Props.MaximumPacket)
 	}
-	if p.props.has(propReceiveMaximum) {
-		s.outWindow = min(outWindowMax, int(p.props.receiveMaximum))
+	if p.Props.Has(mqtt.PropReceiveMaximum) {
+		s.outWindow = min(outWindowMax, int(p.Props.ReceiveMaximum))
 	}
-	if id.sessions.Add(1) > int64(g.UserConnections) {
-		id.sessions.Add(-1)
-		return s.refuse(rcQuota, "too many connections of this user", ReasonConnections)
+	if id.Sessions.Add(1) > int64(g.UserConnections) {
+		id.Sessions.Add(-1)
+		return s.refuse(mqtt.CodeQuota, "too many connections of this user", reason.Connections)
 	}
 	s.lastPacket = time.Now()
 	s.id = id
 	g.count.connections.Add(1)
 	// CONNACK is added before the session can be found: nothing may be sent before it.
-	if err := s.answer(128, func(b []byte) []byte { return appendConnack(b, s.version, &ok) }); err != nil {
+	if err := s.answer(128, func(b []byte) []byte { return mqtt.AppendConnack(b, s.version, &ok) }); err != nil {
 		return err
 	}
 	g.remember(s)
@@ -130,16 +134,16 @@ func (s *session) welcome(p *connectPacket, id *identity) error {
 }
 
 // refuse answers CONNECT with a reason and ends the connection.
-func (s *session) refuse(code byte, why string, reason Reason) error {
+func (s *session) refuse(code byte, why string, cause reason.Reason) error {
 	s.g.count.connectsRefused.Add(1)
-	if reason != ReasonCredentials { // the door has counted those
-		s.g.count.refused[reason].Add(1)
+	if cause != reason.Credentials { // the door has counted those
+		s.g.count.refused[cause].Add(1)
 	}
-	c := connack{code: code}
+	c := mqtt.Connack{Code: code}
 	if s.explains {
-		c.why = why
+		c.Why = why
 	}
-	s.link.add(16+len(why), func(b []byte) []byte { return appendConnack(b, s.version, &c) })
+	s.link.Add(16+len(why), func(b []byte) []byte { return mqtt.AppendConnack(b, s.version, &c) })
 	return &refused{why: why}
 }
 

@@ -1,4 +1,4 @@
-// Package ingest is the connection tier: hubs and clouds hand in telemetry over MQTT 3.1.1 and 5 and over HTTP, always
+// package ingest is the connection tier: hubs and clouds hand in telemetry over MQTT 3.1.1 and 5 and over HTTP, always
 // TLS 1.3; text is parsed once, here, and rows are gathered into record batches of [flow.EventSchema] that a
 // [Publisher] makes durable. A PUBACK or a 200 means: the log has it, acks=all.
 //

@@ -21,6 +21,9 @@ import (
 	"golang.org/x/time/rate"
 
 	"hearthline/flow"
+	"hearthline/ingest/identity"
+	"hearthline/ingest/payload"
+	"hearthline/ingest/wire"
 )
 
 // Gateway is the connection tier of one process. Its yaml fields are its settings; [New] fills in their defaults.
@@ -36,11 +39,11 @@ type Gateway struct {
 
 	Linger       time.Duration `yaml:"linger"`        // how long the first row of a batch waits for others
 	RowsMax      int           `yaml:"rows_max"`      // rows of a batch, and of one MQTT message; a batch may exceed it by a message
-	BytesMax     int           `yaml:"bytes_max"`     // payload bytes of a batch, likewise
+	BytesMax     int           `yaml:"bytes_max"`     // Payload bytes of a batch, likewise
 	QueueMax     int           `yaml:"queue_max"`     // batches of a partition that wait for the log, besides one being gathered
 	Heartbeat    time.Duration `yaml:"heartbeat"`     // between signs of life on a partition without rows
 	PublishTime  time.Duration `yaml:"publish_time"`  // of one attempt to publish; it is tried again
-	StoreTimeout time.Duration `yaml:"store_timeout"` // until an HTTP request whose rows are not durable is answered 503
+	StoreTimeout time.Duration `yaml:"store_timeout"` // Until an HTTP request whose rows are not durable is answered 503
 
 	PayloadBytesMax      int `yaml:"payload_bytes_max"`      // of one MQTT message
 	HTTPPayloadBytesMax  int `yaml:"http_payload_bytes_max"` // of one request, as sent
@@ -51,7 +54,7 @@ type Gateway struct {
 
 	MessagesPerSecond float64 `yaml:"messages_per_second"` // of one user, all its connections together; 0: no limit
 	MessagesBurst     int     `yaml:"messages_burst"`      // and so many at once
-	BytesPerSecond    float64 `yaml:"bytes_per_second"`    // payload bytes, likewise
+	BytesPerSecond    float64 `yaml:"bytes_per_second"`    // Payload bytes, likewise
 	BytesBurst        int     `yaml:"bytes_burst"`
 
 	ConnectionsMax   int           `yaml:"connections_max"`      // open at a time, MQTT and HTTP together
@@ -61,7 +64,7 @@ type Gateway struct {
 	ConnectTimeout   time.Duration `yaml:"connect_timeout"`      // for CONNECT after it
 	PacketTimeout    time.Duration `yaml:"packet_timeout"`       // for the rest of an MQTT packet that has begun, and for an HTTP request
 	WriteTimeout     time.Duration `yaml:"write_timeout"`        // of one write
-	KeepAliveMax     time.Duration `yaml:"keep_alive_max"`       // what MQTT 5 clients are held to; 3.1.1 clients to what they said
+	KeepAliveMax     time.Duration `yaml:"keep_alive_max"`       // What MQTT 5 clients are held to; 3.1.1 clients to what they said
 	ReceiveMaximum   int           `yaml:"receive_maximum"`      // QoS 1 messages of one connection that may wait for the log
 	DrainTimeout     time.Duration `yaml:"drain_timeout"`        // from the end of Run's context to its return, at most
 
@@ -75,22 +78,22 @@ type Gateway struct {
 	Now        func() time.Time   `yaml:"-"` // the system clock, but in tests
 
 	count       counters
-	bodies      atomic.Int64 // bytes that requests hold
+	bodies      atomic.Int64 // Bytes that requests hold
 	clock       *clock
-	door        *door
+	door        *identity.Door
 	live        context.Context // ends when the drain's limit is reached, or everything is done
 	open        context.Context // ends when the drain begins
 	handshakes  chan struct{}
 	tasks       conc.WaitGroup // connections and their writes
-	stop        chan struct{}  // closed when the gateway drains
+	stop        chan struct{}  // Closed when the gateway drains
 	state       atomic.Int32
 	partitions  []*gatherer
 	certificate atomic.Pointer[tls.Certificate]
-	certMark    fileMark
+	certMark    identity.FileMark
 
 	sessionsMu sync.Mutex
 	sessions   map[string]*session
-	links      map[*link]struct{} // open MQTT connections, to be woken
+	links      map[*wire.Link]struct{} // open MQTT connections, to be woken
 	audienceMu sync.RWMutex
 	audience   map[string]map[*session][]subscription // by home
 	listeners  atomic.Int64                           // subscriptions, all together
@@ -141,7 +144,7 @@ func (g *Gateway) Readiness() error {
 	case stateNew:
 		return errors.New("the gateway has not opened its doors yet")
 	case stateDraining, stateDown:
-		return errDraining
+		return wire.ErrDraining
 	}
 	failing := 0
 	for _, p := range g.partitions {
@@ -179,7 +182,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	for i, p := range g.partitions {
 		logs.Go(func() { results[i] = p.loop(live) })
 	}
-	server := g.serve(&doors, mqtt, web)
+	server := g.Serve(&doors, mqtt, web)
 	doors.Go(g.reload)
 	g.state.Store(stateUp)
 	if g.Ready != nil {
@@ -230,7 +233,7 @@ func (g *Gateway) wakeAll() {
 	g.sessionsMu.Lock()
 	defer g.sessionsMu.Unlock()
 	for l := range g.links {
-		l.wire.Conn.SetReadDeadline(time.Unix(1, 0))
+		l.Wire.Conn.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
@@ -246,12 +249,12 @@ func (g *Gateway) prepare() error {
 	g.clock = &clock{system: g.Now}
 	g.handshakes = make(chan struct{}, g.HandshakesMax)
 	g.sessions = make(map[string]*session)
-	g.links = make(map[*link]struct{})
+	g.links = make(map[*wire.Link]struct{})
 	g.audienceMu.Lock()
 	g.audience = make(map[string]map[*session][]subscription)
 	g.audienceMu.Unlock()
-	g.door = newDoor(g.Credentials, g.limiters, g.count.loginFailed)
-	if _, err := g.door.load(); err != nil {
+	g.door = identity.NewDoor(g.Credentials, g.limiters, g.count.loginFailed)
+	if _, err := g.door.Load(); err != nil {
 		return err
 	}
 	if err := g.loadCertificate(); err != nil {
@@ -359,9 +362,9 @@ func (g *Gateway) homeOf(home string) *gatherer {
 }
 
 // countRows counts the rows that were refused.
-func (g *Gateway) countRows(rows []row) {
+func (g *Gateway) countRows(rows []payload.Row) {
 	for i := range rows {
-		if r := rows[i].refused; r != nil {
+		if r := rows[i].Refused; r != nil {
 			g.count.rowsRefused[r.Reason].Add(1)
 		}
 	}

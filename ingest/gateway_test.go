@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"hearthline/flow"
+	"hearthline/ingest/identity"
 )
 
 // road is a Publisher that keeps what it is given, and fails when told to.
@@ -173,19 +174,19 @@ type rig struct {
 	stop      func() error // drains; its result is Run's
 }
 
-var rigUsers = []DevUser{
+var rigUsers = []identity.DevUser{
 	{User: "anna", Home: "h1"}, {User: "bert", Home: "h2"},
-	{User: "app", Home: "h1", Role: RoleApp}, {User: "lamp", Home: "h1", Devices: []string{"lamp"}},
+	{User: "app", Home: "h1", Role: identity.RoleApp}, {User: "lamp", Home: "h1", Devices: []string{"lamp"}},
 }
 
 func newRig(t testing.TB, set func(*Gateway)) *rig {
 	t.Helper()
 	dir := t.TempDir()
-	certs, err := DevCertificates(dir)
+	certs, err := identity.DevCertificates(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, passwords, err := DevCredentials(dir, rigUsers...)
+	file, passwords, err := identity.DevCredentials(dir, rigUsers...)
 	if err != nil {
 		t.Fatal(err)
 	}

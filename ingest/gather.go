@@ -13,6 +13,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"hearthline/flow"
+	"hearthline/ingest/payload"
 )
 
 // Publisher is the road into the log.
@@ -75,7 +76,7 @@ type gatherer struct {
 	oldest   flow.Micros // the same, by the arrival clock
 	queue    []sealed
 	position int64
-	room     chan struct{} // closed when there is room again; nil unless somebody waits
+	room     chan struct{} // Closed when there is room again; nil unless somebody waits
 	closing  bool
 	wake     chan struct{} // capacity 1: something is to be done
 }
@@ -85,7 +86,7 @@ type gatherer struct {
 // memory: nothing of it is kept. bytes is the size of their payload.
 //
 // The rows' arrival is stamped under the same lock as batches are sealed, which is what makes the watermark true.
-func (g *gatherer) offer(rows []row, bytes int, to waiter, token uint64) (full <-chan struct{}) {
+func (g *gatherer) offer(rows []payload.Row, bytes int, to waiter, token uint64) (full <-chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closing || g.isFull() && len(g.queue) >= g.queueMax {
@@ -103,15 +104,15 @@ func (g *gatherer) offer(rows []row, bytes int, to waiter, token uint64) (full <
 	}
 	for i := range rows {
 		r := &rows[i]
-		if r.refused != nil {
+		if r.Refused != nil {
 			continue
 		}
 		e := r.Event
 		e.Received = now
-		switch r.timing {
-		case timeAbsent:
+		switch r.Timing {
+		case payload.TimeAbsent:
 			e.Time = now
-		case timeRelative:
+		case payload.TimeRelative:
 			e.Time += now
 		}
 		g.builder.Append(&e)

@@ -13,6 +13,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"hearthline/ingest/identity"
+	"hearthline/ingest/payload"
+	"hearthline/ingest/reason"
+
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/time/rate"
 )
@@ -55,34 +59,34 @@ func (g *Gateway) telemetryRequest(w http.ResponseWriter, r *http.Request) (*rec
 		return nil, p
 	}
 	if g.draining() {
-		return nil, g.busy("the gateway is going down", ReasonDraining)
+		return nil, g.busy("the gateway is going down", reason.Draining)
 	}
 	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	f, known := formatOf(media)
 	if err != nil || !known {
-		return nil, g.refuseRequest(http.StatusUnsupportedMediaType, "media-type", ReasonMedia, fmt.Sprintf("content type %.80q; %s", r.Header.Get("Content-Type"), mediaReason))
+		return nil, g.refuseRequest(http.StatusUnsupportedMediaType, "media-type", reason.Media, fmt.Sprintf("content type %.80q; %s", r.Header.Get("Content-Type"), mediaReason))
 	}
-	if id.Role != RoleHub {
-		return nil, g.refuseRequest(http.StatusForbidden, "forbidden", ReasonTopic, "these credentials may not send telemetry")
+	if id.Role != identity.RoleHub {
+		return nil, g.refuseRequest(http.StatusForbidden, "forbidden", reason.Topic, "these credentials may not send telemetry")
 	}
-	if wait := shortage(id.messages, time.Now(), 1); wait > 0 {
+	if wait := shortage(id.Messages, time.Now(), 1); wait > 0 {
 		return nil, g.tooFast(wait)
 	}
-	if wait := shortage(id.bytes, time.Now(), g.bytesLeast(r)); wait > 0 {
+	if wait := shortage(id.Bytes, time.Now(), g.bytesLeast(r)); wait > 0 {
 		return nil, g.tooFast(wait)
 	}
-	spend(id.messages, time.Now(), 1) // also what is refused costs: it is work
+	spend(id.Messages, time.Now(), 1) // also what is refused costs: it is work
 	held := &allowance{g: g}
 	defer held.release()
 	body, p := g.body(w, r, held)
-	if wait := shortage(id.bytes, time.Now(), int(held.used)); wait > 0 && g.bytesLeast(r) > 1 {
+	if wait := shortage(id.Bytes, time.Now(), int(held.used)); wait > 0 && g.bytesLeast(r) > 1 {
 		// It was decompressed for nothing. What is left of its rate is gone, else it could be so again and again.
-		spend(id.bytes, time.Now(), int(id.bytes.Tokens()))
-		return nil, g.tooFast(shortage(id.bytes, time.Now(), int(held.used)))
+		spend(id.Bytes, time.Now(), int(id.Bytes.Tokens()))
+		return nil, g.tooFast(shortage(id.Bytes, time.Now(), int(held.used)))
 	} else if wait > 0 {
 		return nil, g.tooFast(wait)
 	}
-	spend(id.bytes, time.Now(), int(held.used))
+	spend(id.Bytes, time.Now(), int(held.used))
 	if p != nil {
 		return nil, p
 	}
@@ -90,7 +94,7 @@ func (g *Gateway) telemetryRequest(w http.ResponseWriter, r *http.Request) (*rec
 }
 
 // authenticate reads Basic credentials, or Bearer with the same "user:password" as its token, plain.
-func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (*identity, *problem) {
+func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (*identity.Identity, *problem) {
 	unauthorized := func(detail string) *problem {
 		w.Header().Set("WWW-Authenticate", `Basic realm="hearthline", charset="UTF-8"`)
 		return problemOf(http.StatusUnauthorized, "credentials", detail)
@@ -100,21 +104,21 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (*identit
 		user, password, ok = strings.Cut(token, ":")
 	}
 	if !ok {
-		g.count.refused[ReasonCredentials].Add(1)
+		g.count.refused[reason.Credentials].Add(1)
 		return nil, unauthorized("a user and a password are needed: Basic, or Bearer user:password")
 	}
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		host = r.RemoteAddr
 	}
-	id, err := g.door.admit(user, password, host)
+	id, err := g.door.Admit(user, password, host)
 	switch {
-	case errors.Is(err, errAttempts):
-		p := g.refuseRequest(http.StatusTooManyRequests, "attempts", ReasonCredentials, err.Error())
-		p.retryAfter = failureEvery
+	case errors.Is(err, identity.ErrAttempts):
+		p := g.refuseRequest(http.StatusTooManyRequests, "attempts", reason.Credentials, err.Error())
+		p.retryAfter = identity.FailureEvery
 		return nil, p
-	case errors.Is(err, errBusy):
-		return nil, g.busy(err.Error(), ReasonRate)
+	case errors.Is(err, identity.ErrBusy):
+		return nil, g.busy(err.Error(), reason.Rate)
 	case err != nil:
 		return nil, unauthorized(err.Error())
 	}
@@ -138,7 +142,7 @@ func (g *Gateway) body(w http.ResponseWriter, r *http.Request, held *allowance) 
 	var in io.Reader = http.MaxBytesReader(w, r.Body, int64(g.HTTPPayloadBytesMax))
 	limit := g.HTTPPayloadBytesMax
 	broken := func(err error) *problem {
-		return g.refuseRequest(http.StatusBadRequest, "body", ReasonMalformed, fmt.Sprintf("the body cannot be read: %v", err))
+		return g.refuseRequest(http.StatusBadRequest, "body", reason.Malformed, fmt.Sprintf("the body cannot be read: %v", err))
 	}
 	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
@@ -156,7 +160,7 @@ func (g *Gateway) body(w http.ResponseWriter, r *http.Request, held *allowance) 
 		defer z.Close()
 		in, limit = z, g.DecompressedBytesMax
 	default:
-		return nil, g.refuseRequest(http.StatusUnsupportedMediaType, "content-encoding", ReasonMedia, fmt.Sprintf("content encoding %.40q; want gzip, zstd or none", encoding))
+		return nil, g.refuseRequest(http.StatusUnsupportedMediaType, "content-encoding", reason.Media, fmt.Sprintf("content encoding %.40q; want gzip, zstd or none", encoding))
 	}
 	data, err := io.ReadAll(io.LimitReader(held.over(in), int64(limit)+1))
 	var over *http.MaxBytesError
@@ -164,28 +168,28 @@ func (g *Gateway) body(w http.ResponseWriter, r *http.Request, held *allowance) 
 	case errors.As(err, &over) || len(data) > limit:
 		return nil, g.tooLarge(fmt.Sprintf("more than %d bytes (%d decompressed)", g.HTTPPayloadBytesMax, g.DecompressedBytesMax))
 	case errors.Is(err, errAllowance):
-		return nil, g.busy("too many requests are under way; send it again", ReasonBackPressure)
+		return nil, g.busy("too many requests are under way; send it again", reason.BackPressure)
 	case err != nil:
 		return nil, broken(err)
 	case len(data) == 0:
-		return nil, g.refuseRequest(http.StatusBadRequest, "body", ReasonMalformed, "the body is empty")
+		return nil, g.refuseRequest(http.StatusBadRequest, "body", reason.Malformed, "the body is empty")
 	}
 	return data, nil
 }
 
 // takeRows decodes a body, hands its good rows in and waits until they are durable.
-func (g *Gateway) takeRows(ctx context.Context, id *identity, f format, body []byte) (*receipt, *problem) {
-	d := decoders.Get().(*decoder)
+func (g *Gateway) takeRows(ctx context.Context, id *identity.Identity, f payload.Format, body []byte) (*receipt, *problem) {
+	d := decoders.Get().(*payload.Decoder)
 	defer decoders.Put(d)
-	s := &scope{home: id.Home, now: g.clock.now(), rowsMax: g.HTTPRowsMax}
+	s := &payload.Scope{Home: id.Home, Now: g.clock.now(), RowsMax: g.HTTPRowsMax}
 	if len(id.Devices) > 0 {
-		s.allowed = id.sends
+		s.Allowed = id.Sends
 	}
-	rows, err := d.decode(f, body, s)
+	rows, err := d.Decode(f, body, s)
 	if err != nil {
-		r := malformed(err)
+		r := payload.Malformed(err)
 		status := http.StatusBadRequest
-		if r.Reason == ReasonPayload {
+		if r.Reason == reason.Payload {
 			status = http.StatusRequestEntityTooLarge
 		}
 		return nil, g.refuseRequest(status, strings.ReplaceAll(r.Reason.String(), "_", "-"), r.Reason, r.Detail)
@@ -204,9 +208,9 @@ func (g *Gateway) takeRows(ctx context.Context, id *identity, f format, body []b
 	return &got, nil
 }
 
-func verdicts(rows []row) (out []verdict, refused int) {
+func verdicts(rows []payload.Row) (out []verdict, refused int) {
 	for i := range rows {
-		if r := rows[i].refused; r != nil {
+		if r := rows[i].Refused; r != nil {
 			if refused++; len(out) < verdictsMax {
 				out = append(out, verdict{Row: i, Reason: r.Reason.String(), Detail: r.Detail})
 			}
@@ -216,22 +220,22 @@ func verdicts(rows []row) (out []verdict, refused int) {
 }
 
 // allRefused is the answer when no row can be used: 403 when all speak of what is not theirs, else 400.
-func (g *Gateway) allRefused(rows []row, got *receipt) *problem {
+func (g *Gateway) allRefused(rows []payload.Row, got *receipt) *problem {
 	p := problemOf(http.StatusForbidden, "forbidden", "every row is of another home or device")
 	for i := range rows {
-		if r := rows[i].refused.Reason; r != ReasonHome && r != ReasonDevice {
+		if r := rows[i].Refused.Reason; r != reason.Home && r != reason.Device {
 			p = problemOf(http.StatusBadRequest, "rows", "no row can be used")
 			break
 		}
 	}
-	g.count.refused[rows[0].refused.Reason].Add(1)
+	g.count.refused[rows[0].Refused.Reason].Add(1)
 	p.Refused, p.Rows = got.Refused, got.Rows
 	return p
 }
 
 // store hands rows in, a batch's worth at a time, and waits until all are durable, StoreTimeout at most. Rows handed
 // in before it gave up may yet become durable: the sender repeats the request, and dedupe drops what is double.
-func (g *Gateway) store(ctx context.Context, home string, rows []row, bytes int) *problem {
+func (g *Gateway) store(ctx context.Context, home string, rows []payload.Row, bytes int) *problem {
 	ctx, cancel := context.WithTimeout(ctx, g.StoreTimeout)
 	defer cancel()
 	to := g.homeOf(home)
@@ -249,9 +253,9 @@ func (g *Gateway) store(ctx context.Context, home string, rows []row, bytes int)
 			select {
 			case <-full:
 			case <-ctx.Done():
-				return g.busy("the log takes no more rows now", ReasonBackPressure)
+				return g.busy("the log takes no more rows now", reason.BackPressure)
 			case <-g.live.Done():
-				return g.busy("the gateway is going down", ReasonDraining)
+				return g.busy("the gateway is going down", reason.Draining)
 			}
 		}
 	}
@@ -261,7 +265,7 @@ func (g *Gateway) store(ctx context.Context, home string, rows []row, bytes int)
 	case <-ctx.Done():
 	case <-g.live.Done():
 	}
-	return g.busy("the log did not take the rows in time; send them again", ReasonBackPressure)
+	return g.busy("the log did not take the rows in time; send them again", reason.BackPressure)
 }
 
 // ticket waits for the chunks of one request.
@@ -279,23 +283,23 @@ func (t *ticket) durable(uint64) bool {
 
 func (t *ticket) settle() {}
 
-func (g *Gateway) refuseRequest(status int, name string, reason Reason, detail string) *problem {
-	g.count.refused[reason].Add(1)
+func (g *Gateway) refuseRequest(status int, name string, cause reason.Reason, detail string) *problem {
+	g.count.refused[cause].Add(1)
 	return problemOf(status, name, detail)
 }
 
 func (g *Gateway) tooLarge(detail string) *problem {
-	return g.refuseRequest(http.StatusRequestEntityTooLarge, "too-large", ReasonPayload, detail)
+	return g.refuseRequest(http.StatusRequestEntityTooLarge, "too-large", reason.Payload, detail)
 }
 
 func (g *Gateway) tooFast(wait time.Duration) *problem {
-	p := g.refuseRequest(http.StatusTooManyRequests, "rate", ReasonRate, "over the rate of these credentials")
+	p := g.refuseRequest(http.StatusTooManyRequests, "rate", reason.Rate, "over the rate of these credentials")
 	p.retryAfter = wait
 	return p
 }
 
-func (g *Gateway) busy(detail string, reason Reason) *problem {
-	p := g.refuseRequest(http.StatusServiceUnavailable, "unavailable", reason, detail)
+func (g *Gateway) busy(detail string, cause reason.Reason) *problem {
+	p := g.refuseRequest(http.StatusServiceUnavailable, "unavailable", cause, detail)
 	p.retryAfter = 5 * time.Second
 	return p
 }

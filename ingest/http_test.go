@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"hearthline/ingest/payload/payloadtest"
+
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -70,7 +72,7 @@ func TestHTTPTakesEveryFormat(t *testing.T) {
 	}
 	t.Run("Arrow", func(t *testing.T) {
 		before := len(r.road.events())
-		if status, body, _ := r.post("anna", mediaArrow, arrowPayload(t)); status != 200 && !strings.Contains(body, `"time"`) {
+		if status, body, _ := r.post("anna", mediaArrow, payloadtest.Arrow(t)); status != 200 && !strings.Contains(body, `"time"`) {
 			t.Errorf("%d %s", status, body)
 		} else if status == 200 && len(r.road.events())-before != 3 {
 			t.Error(len(r.road.events()) - before)

@@ -8,11 +8,14 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"hearthline/ingest/reason"
+	"hearthline/ingest/wire"
 )
 
 // accept takes connections until the listener is closed, shakes hands and calls serve with each, on a goroutine of
 // its own. Connections over the limit are closed before the handshake: it is what costs.
-func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Conn, *wire)) error {
+func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Conn, *wire.Wire)) error {
 	var pause time.Duration
 	for {
 		c, err := ln.Accept()
@@ -29,7 +32,7 @@ func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Co
 		g.count.accepted.Add(1)
 		if g.count.sockets.Add(1) > int64(g.ConnectionsMax) {
 			g.count.sockets.Add(-1)
-			g.count.refused[ReasonConnections].Add(1)
+			g.count.refused[reason.Connections].Add(1)
 			c.Close()
 			continue
 		}
@@ -50,8 +53,8 @@ func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Co
 }
 
 // shake is handshake, with failures counted and panics contained.
-func (g *Gateway) shake(c net.Conn, config *tls.Config) (conn *tls.Conn, w *wire, err error) {
-	err = errClosed // what a panic leaves
+func (g *Gateway) shake(c net.Conn, config *tls.Config) (conn *tls.Conn, w *wire.Wire, err error) {
+	err = wire.ErrClosed // What a panic leaves
 	defer g.contain(c)
 	if conn, w, err = g.handshake(c, config); err != nil {
 		g.count.handshakesFailed.Add(1)
@@ -70,23 +73,23 @@ func (g *Gateway) contain(c net.Conn) {
 	}
 }
 
-func (g *Gateway) handshake(c net.Conn, config *tls.Config) (*tls.Conn, *wire, error) {
+func (g *Gateway) handshake(c net.Conn, config *tls.Config) (*tls.Conn, *wire.Wire, error) {
 	ctx, cancel := context.WithTimeout(g.open, g.HandshakeTimeout)
 	defer cancel()
-	s := &slot{ctx: ctx, free: g.handshakes}
-	w, err := newWire(c, s)
+	s := &wire.Slot{Ctx: ctx, Free: g.handshakes}
+	w, err := wire.NewWire(c, s)
 	if err != nil {
 		return nil, nil, err
 	}
 	conn := tls.Server(w, config)
-	defer s.release()
-	if err := s.acquire(); err != nil {
+	defer s.Release()
+	if err := s.Acquire(); err != nil {
 		return nil, nil, fmt.Errorf("handshake: no slot in time: %w", err)
 	}
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, nil, fmt.Errorf("handshake: %w", err)
 	}
-	w.slot = nil
+	w.Slot = nil
 	return conn, w, nil
 }
 

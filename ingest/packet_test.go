@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"testing"
 
+	"hearthline/ingest/mqtt"
+
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
@@ -28,10 +30,10 @@ func FuzzPackets(f *testing.F) {
 	}
 	f.Add(byte(5), []byte{0x30, 5, 0, 1, 'a', 1, 0x23})
 	f.Fuzz(func(t *testing.T, version byte, data []byte) {
-		if version != v5 {
-			version = v311
+		if version != mqtt.V5 {
+			version = mqtt.V311
 		}
-		kind, flags, body, size, err := frame(data, 1<<16)
+		kind, flags, body, size, err := mqtt.Frame(data, 1<<16)
 		if err != nil || size == 0 {
 			return
 		}
@@ -39,20 +41,20 @@ func FuzzPackets(f *testing.F) {
 			t.Fatalf("a frame of %d in %d bytes", size, len(data))
 		}
 		switch kind {
-		case ptConnect:
+		case mqtt.TypeConnect:
 			fuzzConnect(t, body)
-		case ptPublish:
+		case mqtt.TypePublish:
 			fuzzPublish(t, version, flags, body)
-		case ptPuback:
-			p, err := parseAck(version, body)
-			if pk, merr := decode(kind, flags, version, bytes.Clone(body)); err == nil && merr == nil && (p.id != pk.PacketID || p.code != pk.ReasonCode) {
+		case mqtt.TypePuback:
+			p, err := mqtt.ParseAck(version, body)
+			if pk, merr := decode(kind, flags, version, bytes.Clone(body)); err == nil && merr == nil && (p.Id != pk.PacketID || p.Code != pk.ReasonCode) {
 				t.Fatalf("%+v; mochi %d %#x: % x", p, pk.PacketID, pk.ReasonCode, body)
 			}
-		case ptSubscribe, ptUnsubscribe:
+		case mqtt.TypeSubscribe, mqtt.TypeUnsubscribe:
 			fuzzSubscribe(t, version, kind, flags, body)
-		case ptDisconnect:
-			code, _, err := parseDisconnect(version, body)
-			if pk, merr := decode(kind, flags, version, bytes.Clone(body)); err == nil && merr == nil && version == v5 && code != pk.ReasonCode {
+		case mqtt.TypeDisconnect:
+			code, _, err := mqtt.ParseDisconnect(version, body)
+			if pk, merr := decode(kind, flags, version, bytes.Clone(body)); err == nil && merr == nil && version == mqtt.V5 && code != pk.ReasonCode {
 				t.Fatalf("%#x; mochi %#x: % x", code, pk.ReasonCode, body)
 			}
 		}
@@ -60,64 +62,64 @@ func FuzzPackets(f *testing.F) {
 }
 
 func fuzzConnect(t *testing.T, body []byte) {
-	p, err := parseConnect(body)
+	p, err := mqtt.ParseConnect(body)
 	if err != nil {
 		return
 	}
-	pk, merr := decode(packets.Connect, 0, p.version, bytes.Clone(body))
+	pk, merr := decode(packets.Connect, 0, p.Version, bytes.Clone(body))
 	if merr != nil {
 		t.Fatalf("only the gateway accepts: %v: % x", merr, body)
 	}
 	c := pk.Connect
-	same := c.ClientIdentifier == string(p.clientID) && c.Keepalive == p.keepAlive && c.Clean == p.clean && c.UsernameFlag == p.hasUser &&
-		bytes.Equal(c.Username, p.user) && bytes.Equal(c.Password, p.password) && c.WillFlag == (p.will != nil)
-	if p.will != nil {
-		same = same && c.WillTopic == string(p.will.topic) && bytes.Equal(c.WillPayload, p.will.payload) && c.WillQos == p.will.qos && c.WillRetain == p.will.retain
+	same := c.ClientIdentifier == string(p.ClientID) && c.Keepalive == p.KeepAlive && c.Clean == p.Clean && c.UsernameFlag == p.HasUser &&
+		bytes.Equal(c.Username, p.User) && bytes.Equal(c.Password, p.Password) && c.WillFlag == (p.Will != nil)
+	if p.Will != nil {
+		same = same && c.WillTopic == string(p.Will.Topic) && bytes.Equal(c.WillPayload, p.Will.Payload) && c.WillQos == p.Will.Qos && c.WillRetain == p.Will.Retain
 	}
-	if p.version == v5 {
-		same = same && pk.Properties.ReceiveMaximum == p.props.receiveMaximum && pk.Properties.MaximumPacketSize == p.props.maximumPacket && pk.Properties.SessionExpiryInterval == p.props.sessionExpiry
+	if p.Version == mqtt.V5 {
+		same = same && pk.Properties.ReceiveMaximum == p.Props.ReceiveMaximum && pk.Properties.MaximumPacketSize == p.Props.MaximumPacket && pk.Properties.SessionExpiryInterval == p.Props.SessionExpiry
 	}
 	if !same {
 		t.Fatalf("%+v; mochi %+v %+v: % x", p, c, pk.Properties, body)
 	}
-	if p.will != nil {
-		willProps(&p.will.props)
+	if p.Will != nil {
+		willProps(&p.Will.Props)
 	}
 }
 
 func fuzzPublish(t *testing.T, version, flags byte, body []byte) {
-	var p publishPacket
-	if err := parsePublish(version, flags, body, &p); err != nil {
+	var p mqtt.PublishPacket
+	if err := mqtt.ParsePublish(version, flags, body, &p); err != nil {
 		return
 	}
 	pk, merr := decode(packets.Publish, flags, version, bytes.Clone(body))
 	if merr != nil {
 		t.Fatalf("only the gateway accepts: %v: % x", merr, body)
 	}
-	if pk.TopicName != string(p.topic) || !bytes.Equal(pk.Payload, p.payload) || pk.PacketID != p.id || version == v5 && (pk.Properties.TopicAlias != p.props.topicAlias || pk.Properties.ContentType != string(p.props.contentType) || pk.Properties.ResponseTopic != string(p.props.responseTopic)) {
+	if pk.TopicName != string(p.Topic) || !bytes.Equal(pk.Payload, p.Payload) || pk.PacketID != p.Id || version == mqtt.V5 && (pk.Properties.TopicAlias != p.Props.TopicAlias || pk.Properties.ContentType != string(p.Props.ContentType) || pk.Properties.ResponseTopic != string(p.Props.ResponseTopic)) {
 		t.Fatalf("%+v; mochi %+v: % x", p, pk, body)
 	}
-	if version != v5 {
+	if version != mqtt.V5 {
 		return
 	}
 	// What is handed on must be read by others as what came in, without the alias.
-	m := message{topic: "t", payload: p.payload, props: p.props.forwarded(nil)}
-	out := appendPublish(nil, v5, &m, 0, 0)
-	if len(out) > m.size() {
-		t.Fatalf("a message of %d bytes; said to be %d at most", len(out), m.size())
+	m := mqtt.Message{Topic: "t", Payload: p.Payload, Props: p.Props.Forwarded(nil)}
+	out := mqtt.AppendPublish(nil, mqtt.V5, &m, 0, 0)
+	if len(out) > m.Size() {
+		t.Fatalf("a message of %d bytes; said to be %d at most", len(out), m.Size())
 	}
-	_, oflags, obody, size, err := frame(out, 1<<20)
+	_, oflags, obody, size, err := mqtt.Frame(out, 1<<20)
 	if err != nil || size != len(out) {
 		t.Fatal(err, size)
 	}
-	back, merr := decode(packets.Publish, oflags, v5, obody)
+	back, merr := decode(packets.Publish, oflags, mqtt.V5, obody)
 	if merr != nil || back.Properties.TopicAliasFlag || back.Properties.ContentType != pk.Properties.ContentType || len(back.Properties.User) != len(pk.Properties.User) || !bytes.Equal(back.Properties.CorrelationData, pk.Properties.CorrelationData) || !bytes.Equal(back.Payload, pk.Payload) {
 		t.Fatalf("handed on as %+v, %v; came in as %+v", back, merr, pk)
 	}
 }
 
 func fuzzSubscribe(t *testing.T, version, kind, flags byte, body []byte) {
-	p, err := parseSubscribe(version, body, kind == ptUnsubscribe)
+	p, err := mqtt.ParseSubscribe(version, body, kind == mqtt.TypeUnsubscribe)
 	if err != nil {
 		return
 	}
@@ -125,13 +127,13 @@ func fuzzSubscribe(t *testing.T, version, kind, flags byte, body []byte) {
 	if merr != nil {
 		t.Fatalf("only the gateway accepts: %v: % x", merr, body)
 	}
-	if pk.PacketID != p.id || len(pk.Filters) != len(p.filters) {
+	if pk.PacketID != p.Id || len(pk.Filters) != len(p.Filters) {
 		t.Fatalf("%+v; mochi %+v: % x", p, pk, body)
 	}
-	for i := range p.filters {
-		if pk.Filters[i].Filter != string(p.filters[i]) || kind == ptSubscribe && pk.Filters[i].Qos != p.options[i]&subQoS {
+	for i := range p.Filters {
+		if pk.Filters[i].Filter != string(p.Filters[i]) || kind == mqtt.TypeSubscribe && pk.Filters[i].Qos != p.Options[i]&mqtt.SubQoS {
 			t.Fatalf("%+v; mochi %+v: % x", p, pk, body)
 		}
-		badFilter(string(p.filters[i]))
+		mqtt.BadFilter(string(p.Filters[i]))
 	}
 }

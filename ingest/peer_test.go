@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"hearthline/ingest/mqtt"
+
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
@@ -75,7 +77,7 @@ func (p *peer) read() (packets.Packet, error) {
 	p.t.Helper()
 	p.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	for {
-		kind, flags, body, size, err := frame(p.buf, 1<<20)
+		kind, flags, body, size, err := mqtt.Frame(p.buf, 1<<20)
 		if err != nil {
 			p.t.Fatal(err)
 		}

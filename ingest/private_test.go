@@ -4,16 +4,18 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"hearthline/ingest/identity"
 )
 
 // A key or a list of users that others than the owner may read or change is not used, and the error says what to do.
 func TestOpenSecretsAreRefused(t *testing.T) {
 	dir := t.TempDir()
-	certs, err := DevCertificates(dir)
+	certs, err := identity.DevCertificates(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	users, _, err := DevCredentials(dir, DevUser{User: "demo", Home: "demo"})
+	users, _, err := identity.DevCredentials(dir, identity.DevUser{User: "demo", Home: "demo"})
 	if err != nil {
 		t.Fatal(err)
 	}

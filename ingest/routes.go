@@ -1,6 +1,10 @@
 package ingest
 
-import "strings"
+import (
+	"strings"
+
+	"hearthline/ingest/payload"
+)
 
 // inHome says whether a topic or filter lies under homes/{home}/. The home is a whole level: no wildcard reaches
 // another one.
@@ -14,7 +18,7 @@ func inHome(topic, home string) bool {
 }
 
 // telemetryTopic takes homes/{home}/devices/{device}/telemetry[/senml|/arrow] apart. The home has been checked.
-func telemetryTopic(topic, home string) (device string, f format, ok bool) {
+func telemetryTopic(topic, home string) (device string, f payload.Format, ok bool) {
 	rest, ok := strings.CutPrefix(topic[len("homes/")+len(home)+1:], "devices/")
 	if !ok {
 		return "", 0, false
@@ -25,11 +29,11 @@ func telemetryTopic(topic, home string) (device string, f format, ok bool) {
 	}
 	switch rest {
 	case "telemetry":
-		return device, formatJSON, true
+		return device, payload.FormatJSON, true
 	case "telemetry/senml":
-		return device, formatSenML, true
+		return device, payload.FormatSenML, true
 	case "telemetry/arrow":
-		return device, formatArrow, true
+		return device, payload.FormatArrow, true
 	}
 	return "", 0, false
 }
@@ -44,16 +48,16 @@ const (
 )
 
 // formatOf finds the format of a media type without parameters.
-func formatOf(media string) (format, bool) {
+func formatOf(media string) (payload.Format, bool) {
 	switch media {
 	case mediaJSON:
-		return formatJSON, true
+		return payload.FormatJSON, true
 	case mediaLines, "application/ndjson", "application/jsonl":
-		return formatLines, true
+		return payload.FormatLines, true
 	case mediaSenML:
-		return formatSenML, true
+		return payload.FormatSenML, true
 	case mediaArrow:
-		return formatArrow, true
+		return payload.FormatArrow, true
 	}
 	return 0, false
 }

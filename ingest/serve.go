@@ -15,6 +15,9 @@ import (
 	"github.com/sourcegraph/conc"
 
 	"hearthline/flow/secret"
+	"hearthline/ingest/identity"
+	"hearthline/ingest/mqtt"
+	"hearthline/ingest/wire"
 )
 
 // listenBoth opens the doors. An address in use is the commonest fault: the error says which setting to change.
@@ -62,12 +65,12 @@ func (g *Gateway) tlsConfig(protocols ...string) *tls.Config {
 	}
 }
 
-// serve starts both doors.
-func (g *Gateway) serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Server {
+// Serve starts both doors.
+func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Server {
 	if mqtt != nil {
-		drive := &goroutineLoop{stop: g.stop, bytesMax: g.packetMax()}
+		drive := &wire.GoroutineLoop{Stop: g.stop, BytesMax: g.packetMax()}
 		doors.Go(func() {
-			g.accept(mqtt, g.tlsConfig("mqtt"), func(c *tls.Conn, w *wire) { g.serveMQTT(drive, c, w) })
+			g.accept(mqtt, g.tlsConfig("mqtt"), func(c *tls.Conn, w *wire.Wire) { g.serveMQTT(drive, c, w) })
 		})
 	}
 	if web == nil {
@@ -86,12 +89,12 @@ func (g *Gateway) serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 	}
 	shaken := newHanded(web.Addr())
 	doors.Go(func() {
-		g.accept(web, server.TLSConfig, func(c *tls.Conn, w *wire) {
-			w.mode = wireBlocking
-			w.closed = make(chan struct{})
+		g.accept(web, server.TLSConfig, func(c *tls.Conn, w *wire.Wire) {
+			w.Mode = wire.WireBlocking
+			w.Closed = make(chan struct{})
 			select {
 			case shaken.conns <- c:
-				<-w.closed // counted as open until net/http has closed it
+				<-w.Closed // counted as open until net/http has closed it
 			case <-shaken.done:
 				c.Close()
 			}
@@ -109,9 +112,9 @@ func (q quiet) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (g *Gateway) serveMQTT(drive loop, c *tls.Conn, w *wire) {
-	w.mode = wirePolled
-	l := &link{tls: c, wire: w, tasks: &g.tasks, bytesMax: g.OutboundBytesMax, timeout: g.WriteTimeout, gone: make(chan struct{})}
+func (g *Gateway) serveMQTT(drive wire.Loop, c *tls.Conn, w *wire.Wire) {
+	w.Mode = wire.WirePolled
+	l := &wire.Link{Tls: c, Wire: w, Tasks: &g.tasks, BytesMax: g.OutboundBytesMax, Timeout: g.WriteTimeout, Gone: make(chan struct{})}
 	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
 	if err != nil {
 		host = c.RemoteAddr().String()
@@ -125,7 +128,7 @@ func (g *Gateway) serveMQTT(drive loop, c *tls.Conn, w *wire) {
 		delete(g.links, l)
 		g.sessionsMu.Unlock()
 	}()
-	s.end(drive.serve(l, s))
+	s.end(drive.Serve(l, s))
 }
 
 // reloadEvery is how often the credentials and certificate files are looked at.
@@ -143,7 +146,7 @@ func (g *Gateway) reload() {
 			return
 		case <-tick.C:
 		}
-		gone, err := g.door.load()
+		gone, err := g.door.Load()
 		err = errors.Join(err, g.loadCertificate(), g.clock.save(g.Clock))
 		for _, id := range gone {
 			g.evictAll(id)
@@ -161,7 +164,7 @@ func (g *Gateway) reload() {
 }
 
 // evictAll ends the connections of an identity that is no more, or has another password or home.
-func (g *Gateway) evictAll(id *identity) {
+func (g *Gateway) evictAll(id *identity.Identity) {
 	g.sessionsMu.Lock()
 	var out []*session
 	for _, s := range g.sessions {
@@ -171,12 +174,12 @@ func (g *Gateway) evictAll(id *identity) {
 	}
 	g.sessionsMu.Unlock()
 	for _, s := range out {
-		s.evict(rcNotAuthorized, "these credentials have changed")
+		s.evict(mqtt.CodeNotAuthorized, "these credentials have changed")
 	}
 }
 
 func (g *Gateway) loadCertificate() error {
-	mark, err := markOf(g.Certificate)
+	mark, err := identity.MarkOf(g.Certificate)
 	if err != nil {
 		return fmt.Errorf("certificate: %w", err)
 	}

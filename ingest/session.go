@@ -8,39 +8,45 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"hearthline/ingest/identity"
+	"hearthline/ingest/mqtt"
+	"hearthline/ingest/payload"
+	"hearthline/ingest/reason"
+	"hearthline/ingest/wire"
 )
 
-// session is one MQTT client's connection: the protocol, as a [handler]. Its fields are the reader's alone, but for
+// session is one MQTT client's connection: the protocol, as a [wire.Handler]. Its fields are the reader's alone, but for
 // those under mu.
 type session struct {
 	g    *Gateway
-	link *link
+	link *wire.Link
 	from string // address without port
 
 	connectBy  time.Time
 	version    byte
-	id         *identity // nil until CONNECT was accepted
+	id         *identity.Identity // nil until CONNECT was accepted
 	clientID   string
 	keepAlive  time.Duration // 0: none
 	lastPacket time.Time
 	partial    time.Time // when a packet began that is not complete; zero: none
-	will       *message
+	will       *mqtt.Message
 	aliases    []string // inbound topic aliases, from 1
 	explains   bool     // the client wants reason strings
 	ended      bool     // it said DISCONNECT, or was told
 
-	peerPacketMax int // what the client takes
+	peerPacketMax int // What the client takes
 	outWindow     int // QoS 1 messages it takes at once
 
 	mu       sync.Mutex
 	acks     ackQueue
 	settling bool          // settle is going to be called
-	space    chan struct{} // closed when the window has room; nil unless the reader waits
-	idle     chan struct{} // closed when no message waits for the log; nil unless the drain waits
+	space    chan struct{} // Closed when the window has room; nil unless the reader waits
+	idle     chan struct{} // Closed when no message waits for the log; nil unless the drain waits
 	sent     map[uint16]struct{}
 	lastSent uint16
-	backlog  []message // QoS 1, waiting for room in outWindow
-	behind   int       // bytes of backlog
+	backlog  []mqtt.Message // QoS 1, waiting for room in outWindow
+	behind   int            // Bytes of backlog
 }
 
 // backlogMax is how many QoS 1 messages wait for a slow client, besides those in its window. Their bytes are bounded by
@@ -98,8 +104,8 @@ func (a *ackQueue) pop() (ack, bool) {
 	return x, true
 }
 
-// deadline implements handler.
-func (s *session) deadline() time.Time {
+// Deadline implements wire.Handler.
+func (s *session) Deadline() time.Time {
 	if s.id == nil {
 		return s.connectBy
 	}
@@ -115,29 +121,29 @@ func (s *session) deadline() time.Time {
 	return by
 }
 
-// receive implements handler: it takes as many whole packets as there are, and answers them in one write.
-func (s *session) receive(data []byte) (used int, h hold, err error) {
-	defer s.link.flush()
-	d := decoders.Get().(*decoder)
+// Receive implements wire.Handler: it takes as many whole packets as there are, and answers them in one write.
+func (s *session) Receive(data []byte) (used int, h wire.Hold, err error) {
+	defer s.link.Flush()
+	d := decoders.Get().(*payload.Decoder)
 	defer decoders.Put(d)
 	for used < len(data) {
 		bytesMax := s.g.packetMax()
 		if s.id == nil {
 			bytesMax = connectBytesMax
 		}
-		kind, flags, body, size, err := frame(data[used:], bytesMax)
+		kind, flags, body, size, err := mqtt.Frame(data[used:], bytesMax)
 		if err != nil {
-			return used, hold{}, err
+			return used, wire.Hold{}, err
 		}
 		if size == 0 {
 			if s.partial.IsZero() {
 				s.partial = time.Now()
 			}
-			return used, hold{}, nil
+			return used, wire.Hold{}, nil
 		}
 		h, err := s.packet(kind, flags, body, d)
-		if err != nil || !h.empty() {
-			if !h.empty() {
+		if err != nil || !h.Empty() {
+			if !h.Empty() {
 				s.g.count.held.Add(1)
 			}
 			s.lastPacket, s.partial = time.Now(), time.Time{}
@@ -146,59 +152,59 @@ func (s *session) receive(data []byte) (used int, h hold, err error) {
 		used += size
 	}
 	s.lastPacket, s.partial = time.Now(), time.Time{}
-	return used, hold{}, nil
+	return used, wire.Hold{}, nil
 }
 
 // connectBytesMax bounds what a stranger can make the gateway hold.
 const connectBytesMax = 16 << 10
 
-var decoders = sync.Pool{New: func() any { return new(decoder) }}
+var decoders = sync.Pool{New: func() any { return new(payload.Decoder) }}
 
 // packet handles one packet. With a hold it has changed nothing.
-func (s *session) packet(kind, flags byte, body []byte, d *decoder) (hold, error) {
+func (s *session) packet(kind, flags byte, body []byte, d *payload.Decoder) (wire.Hold, error) {
 	if s.id == nil {
-		if kind != ptConnect {
-			return hold{}, broken(rcProtocolError, "packet type %d before CONNECT", kind)
+		if kind != mqtt.TypeConnect {
+			return wire.Hold{}, mqtt.Broken(mqtt.CodeProtocolError, "packet type %d before CONNECT", kind)
 		}
-		return hold{}, s.connect(body)
+		return wire.Hold{}, s.connect(body)
 	}
 	switch kind {
-	case ptPublish:
+	case mqtt.TypePublish:
 		return s.publish(flags, body, d)
-	case ptPuback:
-		p, err := parseAck(s.version, body)
+	case mqtt.TypePuback:
+		p, err := mqtt.ParseAck(s.version, body)
 		if err == nil {
-			s.acknowledged(p.id)
+			s.acknowledged(p.Id)
 		}
-		return hold{}, err
-	case ptSubscribe:
-		return hold{}, s.subscribe(body)
-	case ptUnsubscribe:
-		return hold{}, s.unsubscribe(body)
-	case ptPingreq:
+		return wire.Hold{}, err
+	case mqtt.TypeSubscribe:
+		return wire.Hold{}, s.subscribe(body)
+	case mqtt.TypeUnsubscribe:
+		return wire.Hold{}, s.unsubscribe(body)
+	case mqtt.TypePingreq:
 		if len(body) > 0 {
-			return hold{}, broken(rcMalformed, "a PINGREQ with a body")
+			return wire.Hold{}, mqtt.Broken(mqtt.CodeMalformed, "a PINGREQ with a body")
 		}
-		return hold{}, s.answer(2, func(b []byte) []byte { return append(b, ptPingresp<<4, 0) })
-	case ptDisconnect:
-		return hold{}, s.disconnect(body)
-	case ptAuth:
-		return hold{}, broken(rcProtocolError, "AUTH without an authentication method")
+		return wire.Hold{}, s.answer(2, func(b []byte) []byte { return append(b, mqtt.TypePingresp<<4, 0) })
+	case mqtt.TypeDisconnect:
+		return wire.Hold{}, s.disconnect(body)
+	case mqtt.TypeAuth:
+		return wire.Hold{}, mqtt.Broken(mqtt.CodeProtocolError, "AUTH without an authentication method")
 	}
-	return hold{}, broken(rcProtocolError, "packet type %d is not for a client to send here", kind)
+	return wire.Hold{}, mqtt.Broken(mqtt.CodeProtocolError, "packet type %d is not for a client to send here", kind)
 }
 
 var errGoodbye = errors.New("the client said goodbye")
 
 func (s *session) disconnect(body []byte) error {
-	code, props, err := parseDisconnect(s.version, body)
+	code, props, err := mqtt.ParseDisconnect(s.version, body)
 	if err != nil {
 		return err
 	}
-	if props.has(propSessionExpiry) && props.sessionExpiry != 0 {
-		return broken(rcProtocolError, "a session expiry in DISCONNECT where CONNECT had none")
+	if props.Has(mqtt.PropSessionExpiry) && props.SessionExpiry != 0 {
+		return mqtt.Broken(mqtt.CodeProtocolError, "a session expiry in DISCONNECT where CONNECT had none")
 	}
-	if code != rcDisconnectWithWill {
+	if code != mqtt.CodeDisconnectWithWill {
 		s.will = nil
 	}
 	s.ended = true
@@ -207,8 +213,8 @@ func (s *session) disconnect(body []byte) error {
 
 // answer adds a packet to what is written at the end of receive.
 func (s *session) answer(size int, encode func(b []byte) []byte) error {
-	if !s.link.add(size, encode) {
-		s.g.count.refused[ReasonSlowConsumer].Add(1)
+	if !s.link.Add(size, encode) {
+		s.g.count.refused[reason.SlowConsumer].Add(1)
 		return errSlow
 	}
 	return nil
@@ -219,65 +225,65 @@ var errSlow = errors.New("the client does not read what it is sent")
 // end is called once, when the loop has ended with err: it takes leave, publishes the will and forgets the session.
 func (s *session) end(err error) {
 	g := s.g
-	if errors.Is(err, errDraining) && s.id != nil {
+	if errors.Is(err, wire.ErrDraining) && s.id != nil {
 		s.settleAll()
-		s.leave(rcShuttingDown, "the gateway is going down")
+		s.leave(mqtt.CodeShuttingDown, "the gateway is going down")
 		s.will = nil // the home has not gone: its connection moves to another gateway
 	}
-	var p *protocolError
+	var p *mqtt.ProtocolError
 	switch {
 	case errors.As(err, &p):
-		g.count.refused[reasonOf(p.code)].Add(1)
-		s.leave(p.code, p.what)
+		g.count.refused[reasonOf(p.Code)].Add(1)
+		s.leave(p.Code, p.What)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		s.leave(rcKeepAlive, "nothing was heard in time")
+		s.leave(mqtt.CodeKeepAlive, "nothing was heard in time")
 	}
-	s.link.finish()
+	s.link.Finish()
 	if s.id == nil {
 		return
 	}
 	g.forget(s)
 	g.count.connections.Add(-1)
-	s.id.sessions.Add(-1)
+	s.id.Sessions.Add(-1)
 	if s.will != nil {
 		g.count.wills.Add(1)
 		g.fanOut(s.id.Home, s.will, nil)
 	}
-	if !s.ended && err != io.EOF && !errors.Is(err, errClosed) {
+	if !s.ended && err != io.EOF && !errors.Is(err, wire.ErrClosed) {
 		g.Logger.Debug("gateway: connection ended", "user", s.id.User, "client", s.clientID, "from", s.from, "err", err)
 	}
 }
 
-func reasonOf(code byte) Reason {
+func reasonOf(code byte) reason.Reason {
 	switch code {
-	case rcTooLarge:
-		return ReasonPayload
-	case rcNotAuthorized:
-		return ReasonTopic
-	case rcQoSUnsupported:
-		return ReasonQoS
+	case mqtt.CodeTooLarge:
+		return reason.Payload
+	case mqtt.CodeNotAuthorized:
+		return reason.Topic
+	case mqtt.CodeQoSUnsupported:
+		return reason.QoS
 	}
-	return ReasonProtocol
+	return reason.Protocol
 }
 
 // leave tells a version 5 client why it is cut off. Version 3.1.1 has no word for it.
 func (s *session) leave(code byte, why string) {
-	if s.id == nil || s.version != v5 || s.ended {
+	if s.id == nil || s.version != mqtt.V5 || s.ended {
 		return
 	}
 	s.ended = true
 	if !s.explains {
 		why = ""
 	}
-	s.link.add(8+len(why), func(b []byte) []byte { return appendDisconnect(b, code, why) })
+	s.link.Add(8+len(why), func(b []byte) []byte { return mqtt.AppendDisconnect(b, code, why) })
 }
 
 // evict ends the connection from another goroutine.
 func (s *session) evict(code byte, why string) {
-	if s.version == v5 {
-		s.link.add(8+len(why), func(b []byte) []byte { return appendDisconnect(b, code, why) })
+	if s.version == mqtt.V5 {
+		s.link.Add(8+len(why), func(b []byte) []byte { return mqtt.AppendDisconnect(b, code, why) })
 	}
-	s.link.finishApart()
+	s.link.FinishApart()
 }
 
 // durable implements waiter.
@@ -296,7 +302,7 @@ func (s *session) settle() {
 	s.mu.Lock()
 	s.settling = false
 	s.mu.Unlock()
-	s.link.flushApart()
+	s.link.FlushApart()
 }
 
 // drainAcks adds the PUBACKs that are due. Callers hold mu.
@@ -306,8 +312,8 @@ func (s *session) drainAcks() {
 		if !ok {
 			break
 		}
-		if !s.link.add(8+len(a.why), func(b []byte) []byte { return appendPuback(b, s.version, a.id, a.code, a.why) }) {
-			s.link.finishApart() // it sends and never reads: what it sent is safe, and sent again
+		if !s.link.Add(8+len(a.why), func(b []byte) []byte { return mqtt.AppendPuback(b, s.version, a.id, a.code, a.why) }) {
+			s.link.FinishApart() // it sends and never reads: what it sent is safe, and sent again
 		}
 	}
 	if s.space != nil && s.acks.len() < s.g.ReceiveMaximum {
@@ -332,7 +338,7 @@ func (s *session) settleAll() {
 	s.mu.Unlock()
 	select {
 	case <-idle:
-	case <-s.link.gone:
+	case <-s.link.Gone:
 	case <-s.g.live.Done():
 	}
 }
@@ -350,24 +356,24 @@ func (s *session) acknowledgeNow(id uint16, code byte, why string) {
 
 // deliver sends a message to the client, from any goroutine. qos is at most 1. It says whether the message is on its
 // way; with QoS 1 it may wait for room in the client's window.
-func (s *session) deliver(m *message, qos byte) bool {
-	if m.size() > s.peerPacketMax {
+func (s *session) deliver(m *mqtt.Message, qos byte) bool {
+	if m.Size() > s.peerPacketMax {
 		return false
 	}
 	ok := false
 	if qos == 0 {
-		ok = s.link.add(m.size(), func(b []byte) []byte { return appendPublish(b, s.version, m, 0, 0) })
+		ok = s.link.Add(m.Size(), func(b []byte) []byte { return mqtt.AppendPublish(b, s.version, m, 0, 0) })
 	} else {
 		s.mu.Lock()
 		switch {
 		case len(s.sent) < s.outWindow:
 			ok = s.send(m)
-		case len(s.backlog) < backlogMax && s.behind+m.size() <= s.link.bytesMax:
+		case len(s.backlog) < backlogMax && s.behind+m.Size() <= s.link.BytesMax:
 			keep := *m
-			keep.payload, keep.props = append([]byte(nil), m.payload...), append([]byte(nil), m.props...)
-			keep.topic = strings.Clone(m.topic)
+			keep.Payload, keep.Props = append([]byte(nil), m.Payload...), append([]byte(nil), m.Props...)
+			keep.Topic = strings.Clone(m.Topic)
 			s.backlog = append(s.backlog, keep)
-			s.behind += m.size()
+			s.behind += m.Size()
 			ok = true
 		}
 		s.mu.Unlock()
@@ -375,15 +381,15 @@ func (s *session) deliver(m *message, qos byte) bool {
 	if ok {
 		s.g.count.delivered.Add(1)
 	} else {
-		s.g.count.refused[ReasonSlowConsumer].Add(1)
+		s.g.count.refused[reason.SlowConsumer].Add(1)
 	}
-	s.link.flushApart()
+	s.link.FlushApart()
 	return ok
 }
 
 // send writes a QoS 1 message. Its packet identifier is of the gateway's own count: the client's count for what it
 // publishes is another one (MQTT 5, section 2.2.1). Callers hold mu.
-func (s *session) send(m *message) bool {
+func (s *session) send(m *mqtt.Message) bool {
 	for {
 		s.lastSent++
 		if _, used := s.sent[s.lastSent]; s.lastSent != 0 && !used {
@@ -391,7 +397,7 @@ func (s *session) send(m *message) bool {
 		}
 	}
 	id := s.lastSent
-	if !s.link.add(m.size(), func(b []byte) []byte { return appendPublish(b, s.version, m, 1, id) }) {
+	if !s.link.Add(m.Size(), func(b []byte) []byte { return mqtt.AppendPublish(b, s.version, m, 1, id) }) {
 		return false
 	}
 	if s.sent == nil {
@@ -410,8 +416,8 @@ func (s *session) acknowledged(id uint16) {
 		if !s.send(&s.backlog[0]) {
 			break
 		}
-		s.behind -= s.backlog[0].size()
-		s.backlog[0] = message{}
+		s.behind -= s.backlog[0].Size()
+		s.backlog[0] = mqtt.Message{}
 		s.backlog = s.backlog[1:]
 	}
 	if len(s.backlog) == 0 {

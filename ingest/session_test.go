@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"hearthline/ingest/mqtt"
+
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
@@ -164,7 +166,7 @@ func TestTopicFilters(t *testing.T) {
 		{"a/b", "a/b", true}, {"a/b", "a/c", false}, {"a/+", "a/b", true}, {"a/+", "a/b/c", false}, {"a/#", "a", true}, {"a/#", "a/b/c", true},
 		{"a/#", "ab", false}, {"+/b", "a/b", true}, {"a/+/c", "a//c", true}, {"#", "a", true}, {"a", "a/b", false}, {"a/b", "a", false}, {"a/+", "a", false}, {"a/+/#", "a", false},
 	} {
-		if got := matches(c.filter, c.topic); got != c.want {
+		if got := mqtt.Matches(c.filter, c.topic); got != c.want {
 			t.Errorf("matches(%q, %q) = %t", c.filter, c.topic, got)
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"math/bits"
 	"sync/atomic"
 	"time"
+
+	"hearthline/ingest/reason"
 )
 
 // Stats are a gateway's counters since it began, and its gauges now.
@@ -18,9 +20,9 @@ type Stats struct {
 	Wills            uint64
 	Messages         uint64            // telemetry messages taken, MQTT and HTTP
 	LiveMessages     uint64            // other messages published by MQTT clients
-	Delivered        uint64            // messages written to subscribers
+	Delivered        uint64            // Messages written to subscribers
 	Requests         uint64            // HTTP requests
-	Bytes            uint64            // payload bytes of telemetry taken
+	Bytes            uint64            // Payload bytes of telemetry taken
 	RowsAccepted     uint64            // rows gathered into a batch
 	RowsDurable      uint64            // rows the log has
 	RowsRefused      map[string]uint64 // by Reason: single rows
@@ -84,13 +86,13 @@ type counters struct {
 	wills, messages, live, delivered, requests, bytes                    atomic.Uint64
 	rowsAccepted, rowsDurable, batches, publishErrors, held              atomic.Uint64
 	panics, reloadErrors                                                 atomic.Uint64
-	rowsRefused, refused                                                 [reasons]atomic.Uint64
+	rowsRefused, refused                                                 [reason.Count]atomic.Uint64
 	publish, acknowledge                                                 histogram
 }
 
 func (c *counters) loginFailed() {
 	c.loginsFailed.Add(1)
-	c.refused[ReasonCredentials].Add(1)
+	c.refused[reason.Credentials].Add(1)
 }
 
 func (c *counters) read() Stats {
@@ -101,10 +103,10 @@ func (c *counters) read() Stats {
 		Messages: c.messages.Load(), LiveMessages: c.live.Load(), Delivered: c.delivered.Load(), Requests: c.requests.Load(), Bytes: c.bytes.Load(),
 		RowsAccepted: c.rowsAccepted.Load(), RowsDurable: c.rowsDurable.Load(), Batches: c.batches.Load(),
 		PublishErrors: c.publishErrors.Load(), Held: c.held.Load(), Panics: c.panics.Load(), ReloadErrors: c.reloadErrors.Load(),
-		RowsRefused: make(map[string]uint64, reasons), Refused: make(map[string]uint64, reasons),
+		RowsRefused: make(map[string]uint64, reason.Count), Refused: make(map[string]uint64, reason.Count),
 		Publish: c.publish.read(), Acknowledge: c.acknowledge.read(),
 	}
-	for r := range reasons {
+	for r := range reason.Count {
 		s.RowsRefused[r.String()] = c.rowsRefused[r].Load()
 		s.Refused[r.String()] = c.refused[r].Load()
 	}

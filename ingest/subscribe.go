@@ -4,6 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"hearthline/ingest/mqtt"
+	"hearthline/ingest/names"
+	"hearthline/ingest/reason"
 )
 
 // subscriptionsMax is how many topic filters one connection may hold.
@@ -16,49 +20,49 @@ type subscription struct {
 }
 
 func (s *session) subscribe(body []byte) error {
-	p, err := parseSubscribe(s.version, body, false)
+	p, err := mqtt.ParseSubscribe(s.version, body, false)
 	if err != nil {
 		return err
 	}
-	if p.props.has(propSubscriptionID) {
-		return broken(rcSubIDsUnsupported, "subscription identifiers are not taken")
+	if p.Props.Has(mqtt.PropSubscriptionID) {
+		return mqtt.Broken(mqtt.CodeSubIDsUnsupported, "subscription identifiers are not taken")
 	}
-	codes := make([]byte, len(p.filters))
-	for i, f := range p.filters {
-		codes[i] = s.grant(string(f), p.options[i])
+	codes := make([]byte, len(p.Filters))
+	for i, f := range p.Filters {
+		codes[i] = s.grant(string(f), p.Options[i])
 	}
-	return s.answer(16+len(codes), func(b []byte) []byte { return appendSuback(b, s.version, ptSuback, p.id, codes) })
+	return s.answer(16+len(codes), func(b []byte) []byte { return mqtt.AppendSuback(b, s.version, mqtt.TypeSuback, p.Id, codes) })
 }
 
 // grant answers one filter: its QoS, or why not.
 func (s *session) grant(filter string, options byte) byte {
 	switch {
 	case strings.HasPrefix(filter, "$share/"):
-		return rcSharedUnsupported
-	case badFilter(filter) != "":
-		return rcTopicFilter
+		return mqtt.CodeSharedUnsupported
+	case mqtt.BadFilter(filter) != "":
+		return mqtt.CodeTopicFilter
 	case !inHome(filter, s.id.Home):
-		s.g.count.refused[ReasonTopic].Add(1)
-		return rcNotAuthorized
+		s.g.count.refused[reason.Topic].Add(1)
+		return mqtt.CodeNotAuthorized
 	}
 	if !s.g.listen(s, subscription{filter: filter, options: options}) {
-		return rcQuota
+		return mqtt.CodeQuota
 	}
-	return min(options&subQoS, 1)
+	return min(options&mqtt.SubQoS, 1)
 }
 
 func (s *session) unsubscribe(body []byte) error {
-	p, err := parseSubscribe(s.version, body, true)
+	p, err := mqtt.ParseSubscribe(s.version, body, true)
 	if err != nil {
 		return err
 	}
-	codes := make([]byte, len(p.filters))
-	for i, f := range p.filters {
+	codes := make([]byte, len(p.Filters))
+	for i, f := range p.Filters {
 		if !s.g.unlisten(s, string(f)) {
-			codes[i] = rcNoSubscription
+			codes[i] = mqtt.CodeNoSubscription
 		}
 	}
-	return s.answer(16+len(codes), func(b []byte) []byte { return appendSuback(b, s.version, ptUnsuback, p.id, codes) })
+	return s.answer(16+len(codes), func(b []byte) []byte { return mqtt.AppendSuback(b, s.version, mqtt.TypeUnsuback, p.Id, codes) })
 }
 
 // listen adds a subscription, or replaces the one with the same filter.
@@ -100,15 +104,15 @@ func (g *Gateway) unlisten(s *session, filter string) bool {
 
 // fanOut delivers a message to the home's subscribers on this gateway, once to each, and says to how many. It does not
 // wait for any of them.
-func (g *Gateway) fanOut(home string, m *message, from *session) int {
+func (g *Gateway) fanOut(home string, m *mqtt.Message, from *session) int {
 	g.audienceMu.RLock()
 	defer g.audienceMu.RUnlock()
 	n := 0
 	for s, subs := range g.audience[home] {
 		found, qos := false, byte(0)
 		for _, sub := range subs {
-			if (s != from || sub.options&subNoLocal == 0) && matches(sub.filter, m.topic) {
-				found, qos = true, max(qos, min(sub.options&subQoS, m.qos, 1))
+			if (s != from || sub.options&mqtt.SubNoLocal == 0) && mqtt.Matches(sub.filter, m.Topic) {
+				found, qos = true, max(qos, min(sub.options&mqtt.SubQoS, m.Qos, 1))
 			}
 		}
 		if found && s.deliver(m, qos) {
@@ -126,7 +130,7 @@ func (g *Gateway) remember(s *session) {
 	g.sessionsMu.Unlock()
 	if old != nil {
 		g.count.takeovers.Add(1)
-		old.evict(rcTakenOver, "another connection uses this client id")
+		old.evict(mqtt.CodeTakenOver, "another connection uses this client id")
 	}
 }
 
@@ -158,16 +162,16 @@ var ErrNobody = errors.New("no client has subscribed to it here")
 func (g *Gateway) Send(home, topic string, payload []byte, qos byte) (int, error) {
 	full := "homes/" + home + "/" + topic
 	switch {
-	case badName(home) != "":
-		return 0, fmt.Errorf("send to home %q: the name %s", home, badName(home))
-	case badTopic(full) != "":
-		return 0, fmt.Errorf("send to %q: the topic %s", full, badTopic(full))
+	case names.Bad(home) != "":
+		return 0, fmt.Errorf("send to home %q: the name %s", home, names.Bad(home))
+	case mqtt.BadTopic(full) != "":
+		return 0, fmt.Errorf("send to %q: the topic %s", full, mqtt.BadTopic(full))
 	case qos > 1:
 		return 0, fmt.Errorf("send to %q: QoS %d; want 0 or 1", full, qos)
 	case len(payload) > g.PayloadBytesMax:
 		return 0, fmt.Errorf("send to %q: %d bytes; at most %d", full, len(payload), g.PayloadBytesMax)
 	}
-	n := g.fanOut(home, &message{topic: full, payload: payload, qos: qos}, nil)
+	n := g.fanOut(home, &mqtt.Message{Topic: full, Payload: payload, Qos: qos}, nil)
 	if n == 0 {
 		return 0, fmt.Errorf("send to %q: %w", full, ErrNobody)
 	}

@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"hearthline/blobs"
-	"hearthline/ingest"
+	"hearthline/ingest/identity"
 	"hearthline/simulator"
 )
 
@@ -267,14 +267,14 @@ func (i *Installation) Homes(homes int, rounds, recordedRows int64) *simulator.S
 	s.Recorded, s.RecordedRows, s.Speed = recordedRows > 0, recordedRows, 0
 	s.Gateway, s.CAFile, s.JournalDir = i.MQTT, filepath.Join(i.Data, "gateway", "ca.pem"), filepath.Join(i.Dir, "simulator")
 	s.BackoffMax, s.AckTimeout = 2*time.Second, 10*time.Second
-	var users []ingest.DevUser
+	var users []identity.DevUser
 	for _, home := range s.HomeNames() {
-		users = append(users, ingest.DevUser{User: home, Home: home})
+		users = append(users, identity.DevUser{User: home, Home: home})
 	}
-	if _, err := ingest.DevCertificates(filepath.Join(i.Data, "gateway")); err != nil {
+	if _, err := identity.DevCertificates(filepath.Join(i.Data, "gateway")); err != nil {
 		i.t.Fatal(err)
 	}
-	_, passwords, err := ingest.DevCredentials(filepath.Join(i.Data, "gateway"), users...)
+	_, passwords, err := identity.DevCredentials(filepath.Join(i.Data, "gateway"), users...)
 	if err != nil {
 		i.t.Fatal(err)
 	}

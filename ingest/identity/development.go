@@ -1,4 +1,4 @@
-package ingest
+package identity
 
 import (
 	"crypto/ecdsa"
@@ -22,7 +22,7 @@ import (
 
 // Certificates are the files that [DevCertificates] keeps.
 type Certificates struct {
-	CA          string // what clients trust
+	CA          string // What clients trust
 	Certificate string // of the server: localhost, 127.0.0.1, ::1
 	Key         string
 }
@@ -131,23 +131,23 @@ func makePair(template, parent *x509.Certificate, parentKey *ecdsa.PrivateKey, c
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := writeFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
+	if err := WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
 		return nil, nil, err
 	}
-	if err := writeFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
+	if err := WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
 		return nil, nil, err
 	}
 	cert, err := x509.ParseCertificate(der)
 	return cert, key, err
 }
 
-// writeFile replaces a file at once: a reader sees the old one or the new one.
-func writeFile(path string, data []byte, mode os.FileMode) error {
+// WriteFile replaces a file at once: a reader sees the old one or the new one.
+func WriteFile(path string, data []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // gone by its name when all went well
+	defer os.Remove(f.Name()) // Gone by its name when all went well
 	if _, err := f.Write(data); err != nil {
 		f.Close()
 		return err
@@ -203,7 +203,7 @@ func DevCredentials(dir string, users ...DevUser) (file string, passwords map[st
 		return file, nil, wrap(err)
 	}
 	// Passwords first: an entry whose password nobody knows would be of no use.
-	if err := errors.Join(writeFile(passwordsFile, secrets, 0o600), writeFile(file, entries, 0o600)); err != nil {
+	if err := errors.Join(WriteFile(passwordsFile, secrets, 0o600), WriteFile(file, entries, 0o600)); err != nil {
 		return file, nil, wrap(err)
 	}
 	return file, passwords, nil

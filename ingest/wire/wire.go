@@ -1,4 +1,6 @@
-package ingest
+// Package wire drives TLS connections: it reads without a buffer while nothing comes in, writes without waiting for slow
+// readers, and knows no protocol.
+package wire
 
 import (
 	"crypto/tls"
@@ -12,26 +14,26 @@ import (
 	"github.com/sourcegraph/conc"
 )
 
-// wire is the TCP side of a TLS connection. It lets crypto/tls be used without a buffer, and without a goroutine
+// Wire is the TCP side of a TLS connection. It lets crypto/tls be used without a buffer, and without a goroutine
 // blocked in it, while nothing comes in: wait returns when the socket is readable and holds what it gave; Read then
 // gives that to crypto/tls, and errNothing after it. During the handshake it blocks like any connection, and gives
 // back the handshake slot while it does: slots are held to compute, never to wait for a stranger.
-type wire struct {
+type Wire struct {
 	net.Conn
 	raw  syscall.RawConn
 	in   *[]byte // ciphertext read ahead; nil while there is none
-	rest []byte  // what is left of in
-	mode wireMode
-	slot *slot
+	rest []byte  // What is left of in
+	Mode wireMode
+	Slot *Slot
 
-	closed chan struct{} // of a blocking wire: closed by Close
+	Closed chan struct{} // of a blocking wire: closed by Close
 	once   sync.Once
 }
 
 // Close implements net.Conn.
-func (w *wire) Close() error {
-	if w.closed != nil {
-		w.once.Do(func() { close(w.closed) })
+func (w *Wire) Close() error {
+	if w.Closed != nil {
+		w.once.Do(func() { close(w.Closed) })
 	}
 	return w.Conn.Close()
 }
@@ -40,8 +42,8 @@ type wireMode uint8
 
 const (
 	wireHandshake wireMode = iota
-	wireBlocking           // as net.Conn: what net/http wants
-	wirePolled             // Read gives what wait found
+	WireBlocking           // as net.Conn: what net/http wants
+	WirePolled             // Read gives what wait found
 )
 
 // errNothing says that nothing is there to be read now. crypto/tls goes on after errors that are Temporary.
@@ -58,25 +60,25 @@ const readAhead = 17 << 10
 
 var readAheads = sync.Pool{New: func() any { b := make([]byte, readAhead); return &b }}
 
-func newWire(c net.Conn, s *slot) (*wire, error) {
+func NewWire(c net.Conn, s *Slot) (*Wire, error) {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		return nil, errors.New("a connection without a file descriptor")
 	}
 	raw, err := sc.SyscallConn()
-	return &wire{Conn: c, raw: raw, slot: s}, err
+	return &Wire{Conn: c, raw: raw, Slot: s}, err
 }
 
 // Read implements net.Conn for crypto/tls.
-func (w *wire) Read(p []byte) (int, error) {
-	switch w.mode {
-	case wireBlocking:
+func (w *Wire) Read(p []byte) (int, error) {
+	switch w.Mode {
+	case WireBlocking:
 		return w.Conn.Read(p)
 	case wireHandshake:
-		w.slot.release()
+		w.Slot.Release()
 		n, err := w.Conn.Read(p)
 		if err == nil {
-			err = w.slot.acquire()
+			err = w.Slot.Acquire()
 		}
 		return n, err
 	}
@@ -93,7 +95,7 @@ func (w *wire) Read(p []byte) (int, error) {
 
 // wait blocks until the socket has given something, its end or the deadline. The buffer is taken inside
 // RawConn.Read, when there is data: testing outside it could miss the edge that the poller reports only once.
-func (w *wire) wait(deadline time.Time, stopped func() bool) error {
+func (w *Wire) wait(deadline time.Time, stopped func() bool) error {
 	if len(w.rest) > 0 {
 		return nil
 	}
@@ -101,7 +103,7 @@ func (w *wire) wait(deadline time.Time, stopped func() bool) error {
 		return err
 	}
 	if stopped() { // after the deadline is set: whoever stops us sets it to the past, after saying so
-		return errDraining
+		return ErrDraining
 	}
 	var n int
 	var rerr error
@@ -136,28 +138,28 @@ func (w *wire) wait(deadline time.Time, stopped func() bool) error {
 }
 
 // drop gives the read-ahead back. Only the connection's reader calls it.
-func (w *wire) drop() {
+func (w *Wire) drop() {
 	if w.in != nil {
 		readAheads.Put(w.in)
 		w.in, w.rest = nil, nil
 	}
 }
 
-// link is one MQTT connection's way out: bytes are appended by any goroutine, and written by whoever flushes first
+// Link is one MQTT connection's way out: bytes are appended by any goroutine, and written by whoever flushes first
 // while the others go on. A client that does not read holds up nobody but itself.
-type link struct {
-	tls      *tls.Conn
-	wire     *wire
-	tasks    *conc.WaitGroup
-	bytesMax int           // waiting to be written
-	timeout  time.Duration // of one write
+type Link struct {
+	Tls      *tls.Conn
+	Wire     *Wire
+	Tasks    *conc.WaitGroup
+	BytesMax int           // waiting to be written
+	Timeout  time.Duration // of one write
 
 	mu      sync.Mutex
 	out     []byte // from outBuffers; nil while empty
 	writing bool
 	closing bool // close when out is written
 	closed  bool
-	gone    chan struct{} // closed when the connection is
+	Gone    chan struct{} // Closed when the connection is
 }
 
 var outBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
@@ -165,12 +167,12 @@ var outBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return 
 // outKeep is the largest buffer that goes back to the pool.
 const outKeep = 64 << 10
 
-// add appends to what is to be written. It says false, and adds nothing, when the client is too far behind (it
+// Add appends to what is to be written. It says false, and adds nothing, when the client is too far behind (it
 // would then hold more than bytesMax), or gone.
-func (l *link) add(size int, encode func(b []byte) []byte) bool {
+func (l *Link) Add(size int, encode func(b []byte) []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closing || l.closed || len(l.out)+size > l.bytesMax {
+	if l.closing || l.closed || len(l.out)+size > l.BytesMax {
 		return false
 	}
 	if l.out == nil {
@@ -180,21 +182,21 @@ func (l *link) add(size int, encode func(b []byte) []byte) bool {
 	return true
 }
 
-// flush writes what was added, on this goroutine, unless another one is at it.
-func (l *link) flush() {
+// Flush writes what was added, on this goroutine, unless another one is at it.
+func (l *Link) Flush() {
 	if l.begin() {
 		l.write()
 	}
 }
 
-// flushApart writes on a goroutine of its own: for callers that serve more than this connection.
-func (l *link) flushApart() {
+// FlushApart writes on a goroutine of its own: for callers that serve more than this connection.
+func (l *Link) FlushApart() {
 	if l.begin() {
-		l.tasks.Go(l.write)
+		l.Tasks.Go(l.write)
 	}
 }
 
-func (l *link) begin() bool {
+func (l *Link) begin() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.writing || l.closed || len(l.out) == 0 && !l.closing {
@@ -204,7 +206,7 @@ func (l *link) begin() bool {
 	return true
 }
 
-func (l *link) write() {
+func (l *Link) write() {
 	for {
 		l.mu.Lock()
 		out := l.out
@@ -219,8 +221,8 @@ func (l *link) write() {
 			return
 		}
 		l.mu.Unlock()
-		l.tls.SetWriteDeadline(time.Now().Add(l.timeout))
-		_, err := l.tls.Write(out)
+		l.Tls.SetWriteDeadline(time.Now().Add(l.Timeout))
+		_, err := l.Tls.Write(out)
 		if cap(out) <= outKeep {
 			outBuffers.Put(&out)
 		}
@@ -230,30 +232,30 @@ func (l *link) write() {
 	}
 }
 
-// finish writes what was added and closes, without waiting for the client longer than one write's timeout.
-func (l *link) finish() {
+// Finish writes what was added and closes, without waiting for the client longer than one write's timeout.
+func (l *Link) Finish() {
 	l.mu.Lock()
 	l.closing = true
 	l.mu.Unlock()
-	l.flush()
+	l.Flush()
 }
 
-// finishApart is finish on a goroutine of its own.
-func (l *link) finishApart() {
+// FinishApart is finish on a goroutine of its own.
+func (l *Link) FinishApart() {
 	l.mu.Lock()
 	l.closing = true
 	l.mu.Unlock()
-	l.flushApart()
+	l.FlushApart()
 }
 
 // close ends the connection at once, and wakes its reader.
-func (l *link) close() {
+func (l *Link) close() {
 	l.mu.Lock()
 	was := l.closed
 	l.closed, l.out = true, nil
 	l.mu.Unlock()
 	if !was {
-		close(l.gone)
-		l.tls.Close()
+		close(l.Gone)
+		l.Tls.Close()
 	}
 }

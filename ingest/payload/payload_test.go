@@ -1,4 +1,4 @@
-package ingest
+package payload
 
 import (
 	"bytes"
@@ -15,11 +15,14 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
+	"hearthline/ingest/names"
+	"hearthline/ingest/payload/payloadtest"
+	"hearthline/ingest/reason"
 )
 
-var testNow = flow.MicrosOf(time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC))
+var testNow = payloadtest.Now
 
-func testScope() *scope { return &scope{home: "h1", now: testNow, rowsMax: 1000} }
+func testScope() *Scope { return &Scope{Home: "h1", Now: testNow, RowsMax: 1000} }
 
 // TestRows holds single JSON rows, as HTTP takes them, to what becomes of them.
 func TestRows(t *testing.T) {
@@ -87,14 +90,14 @@ func TestRows(t *testing.T) {
 		{`{"device":"d","metric":"m","text":"\ud800"}`, "malformed"},
 		{`{"device":"d","metric":"m","value":1,"x":` + strings.Repeat("[", 100) + `}`, "malformed"},
 	} {
-		var d decoder
-		for _, f := range []format{formatJSON, formatLines} {
-			rows, err := d.decode(f, []byte(c.json), testScope())
+		var d Decoder
+		for _, f := range []Format{FormatJSON, FormatLines} {
+			rows, err := d.Decode(f, []byte(c.json), testScope())
 			got := "ok"
 			if err != nil {
-				got = malformed(err).Reason.String()
-			} else if rows[0].refused != nil {
-				got = rows[0].refused.Reason.String()
+				got = Malformed(err).Reason.String()
+			} else if rows[0].Refused != nil {
+				got = rows[0].Refused.Reason.String()
 			}
 			if got != c.want {
 				t.Errorf("%.100s: %s; want %s", c.json, got, c.want)
@@ -104,36 +107,36 @@ func TestRows(t *testing.T) {
 }
 
 func TestGoodRowIsWhole(t *testing.T) {
-	var d decoder
-	rows, err := d.decode(formatJSON, []byte(` [ {"attributes":{"a":"\u00fc","n":1.50},"time":"2026-01-31T12:00:00.000001+01:00","seq":7,"unit":"Cel","value":-1.5e-3,"metric":"te\u006dp","device":"d"} ] `), testScope())
+	var d Decoder
+	rows, err := d.Decode(FormatJSON, []byte(` [ {"attributes":{"a":"\u00fc","n":1.50},"time":"2026-01-31T12:00:00.000001+01:00","seq":7,"unit":"Cel","value":-1.5e-3,"metric":"te\u006dp","device":"d"} ] `), testScope())
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := rows[0]
 	want := flow.MicrosOf(time.Date(2026, 1, 31, 11, 0, 0, 1000, time.UTC))
-	if r.refused != nil || r.Home != "h1" || r.Device != "d" || r.Metric != "temp" || r.Value != -0.0015 || !r.HasValue || r.HasText || r.Unit != "Cel" || r.Seq != 7 || !r.HasSeq || r.Time != want || r.timing != timeAbsolute || r.Attributes["a"] != "ü" || r.Attributes["n"] != "1.50" {
+	if r.Refused != nil || r.Home != "h1" || r.Device != "d" || r.Metric != "temp" || r.Value != -0.0015 || !r.HasValue || r.HasText || r.Unit != "Cel" || r.Seq != 7 || !r.HasSeq || r.Time != want || r.Timing != timeAbsolute || r.Attributes["a"] != "ü" || r.Attributes["n"] != "1.50" {
 		t.Errorf("%+v", r)
 	}
 }
 
 func TestLinesStandAlone(t *testing.T) {
-	var d decoder
-	rows, err := d.decode(formatLines, []byte("{\"device\":\"a\",\"metric\":\"m\",\"value\":1}\r\n\n{broken\n{\"device\":\"b\",\"metric\":\"m\",\"value\":2}"), testScope())
-	if err != nil || len(rows) != 3 || rows[0].refused != nil || rows[1].refused == nil || rows[2].refused != nil || rows[2].Device != "b" {
+	var d Decoder
+	rows, err := d.Decode(FormatLines, []byte("{\"device\":\"a\",\"metric\":\"m\",\"value\":1}\r\n\n{broken\n{\"device\":\"b\",\"metric\":\"m\",\"value\":2}"), testScope())
+	if err != nil || len(rows) != 3 || rows[0].Refused != nil || rows[1].Refused == nil || rows[2].Refused != nil || rows[2].Device != "b" {
 		t.Errorf("%+v, %v", rows, err)
 	}
 }
 
 func TestTopicDevice(t *testing.T) {
-	var d decoder
+	var d Decoder
 	s := testScope()
-	s.device = "lamp"
-	rows, err := d.decode(formatJSON, []byte(`[{"metric":"m","value":1},{"device":"lamp","metric":"m","value":1},{"device":"oven","metric":"m","value":1}]`), s)
-	if err != nil || rows[0].Device != "lamp" || rows[1].refused != nil || rows[2].refused == nil || rows[2].refused.Reason != ReasonDevice {
+	s.Device = "lamp"
+	rows, err := d.Decode(FormatJSON, []byte(`[{"metric":"m","value":1},{"device":"lamp","metric":"m","value":1},{"device":"oven","metric":"m","value":1}]`), s)
+	if err != nil || rows[0].Device != "lamp" || rows[1].Refused != nil || rows[2].Refused == nil || rows[2].Refused.Reason != reason.Device {
 		t.Errorf("%+v %v", rows, err)
 	}
-	s.rowsMax = 2
-	if _, err := d.decode(formatJSON, []byte(`[{},{},{}]`), s); malformed(err).Reason != ReasonPayload {
+	s.RowsMax = 2
+	if _, err := d.Decode(FormatJSON, []byte(`[{},{},{}]`), s); Malformed(err).Reason != reason.Payload {
 		t.Error(err)
 	}
 }
@@ -158,7 +161,7 @@ func TestSenML(t *testing.T) {
 			[]want{{device: "urn:dev:ow:10e2073a01080063", metric: "voltage", unit: "V", value: 120.1}, {device: "urn:dev:ow:10e2073a01080063", metric: "current", unit: "A", value: 1.2}}, ""},
 		{"relative times", `[{"bn":"lamp/","bt":1.276020076001e+09,"bu":"A","bver":5,"n":"voltage","u":"V","v":120.1},{"n":"current","t":-5,"v":1.2},{"n":"current","v":1.7}]`,
 			[]want{{"lamp", "voltage", "V", "", 120.1, at(1276020076.001), timeAbsolute, ""}, {"lamp", "current", "A", "", 1.2, at(1276020071.001), timeAbsolute, ""}, {"lamp", "current", "A", "", 1.7, at(1276020076.001), timeAbsolute, ""}}, ""},
-		{"relative to now", `[{"n":"lamp/power","v":1,"t":-5}]`, []want{{"lamp", "power", "", "", 1, -5_000_000, timeRelative, ""}}, ""},
+		{"relative to now", `[{"n":"lamp/power","v":1,"t":-5}]`, []want{{"lamp", "power", "", "", 1, -5_000_000, TimeRelative, ""}}, ""},
 		{"texts", `[{"bn":"door/","n":"open","vb":true},{"n":"label","vs":"front"}]`, []want{{device: "door", metric: "open", text: "true"}, {device: "door", metric: "label", text: "front"}}, ""},
 		{"base value", `[{"bn":"d/","bv":20,"n":"m","v":1.5},{"n":"m","v":-1}]`, []want{{device: "d", metric: "m", value: 21.5}, {device: "d", metric: "m", value: 19}}, ""},
 		{"base alone", `[{"bn":"d/"},{"n":"m","v":1}]`, []want{{device: "d", metric: "m", value: 1}}, ""},
@@ -175,10 +178,10 @@ func TestSenML(t *testing.T) {
 		{"empty pack", `[]`, nil, "malformed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var d decoder
-			rows, err := d.decode(formatSenML, []byte(c.json), testScope())
+			var d Decoder
+			rows, err := d.Decode(FormatSenML, []byte(c.json), testScope())
 			if c.err != "" {
-				if err == nil || malformed(err).Reason.String() != c.err {
+				if err == nil || Malformed(err).Reason.String() != c.err {
 					t.Errorf("%v; want %s", err, c.err)
 				}
 				return
@@ -189,73 +192,40 @@ func TestSenML(t *testing.T) {
 			for i, w := range c.want {
 				r := rows[i]
 				if w.refused != "" {
-					if r.refused == nil || r.refused.Reason.String() != w.refused {
-						t.Errorf("row %d: %v; want %s", i, r.refused, w.refused)
+					if r.Refused == nil || r.Refused.Reason.String() != w.refused {
+						t.Errorf("row %d: %v; want %s", i, r.Refused, w.refused)
 					}
 					continue
 				}
-				if r.refused != nil || r.Device != w.device || r.Metric != w.metric || r.Unit != w.unit || r.Text != w.text || r.HasText != (w.text != "") || math.Abs(r.Value-w.value) > 1e-9 || r.Time != w.time || r.timing != w.timing {
-					t.Errorf("row %d: %+v (%v); want %+v", i, r, r.refused, w)
+				if r.Refused != nil || r.Device != w.device || r.Metric != w.metric || r.Unit != w.unit || r.Text != w.text || r.HasText != (w.text != "") || math.Abs(r.Value-w.value) > 1e-9 || r.Time != w.time || r.Timing != w.timing {
+					t.Errorf("row %d: %+v (%v); want %+v", i, r, r.Refused, w)
 				}
 			}
 		})
 	}
 }
 
-// arrowPayload writes three rows as an Arrow IPC stream.
-func arrowPayload(t testing.TB, opts ...ipc.Option) []byte {
-	t.Helper()
-	mem := memory.NewCheckedAllocator(memory.DefaultAllocator)
-	defer mem.AssertSize(t, 0)
-	b := flow.NewEventBuilder(mem)
-	defer b.Release()
-	for i := range 3 {
-		b.Append(&flow.Event{Time: testNow.Add(-time.Duration(i) * time.Minute), Received: testNow, Home: "h1", Device: fmt.Sprint("d", i), Metric: "power", Value: float64(i), HasValue: true, Unit: "W", Seq: int64(i), HasSeq: true, Attributes: map[string]string{"a": "b"}})
-	}
-	rec, _ := b.Record()
-	defer rec.Release()
-	// Without "received": that is the gateway's to say.
-	var fields []arrow.Field
-	var cols []arrow.Array
-	for i, f := range rec.Schema().Fields() {
-		if f.Name != flow.ColReceived {
-			fields, cols = append(fields, f), append(cols, rec.Column(i))
-		}
-	}
-	out := array.NewRecord(arrow.NewSchema(fields, nil), cols, rec.NumRows())
-	defer out.Release()
-	var buf bytes.Buffer
-	w := ipc.NewWriter(&buf, append(opts, ipc.WithSchema(out.Schema()), ipc.WithAllocator(mem))...)
-	if err := w.Write(out); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
-}
-
 func TestArrow(t *testing.T) {
-	for name, payload := range map[string][]byte{"plain": arrowPayload(t), "lz4": arrowPayload(t, ipc.WithLZ4()), "zstd": arrowPayload(t, ipc.WithZstd())} {
+	for name, payload := range map[string][]byte{"plain": payloadtest.Arrow(t), "lz4": payloadtest.Arrow(t, ipc.WithLZ4()), "zstd": payloadtest.Arrow(t, ipc.WithZstd())} {
 		t.Run(name, func(t *testing.T) {
-			var d decoder
-			rows, err := d.decode(formatArrow, payload, testScope())
+			var d Decoder
+			rows, err := d.Decode(FormatArrow, payload, testScope())
 			if err != nil || len(rows) != 3 {
 				t.Fatal(len(rows), err)
 			}
 			r := rows[2]
-			if r.refused != nil || r.Device != "d2" || r.Metric != "power" || r.Value != 2 || r.Unit != "W" || r.Seq != 2 || r.Time != testNow.Add(-2*time.Minute) || r.Attributes["a"] != "b" {
-				t.Errorf("%+v %v", r, r.refused)
+			if r.Refused != nil || r.Device != "d2" || r.Metric != "power" || r.Value != 2 || r.Unit != "W" || r.Seq != 2 || r.Time != testNow.Add(-2*time.Minute) || r.Attributes["a"] != "b" {
+				t.Errorf("%+v %v", r, r.Refused)
 			}
 			for cut := range payload { // no prefix may do harm
-				d.decode(formatArrow, payload[:cut], testScope())
+				d.Decode(FormatArrow, payload[:cut], testScope())
 			}
 		})
 	}
 	t.Run("a claim of 2 GB", func(t *testing.T) {
-		var d decoder
-		_, err := d.decode(formatArrow, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0}, testScope())
-		if err == nil || malformed(err).Reason != ReasonMalformed {
+		var d Decoder
+		_, err := d.Decode(FormatArrow, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0}, testScope())
+		if err == nil || Malformed(err).Reason != reason.Malformed {
 			t.Error(err)
 		}
 	})
@@ -268,8 +238,8 @@ func TestArrow(t *testing.T) {
 		w := ipc.NewWriter(&buf, ipc.WithSchema(rec.Schema()))
 		w.Write(rec)
 		w.Close()
-		var d decoder
-		if _, err := d.decode(formatArrow, buf.Bytes(), testScope()); err == nil || malformed(err).Reason != ReasonField {
+		var d Decoder
+		if _, err := d.Decode(FormatArrow, buf.Bytes(), testScope()); err == nil || Malformed(err).Reason != reason.Field {
 			t.Error(err)
 		}
 	})
@@ -290,19 +260,19 @@ func FuzzReadings(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		var d decoder
-		rows, err := d.decode(formatJSON, payload, testScope())
+		var d Decoder
+		rows, err := d.Decode(FormatJSON, payload, testScope())
 		if err != nil {
 			return
 		}
 		for i := range rows {
-			if r := &rows[i]; r.refused == nil && (badName(r.Device) != "" || badName(r.Metric) != "" || r.HasValue == r.HasText || math.IsNaN(r.Value) || math.IsInf(r.Value, 0)) {
+			if r := &rows[i]; r.Refused == nil && (names.Bad(r.Device) != "" || names.Bad(r.Metric) != "" || r.HasValue == r.HasText || math.IsNaN(r.Value) || math.IsInf(r.Value, 0)) {
 				t.Fatalf("a row that should be refused: %+v", r)
 			}
 		}
 		if !json.Valid(payload) {
 			for i := range rows {
-				if r := rows[i].refused; r != nil && (r.Reason == ReasonNotFinite || r.Reason == ReasonTime || r.Reason == ReasonField) {
+				if r := rows[i].Refused; r != nil && (r.Reason == reason.NotFinite || r.Reason == reason.Time || r.Reason == reason.Field) {
 					return // NaN and its likes may stand where they are refused
 				}
 			}
@@ -321,7 +291,7 @@ func FuzzReadings(f *testing.F) {
 		}
 		for i := range rows {
 			r, w := rows[i], want[i]
-			if r.refused != nil {
+			if r.Refused != nil {
 				continue
 			}
 			if r.Device != *w.Device || r.Metric != *w.Metric || r.HasValue && r.Value != *w.Value || r.HasText && r.Text != *w.Text {
@@ -333,22 +303,22 @@ func FuzzReadings(f *testing.F) {
 
 // FuzzPayloads looks for panics and broken limits in all formats.
 func FuzzPayloads(f *testing.F) {
-	f.Add(byte(formatSenML), []byte(`[{"bn":"d/","bt":1e9,"n":"m","v":1,"t":-1}]`))
-	f.Add(byte(formatLines), []byte("{}\n{"))
-	f.Add(byte(formatArrow), arrowPayload(f))
-	f.Add(byte(formatArrow), arrowPayload(f, ipc.WithZstd()))
+	f.Add(byte(FormatSenML), []byte(`[{"bn":"d/","bt":1e9,"n":"m","v":1,"t":-1}]`))
+	f.Add(byte(FormatLines), []byte("{}\n{"))
+	f.Add(byte(FormatArrow), payloadtest.Arrow(f))
+	f.Add(byte(FormatArrow), payloadtest.Arrow(f, ipc.WithZstd()))
 	f.Fuzz(func(t *testing.T, kind byte, payload []byte) {
-		var d decoder
+		var d Decoder
 		s := testScope()
-		rows, err := d.decode(format(kind%4), payload, s)
+		rows, err := d.Decode(Format(kind%4), payload, s)
 		if err != nil {
 			return
 		}
 		b := flow.NewEventBuilder(memory.DefaultAllocator)
 		defer b.Release()
 		for i := range rows {
-			if r := &rows[i]; r.refused == nil {
-				if r.Home != "h1" || r.timing == timeAbsolute && (r.Time < timeMin || r.Time > s.now.Add(futureMax)) {
+			if r := &rows[i]; r.Refused == nil {
+				if r.Home != "h1" || r.Timing == timeAbsolute && (r.Time < timeMin || r.Time > s.Now.Add(FutureMax)) {
 					t.Fatalf("%+v", r)
 				}
 				b.Append(&r.Event)
@@ -363,16 +333,16 @@ func BenchmarkDecode(b *testing.B) {
 	senml := `[{"bn":"thermostat-1/","bt":1769860700,"bu":"Cel","n":"temperature","v":21.53}` + strings.Repeat(`,{"n":"temperature","t":1,"v":21.53}`, 99) + `]`
 	for _, c := range []struct {
 		name    string
-		f       format
+		f       Format
 		payload string
 		rows    int
-	}{{"JSON one row", formatJSON, one, 1}, {"JSON 100 rows", formatJSON, many, 100}, {"SenML 100 rows", formatSenML, senml, 100}} {
+	}{{"JSON one row", FormatJSON, one, 1}, {"JSON 100 rows", FormatJSON, many, 100}, {"SenML 100 rows", FormatSenML, senml, 100}} {
 		b.Run(c.name, func(b *testing.B) {
-			var d decoder
+			var d Decoder
 			s, payload := testScope(), []byte(c.payload)
 			b.ReportAllocs()
 			for b.Loop() {
-				if rows, err := d.decode(c.f, payload, s); err != nil || rows[0].refused != nil {
+				if rows, err := d.Decode(c.f, payload, s); err != nil || rows[0].Refused != nil {
 					b.Fatal(err, rows)
 				}
 			}

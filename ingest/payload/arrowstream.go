@@ -1,4 +1,4 @@
-package ingest
+package payload
 
 import (
 	"encoding/binary"
@@ -13,6 +13,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
+	"hearthline/ingest/reason"
 )
 
 // arrowExpansionMax is how many times its payload's size an Arrow stream may take in memory, when its buffers are
@@ -26,13 +27,13 @@ const arrowExpansionMax = 32
 //
 // The reader trusts nothing: lengths are held against the payload before anything is allocated, decompression
 // against a limit, and what the Arrow library panics on is malformed.
-func (d *decoder) arrow(payload []byte, s *scope) (err error) {
+func (d *Decoder) arrow(payload []byte, s *Scope) (err error) {
 	defer func() {
 		p := recover()
-		if r, ok := p.(*refusal); ok {
+		if r, ok := p.(*reason.Refusal); ok {
 			err = r
 		} else if p != nil {
-			err = refuse(ReasonMalformed, "not a valid Arrow IPC stream: %v", p)
+			err = reason.Refuse(reason.Malformed, "not a valid Arrow IPC stream: %v", p)
 		}
 	}()
 	mem := &boundedAllocator{left: int64(len(payload))*arrowExpansionMax + 1<<16}
@@ -40,7 +41,7 @@ func (d *decoder) arrow(payload []byte, s *scope) (err error) {
 	defer frames.Release()
 	r, err := ipc.NewReaderFromMessageReader(frames, ipc.WithAllocator(mem))
 	if err != nil {
-		return refuse(ReasonMalformed, "not an Arrow IPC stream: %v", err)
+		return reason.Refuse(reason.Malformed, "not an Arrow IPC stream: %v", err)
 	}
 	defer r.Release()
 	if err := arrowColumns(r.Schema(), s); err != nil {
@@ -52,37 +53,37 @@ func (d *decoder) arrow(payload []byte, s *scope) (err error) {
 		}
 	}
 	if err := r.Err(); err != nil && err != io.EOF {
-		return refuse(ReasonMalformed, "Arrow IPC stream: %v", err)
+		return reason.Refuse(reason.Malformed, "Arrow IPC stream: %v", err)
 	}
 	return nil
 }
 
 // arrowColumns refuses columns that nobody would read.
-func arrowColumns(schema *arrow.Schema, s *scope) error {
+func arrowColumns(schema *arrow.Schema, s *Scope) error {
 	for _, f := range schema.Fields() {
 		if len(schema.FieldIndices(f.Name)) > 1 {
-			return refuse(ReasonField, "column %.40q is given twice", f.Name)
+			return reason.Refuse(reason.Field, "column %.40q is given twice", f.Name)
 		}
 		switch f.Name {
 		case flow.ColHome, flow.ColDevice, flow.ColMetric, flow.ColValue, flow.ColText, flow.ColUnit, flow.ColTime, flow.ColSeq, flow.ColAttributes:
 		default:
-			return refuse(ReasonField, "unknown column %.40q; known: home device metric value text unit time seq attributes", f.Name)
+			return reason.Refuse(reason.Field, "unknown column %.40q; known: home device metric value text unit time seq attributes", f.Name)
 		}
 	}
-	if !schema.HasField(flow.ColDevice) && s.device == "" || !schema.HasField(flow.ColMetric) {
-		return refuse(ReasonMissing, "the stream has no column device or metric")
+	if !schema.HasField(flow.ColDevice) && s.Device == "" || !schema.HasField(flow.ColMetric) {
+		return reason.Refuse(reason.Missing, "the stream has no column device or metric")
 	}
 	return nil
 }
 
 // record reads the rows of one record batch.
-func (d *decoder) record(rec arrow.Record, s *scope) error {
-	if rec.NumRows() > int64(s.rowsMax-len(d.rows)) {
-		return refuse(ReasonPayload, "more than %d readings in one payload", s.rowsMax)
+func (d *Decoder) record(rec arrow.Record, s *Scope) error {
+	if rec.NumRows() > int64(s.RowsMax-len(d.rows)) {
+		return reason.Refuse(reason.Payload, "more than %d readings in one payload", s.RowsMax)
 	}
 	first := len(d.rows)
 	for range rec.NumRows() {
-		d.rows = append(d.rows, row{})
+		d.rows = append(d.rows, Row{})
 	}
 	for i, f := range rec.Schema().Fields() {
 		if err := arrowColumn(f.Name, rec.Column(i), d.rows[first:]); err != nil {
@@ -96,9 +97,9 @@ func (d *decoder) record(rec arrow.Record, s *scope) error {
 }
 
 // arrowColumn fills one member of all rows. Strings are copied: the record's memory may be an allocator's.
-func arrowColumn(name string, col arrow.Array, rows []row) error {
+func arrowColumn(name string, col arrow.Array, rows []Row) error {
 	if col.Len() != len(rows) {
-		return refuse(ReasonMalformed, "column %q has %d rows; the record has %d", name, col.Len(), len(rows))
+		return reason.Refuse(reason.Malformed, "column %q has %d rows; the record has %d", name, col.Len(), len(rows))
 	}
 	switch name {
 	case flow.ColValue, flow.ColSeq, flow.ColTime:
@@ -144,10 +145,10 @@ func arrowStrings(name string, col arrow.Array) (func(i int) string, error) {
 		}
 		return func(i int) string { return values(c.GetValueIndex(i)) }, nil
 	}
-	return nil, refuse(ReasonField, "column %q is a %s; want utf8 or a dictionary of it", name, col.DataType())
+	return nil, reason.Refuse(reason.Field, "column %q is a %s; want utf8 or a dictionary of it", name, col.DataType())
 }
 
-func arrowNumbers(name string, col arrow.Array, rows []row) error {
+func arrowNumbers(name string, col arrow.Array, rows []Row) error {
 	integer := arrowInteger(col)
 	var float func(i int) float64
 	switch c := col.(type) {
@@ -157,23 +158,23 @@ func arrowNumbers(name string, col arrow.Array, rows []row) error {
 		float = func(i int) float64 { return float64(c.Value(i)) }
 	case *array.Timestamp:
 		if name != flow.ColTime {
-			return refuse(ReasonField, "column %q is a %s; want a number", name, col.DataType())
+			return reason.Refuse(reason.Field, "column %q is a %s; want a number", name, col.DataType())
 		}
 		unit := c.DataType().(*arrow.TimestampType).Unit
 		for i := range rows {
 			if !c.IsNull(i) {
-				rows[i].Time, rows[i].timing = timestampMicros(int64(c.Value(i)), unit), timeAbsolute
+				rows[i].Time, rows[i].Timing = timestampMicros(int64(c.Value(i)), unit), timeAbsolute
 			}
 		}
 		return nil
 	default:
 		if integer == nil {
-			return refuse(ReasonField, "column %q is a %s; want a number", name, col.DataType())
+			return reason.Refuse(reason.Field, "column %q is a %s; want a number", name, col.DataType())
 		}
 		float = func(i int) float64 { return float64(integer(i)) }
 	}
 	if integer == nil && name != flow.ColValue {
-		return refuse(ReasonField, "column %q is a %s; want an integer", name, col.DataType())
+		return reason.Refuse(reason.Field, "column %q is a %s; want an integer", name, col.DataType())
 	}
 	for i := range rows {
 		if col.IsNull(i) {
@@ -185,7 +186,7 @@ func arrowNumbers(name string, col arrow.Array, rows []row) error {
 		case flow.ColSeq:
 			r.Seq, r.HasSeq = integer(i), true
 		case flow.ColTime:
-			r.Time, r.timing = timestampMicros(integer(i), arrow.Millisecond), timeAbsolute
+			r.Time, r.Timing = timestampMicros(integer(i), arrow.Millisecond), timeAbsolute
 		}
 	}
 	return nil
@@ -230,10 +231,10 @@ func timestampMicros(v int64, unit arrow.TimeUnit) flow.Micros {
 	return flow.Micros(v * scale)
 }
 
-func arrowAttributes(col arrow.Array, rows []row) error {
+func arrowAttributes(col arrow.Array, rows []Row) error {
 	m, ok := col.(*array.Map)
 	if !ok {
-		return refuse(ReasonField, "column attributes is a %s; want a map of utf8 to utf8", col.DataType())
+		return reason.Refuse(reason.Field, "column attributes is a %s; want a map of utf8 to utf8", col.DataType())
 	}
 	keys, err := arrowStrings("attributes key", m.Keys())
 	if err != nil {
@@ -249,7 +250,7 @@ func arrowAttributes(col arrow.Array, rows []row) error {
 		}
 		from, to := m.ValueOffsets(i)
 		if to-from > attributesMax || to < from {
-			rows[i].wrong(ReasonTooLong, "%d attributes; at most %d", to-from, attributesMax)
+			rows[i].wrong(reason.TooLong, "%d attributes; at most %d", to-from, attributesMax)
 			continue
 		}
 		rows[i].Attributes = make(map[string]string, to-from)

@@ -1,4 +1,4 @@
-package ingest
+package identity
 
 import (
 	"crypto/tls"
@@ -6,12 +6,11 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/mochi-mqtt/server/v2/packets"
+	"golang.org/x/time/rate"
 )
 
 func TestReadCredentials(t *testing.T) {
@@ -43,14 +42,14 @@ func TestReadCredentials(t *testing.T) {
 
 func TestDoor(t *testing.T) {
 	dir := t.TempDir()
-	file := write(t, dir, "c.yaml", "- {user: anna, home: h1, hash: '"+HashPassword("secret")+"'}\n")
-	d := newDoor(file, New().limiters, func() {})
-	if _, err := d.load(); err != nil {
+	file := writeTest(t, dir, "c.yaml", "- {user: anna, home: h1, hash: '"+HashPassword("secret")+"'}\n")
+	d := NewDoor(file, noLimits, func() {})
+	if _, err := d.Load(); err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now()
 	d.now = func() time.Time { return now }
-	admit := func(user, password string) error { _, err := d.admit(user, password, "192.0.2.1"); return err }
+	admit := func(user, password string) error { _, err := d.Admit(user, password, "192.0.2.1"); return err }
 	if err := admit("anna", "secret"); err != nil {
 		t.Fatal(err)
 	}
@@ -68,27 +67,27 @@ func TestDoor(t *testing.T) {
 			t.Fatal(i, err)
 		}
 	}
-	if err := admit("anna", "wrong"); err != errAttempts {
+	if err := admit("anna", "wrong"); err != ErrAttempts {
 		t.Error("an address may guess on:", err)
 	}
 	if err := admit("anna", "secret"); err != nil {
 		t.Error("who is known to be right suffers for others of the same address:", err)
 	}
-	if _, err := d.admit("anna", "wrong", "192.0.2.2"); err != errCredentials {
+	if _, err := d.Admit("anna", "wrong", "192.0.2.2"); err != errCredentials {
 		t.Error("another address suffers:", err)
 	}
-	now = now.Add(failureEvery)
+	now = now.Add(FailureEvery)
 	if err := admit("anna", "wrong"); err != errCredentials {
 		t.Error("it may not try again later:", err)
 	}
 	t.Run("the right password of another hash is not remembered", func(t *testing.T) {
-		write(t, dir, "c.yaml", "- {user: anna, home: h1, hash: '"+HashPassword("changed!")+"'}\n")
+		writeTest(t, dir, "c.yaml", "- {user: anna, home: h1, hash: '"+HashPassword("changed!")+"'}\n")
 		os.Chtimes(file, time.Time{}, time.Now().Add(time.Hour))
-		gone, err := d.load()
+		gone, err := d.Load()
 		if err != nil || len(gone) != 1 {
 			t.Fatal(gone, err)
 		}
-		if _, err := d.admit("anna", "secret", "192.0.2.3"); err != errCredentials {
+		if _, err := d.Admit("anna", "secret", "192.0.2.3"); err != errCredentials {
 			t.Error(err)
 		}
 	})
@@ -98,7 +97,7 @@ func TestRecentForgets(t *testing.T) {
 	r := newRecent[int, int](10)
 	for i := range 1000 {
 		r.put(i, i)
-		r.get(0) // what is used stays
+		r.get(0) // What is used stays
 		if n := len(r.young) + len(r.old); n > 10 {
 			t.Fatalf("%d entries", n)
 		}
@@ -108,39 +107,6 @@ func TestRecentForgets(t *testing.T) {
 	}
 	if _, ok := r.get(500); ok {
 		t.Error("what is not used was kept")
-	}
-}
-
-func TestRevocationTakesEffect(t *testing.T) {
-	r := newRig(t, nil)
-	anna, bert := r.connect(5, "anna", "a"), r.connect(5, "bert", "b")
-	f, err := os.Open(r.Credentials)
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, err := ReadCredentials(f)
-	f.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := ""
-	for _, c := range all {
-		if c.User != "anna" {
-			text += "- {user: " + c.User + ", home: " + c.Home + ", hash: '" + c.Hash + "', role: " + c.Role + ", devices: [" + strings.Join(c.Devices, ",") + "]}\n"
-		}
-	}
-	write(t, r.dir, "credentials.yaml", "- {broken")
-	eventually(t, "a file that cannot be read is counted", func() bool { return r.Stats().ReloadErrors == 1 })
-	write(t, r.dir, "credentials.yaml", text)
-	if code := anna.wantEnd(); code != 0x87 {
-		t.Errorf("%#x; want 0x87", code)
-	}
-	bert.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
-	bert.want(packets.Pingresp)
-	p := r.dial()
-	p.send(connectPacketOf(r, "anna", "a"))
-	if ack := p.want(packets.Connack); ack.ReasonCode != 0x86 {
-		t.Errorf("%#x", ack.ReasonCode)
 	}
 }
 
@@ -174,12 +140,12 @@ func TestDevelopmentFiles(t *testing.T) {
 	if err != nil || again["a"] != passwords["a"] || again["b"] == "" {
 		t.Error("a restart changed a password", err)
 	}
-	d := newDoor(file, New().limiters, func() {})
-	if _, err := d.load(); err != nil {
+	d := NewDoor(file, noLimits, func() {})
+	if _, err := d.Load(); err != nil {
 		t.Fatal(err)
 	}
 	for user, password := range again {
-		if _, err := d.admit(user, password, "x"); err != nil {
+		if _, err := d.Admit(user, password, "x"); err != nil {
 			t.Error(user, err)
 		}
 	}
@@ -214,71 +180,15 @@ func TestDevelopmentFiles(t *testing.T) {
 	})
 }
 
-func TestSettings(t *testing.T) {
-	for _, c := range []struct {
-		set func(*Gateway)
-		err string
-	}{
-		{func(g *Gateway) { g.Certificate = "" }, "certificate is not set"},
-		{func(g *Gateway) { g.RowsMax = 0 }, "rows_max"},
-		{func(g *Gateway) { g.DrainTimeout = 0 }, "drain_timeout"},
-		{func(g *Gateway) { g.Publisher = nil }, "publisher"},
-		{func(g *Gateway) { g.MQTT, g.HTTP = "", "" }, "neither"},
-		{func(g *Gateway) { g.Credentials = "/nonexistent" }, "credentials"},
-	} {
-		g := New()
-		g.Certificate, g.Key, g.Credentials, g.Publisher, g.Partitions = "c", "k", "f", newRoad(), 1
-		c.set(g)
-		if err := g.Run(t.Context()); err == nil || !strings.Contains(err.Error(), c.err) {
-			t.Errorf("%v; want %q", err, c.err)
-		}
+func writeTest(t *testing.T, dir, name, text string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	t.Run("a clock that is two days behind", func(t *testing.T) {
-		r := newRig(t, nil)
-		g := New()
-		g.MQTT, g.Certificate, g.Key, g.Credentials, g.Publisher, g.Partitions = "127.0.0.1:0", r.Certificate, r.Key, r.Credentials, newRoad(), 1
-		g.Clock = write(t, r.dir, "clock", strconv.FormatInt(time.Now().Add(48*time.Hour).UnixMicro(), 10))
-		if err := g.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "set the clock right") {
-			t.Error(err)
-		}
-	})
-	t.Run("busy port", func(t *testing.T) {
-		r := newRig(t, nil)
-		g := New()
-		g.MQTT, g.Certificate, g.Key, g.Credentials, g.Publisher, g.Partitions = r.at.MQTT.String(), r.Certificate, r.Key, r.Credentials, newRoad(), 1
-		if err := g.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "in use") || !strings.Contains(err.Error(), "set mqtt") {
-			t.Error(err)
-		}
-	})
+	return path
 }
 
-func TestConnectionLimit(t *testing.T) {
-	r := newRig(t, func(g *Gateway) { g.ConnectionsMax = 2 })
-	a := r.connect(5, "anna", "a")
-	r.connect(5, "anna", "b")
-	if c, err := tls.Dial("tcp", r.at.MQTT.String(), r.tls()); err == nil {
-		c.Close()
-		t.Error("a third was let in")
-	}
-	a.conn.Close()
-	eventually(t, "there is room again", func() bool { return r.Stats().Sockets == 1 })
-	r.connect(5, "anna", "c")
-	if r.Stats().Refused["connections"] != 1 {
-		t.Error(r.Stats().Refused)
-	}
-}
-
-func TestMessageRate(t *testing.T) {
-	r := newRig(t, func(g *Gateway) { g.MessagesPerSecond, g.MessagesBurst = 20, 5 })
-	p := r.connect(5, "anna", "a")
-	start := time.Now()
-	for id := range uint16(15) {
-		p.send(publishOf(lampTopic, reading, 1, id+1))
-	}
-	for range 15 {
-		p.want(packets.Puback)
-	}
-	if took := time.Since(start); took < 400*time.Millisecond {
-		t.Errorf("15 messages at 5 + 20/s took %s", took)
-	}
+func noLimits() (messages, bytes *rate.Limiter) {
+	return rate.NewLimiter(rate.Inf, 0), rate.NewLimiter(rate.Inf, 0)
 }

@@ -1,14 +1,16 @@
-package ingest
+package mqtt
 
 import (
 	"strings"
+
+	"hearthline/ingest/names"
 )
 
 // topicBytesMax bounds topics and filters; MQTT's own limit is 65,535.
 const topicBytesMax = 1024
 
-// badTopic says why a topic name cannot be published to, "" when it can (section 4.7).
-func badTopic(t string) string {
+// BadTopic says why a topic name cannot be published to, "" when it can (section 4.7).
+func BadTopic(t string) string {
 	switch {
 	case t == "":
 		return "is empty"
@@ -17,11 +19,11 @@ func badTopic(t string) string {
 	case strings.ContainsAny(t, "+#"):
 		return "holds a wildcard"
 	}
-	return badRunes(t, false)
+	return names.BadRunes(t, false)
 }
 
-// badFilter says why a topic filter is none, "" when it is one.
-func badFilter(f string) string {
+// BadFilter says why a topic filter is none, "" when it is one.
+func BadFilter(f string) string {
 	switch {
 	case f == "":
 		return "is empty"
@@ -40,11 +42,11 @@ func badFilter(f string) string {
 			return "has + beside other characters in a level"
 		}
 	}
-	return badRunes(f, false)
+	return names.BadRunes(f, false)
 }
 
-// matches says whether a topic name is in a filter.
-func matches(filter, topic string) bool {
+// Matches says whether a topic name is in a filter.
+func Matches(filter, topic string) bool {
 	for {
 		if filter == "#" {
 			return true

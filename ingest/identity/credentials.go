@@ -1,4 +1,6 @@
-package ingest
+// Package identity says who a client is: users and passwords with the home they are bound to, and what `up` makes for
+// development.
+package identity
 
 import (
 	"bytes"
@@ -23,6 +25,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"hearthline/flow/secret"
+	"hearthline/ingest/names"
 )
 
 // Credential is one entry of the credentials file: who may come in, and for which home it speaks.
@@ -88,14 +91,14 @@ func ReadCredentials(r io.Reader) ([]Credential, error) {
 }
 
 func (c *Credential) check() error {
-	if c.User == "" || len(c.User) > nameBytesMax || strings.Contains(c.User, ":") {
-		return fmt.Errorf("user must have 1 to %d bytes and no colon", nameBytesMax)
+	if c.User == "" || len(c.User) > names.BytesMax || strings.Contains(c.User, ":") {
+		return fmt.Errorf("user must have 1 to %d bytes and no colon", names.BytesMax)
 	}
-	if why := badName(c.Home); why != "" {
+	if why := names.Bad(c.Home); why != "" {
 		return fmt.Errorf("home %q %s", c.Home, why)
 	}
 	for _, d := range c.Devices {
-		if why := badName(d); why != "" {
+		if why := names.Bad(d); why != "" {
 			return fmt.Errorf("device %q %s", d, why)
 		}
 	}
@@ -162,24 +165,24 @@ func hashPassword(password string, memoryKiB, passes uint32) string {
 	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=1$%s$%s", argon2.Version, memoryKiB, passes, b64(salt), b64(hash))
 }
 
-// identity is who a connection or request speaks for. It outlives reloads of the file as long as the user does.
-type identity struct {
+// Identity is who a connection or request speaks for. It outlives reloads of the file as long as the user does.
+type Identity struct {
 	Credential
 	phc      phc
-	messages *rate.Limiter // shared by all connections of the user
-	bytes    *rate.Limiter
-	sessions atomic.Int64 // MQTT, open now
+	Messages *rate.Limiter // shared by all connections of the user
+	Bytes    *rate.Limiter
+	Sessions atomic.Int64 // MQTT, open now
 }
 
-// sends says whether it may send telemetry of a device.
-func (id *identity) sends(device string) bool {
+// Sends says whether it may send telemetry of a device.
+func (id *Identity) Sends(device string) bool {
 	return len(id.Devices) == 0 || slices.Contains(id.Devices, device)
 }
 
-// door decides who comes in. Verifying a password costs 20 ms and 19 MiB on purpose, so: verified passwords are
+// Door decides who comes in. Verifying a password costs 20 ms and 19 MiB on purpose, so: verified passwords are
 // remembered (as a keyed MAC, with the hash they matched), few are verified at a time, and addresses that fail
 // wait. Unknown users cost the same time as wrong passwords.
-type door struct {
+type Door struct {
 	file     string
 	limits   func() (messages, bytes *rate.Limiter)
 	now      func() time.Time
@@ -188,8 +191,8 @@ type door struct {
 	slots    chan struct{} // verifications at a time
 	dummy    phc
 	mu       sync.RWMutex
-	users    map[string]*identity
-	modified fileMark
+	Users    map[string]*Identity
+	modified FileMark
 	verified *recent[[32]byte, struct{}]
 	failures *recent[string, *rate.Limiter]
 }
@@ -200,19 +203,19 @@ const (
 	failuresMax      = 10_000          // remembered addresses
 	verificationsMax = 2               // at a time; each takes 19 MiB
 	failureBurst     = 10              // failed attempts an address has at once
-	failureEvery     = 2 * time.Second // and one more each
+	FailureEvery     = 2 * time.Second // and one more each
 	passwordBytesMax = 1024
 	verificationWait = 10 * time.Second // for a free slot
 )
 
 var (
 	errCredentials = errors.New("unknown user or wrong password")
-	errAttempts    = errors.New("too many failed attempts; wait")
-	errBusy        = errors.New("too many logins at once; try again later")
+	ErrAttempts    = errors.New("too many failed attempts; wait")
+	ErrBusy        = errors.New("too many logins at once; try again later")
 )
 
-func newDoor(file string, limits func() (messages, bytes *rate.Limiter), failure func()) *door {
-	d := &door{file: file, limits: limits, now: time.Now, failure: failure, key: make([]byte, 32), slots: make(chan struct{}, verificationsMax)}
+func NewDoor(file string, limits func() (messages, bytes *rate.Limiter), failure func()) *Door {
+	d := &Door{file: file, limits: limits, now: time.Now, failure: failure, key: make([]byte, 32), slots: make(chan struct{}, verificationsMax)}
 	rand.Read(d.key)
 	d.dummy, _ = parsePHC(HashPassword(rand.Text()))
 	d.verified = newRecent[[32]byte, struct{}](verifiedMax)
@@ -220,9 +223,9 @@ func newDoor(file string, limits func() (messages, bytes *rate.Limiter), failure
 	return d
 }
 
-// load reads the file if it has changed. It returns the identities that are no more, or not the same.
-func (d *door) load() (gone []*identity, err error) {
-	mark, err := markOf(d.file)
+// Load reads the file if it has changed. It returns the identities that are no more, or not the same.
+func (d *Door) Load() (gone []*Identity, err error) {
+	mark, err := MarkOf(d.file)
 	if err != nil {
 		return nil, fmt.Errorf("credentials: %w", err)
 	}
@@ -242,36 +245,36 @@ func (d *door) load() (gone []*identity, err error) {
 		return nil, fmt.Errorf("%s: %w", d.file, err)
 	}
 	d.modified = mark
-	users := make(map[string]*identity, len(all))
+	users := make(map[string]*Identity, len(all))
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, c := range all {
 		if c.Role == "" {
 			c.Role = RoleHub
 		}
-		old := d.users[c.User]
+		old := d.Users[c.User]
 		if old != nil && old.Home == c.Home && old.Hash == c.Hash && old.Role == c.Role && slices.Equal(old.Devices, c.Devices) {
 			users[c.User] = old
 			continue
 		}
-		id := &identity{Credential: c}
+		id := &Identity{Credential: c}
 		id.phc, _ = parsePHC(c.Hash) // checked by ReadCredentials
-		id.messages, id.bytes = d.limits()
+		id.Messages, id.Bytes = d.limits()
 		users[c.User] = id
 	}
-	for user, old := range d.users {
+	for user, old := range d.Users {
 		if users[user] != old {
 			gone = append(gone, old)
 		}
 	}
-	d.users = users
+	d.Users = users
 	return gone, nil
 }
 
-// admit says who comes with these credentials, from this address (without its port).
-func (d *door) admit(user, password, address string) (*identity, error) {
+// Admit says who comes with these credentials, from this address (without its port).
+func (d *Door) Admit(user, password, address string) (*Identity, error) {
 	d.mu.RLock()
-	id := d.users[user]
+	id := d.Users[user]
 	d.mu.RUnlock()
 	p := &d.dummy
 	if id != nil {
@@ -287,12 +290,12 @@ func (d *door) admit(user, password, address string) (*identity, error) {
 		return id, nil
 	}
 	if d.blocked(address) {
-		return nil, errAttempts
+		return nil, ErrAttempts
 	}
 	select {
 	case d.slots <- struct{}{}:
 	case <-time.After(verificationWait):
-		return nil, errBusy
+		return nil, ErrBusy
 	}
 	ok := len(password) <= passwordBytesMax && p.matches(password) && id != nil
 	<-d.slots
@@ -305,32 +308,32 @@ func (d *door) admit(user, password, address string) (*identity, error) {
 	return id, nil
 }
 
-func (d *door) blocked(address string) bool {
+func (d *Door) blocked(address string) bool {
 	lim, ok := d.failures.get(address)
 	return ok && lim.TokensAt(d.now()) < 1
 }
 
-func (d *door) failed(address string) {
+func (d *Door) failed(address string) {
 	lim, ok := d.failures.get(address)
 	if !ok {
-		lim = rate.NewLimiter(rate.Every(failureEvery), failureBurst)
+		lim = rate.NewLimiter(rate.Every(FailureEvery), failureBurst)
 		d.failures.put(address, lim)
 	}
 	lim.AllowN(d.now(), 1)
 }
 
-// fileMark tells versions of a file apart.
-type fileMark struct {
+// FileMark tells versions of a file apart.
+type FileMark struct {
 	modified time.Time
 	size     int64
 }
 
-func markOf(path string) (fileMark, error) {
+func MarkOf(path string) (FileMark, error) {
 	st, err := os.Stat(path)
 	if err != nil {
-		return fileMark{}, err
+		return FileMark{}, err
 	}
-	return fileMark{modified: st.ModTime(), size: st.Size()}, nil
+	return FileMark{modified: st.ModTime(), size: st.Size()}, nil
 }
 
 // recent is a map that forgets: it holds two generations of max/2 entries, and drops the older when the younger is

@@ -1,4 +1,4 @@
-package ingest
+package payload
 
 import (
 	"bytes"
@@ -8,28 +8,29 @@ import (
 	"time"
 
 	"hearthline/flow"
+	"hearthline/ingest/reason"
 )
 
-// decoder turns payloads into rows. It is used by one goroutine at a time; what decode returns is valid until
+// Decoder turns payloads into rows. It is used by one goroutine at a time; what decode returns is valid until
 // the next call and borrows the payload.
-type decoder struct {
+type Decoder struct {
 	json jsonReader
-	rows []row
+	rows []Row
 }
 
-// format is how a payload is written.
-type format uint8
+// Format is how a payload is written.
+type Format uint8
 
 const (
-	formatJSON  format = iota // one reading, or an array of them
-	formatLines               // NDJSON: one reading a line
-	formatSenML               // RFC 8428, JSON
-	formatArrow               // Arrow IPC stream
+	FormatJSON  Format = iota // one reading, or an array of them
+	FormatLines               // NDJSON: one reading a line
+	FormatSenML               // RFC 8428, JSON
+	FormatArrow               // Arrow IPC stream
 )
 
-// decode reads a payload. Rows that cannot be used come with refused set; the error, a *refusal, is for a payload
+// Decode reads a payload. Rows that cannot be used come with refused set; the error, a *refusal, is for a payload
 // of which nothing can be used.
-func (d *decoder) decode(f format, payload []byte, s *scope) ([]row, error) {
+func (d *Decoder) Decode(f Format, payload []byte, s *Scope) ([]Row, error) {
 	clear(d.rows) // attributes and text of the last payload are not kept alive
 	if cap(d.rows) > 4096 {
 		d.rows = nil
@@ -38,44 +39,44 @@ func (d *decoder) decode(f format, payload []byte, s *scope) ([]row, error) {
 	d.json.reset(payload)
 	var err error
 	switch f {
-	case formatJSON:
+	case FormatJSON:
 		err = d.readings(s)
-	case formatLines:
+	case FormatLines:
 		err = d.lines(payload, s)
-	case formatSenML:
+	case FormatSenML:
 		err = d.senml(s)
-	case formatArrow:
+	case FormatArrow:
 		err = d.arrow(payload, s)
 	}
 	if err != nil {
-		return nil, malformed(err)
+		return nil, Malformed(err)
 	}
 	if len(d.rows) == 0 {
-		return nil, refuse(ReasonMalformed, "the payload holds no readings")
+		return nil, reason.Refuse(reason.Malformed, "the payload holds no readings")
 	}
 	return d.rows, nil
 }
 
-// malformed makes a refusal of any error.
-func malformed(err error) *refusal {
-	var r *refusal
+// Malformed makes a refusal of any error.
+func Malformed(err error) *reason.Refusal {
+	var r *reason.Refusal
 	if errors.As(err, &r) {
 		return r
 	}
-	return refuse(ReasonMalformed, "%v", err)
+	return reason.Refuse(reason.Malformed, "%v", err)
 }
 
 // next adds an empty row.
-func (d *decoder) next(s *scope) (*row, error) {
-	if len(d.rows) >= s.rowsMax {
-		return nil, refuse(ReasonPayload, "more than %d readings in one payload", s.rowsMax)
+func (d *Decoder) next(s *Scope) (*Row, error) {
+	if len(d.rows) >= s.RowsMax {
+		return nil, reason.Refuse(reason.Payload, "more than %d readings in one payload", s.RowsMax)
 	}
-	d.rows = append(d.rows, row{})
+	d.rows = append(d.rows, Row{})
 	return &d.rows[len(d.rows)-1], nil
 }
 
 // readings reads {…} or [{…}, …].
-func (d *decoder) readings(s *scope) error {
+func (d *Decoder) readings(s *Scope) error {
 	one := func() error {
 		r, err := d.next(s)
 		if err != nil {
@@ -96,7 +97,7 @@ func (d *decoder) readings(s *scope) error {
 }
 
 // lines reads NDJSON. A line that is no JSON is one refused row: the lines beside it count.
-func (d *decoder) lines(payload []byte, s *scope) error {
+func (d *Decoder) lines(payload []byte, s *Scope) error {
 	for len(payload) > 0 {
 		line, rest, _ := bytes.Cut(payload, []byte{'\n'})
 		payload = rest
@@ -109,9 +110,9 @@ func (d *decoder) lines(payload []byte, s *scope) error {
 		}
 		d.json.b, d.json.at = line, 0
 		if err := d.reading(r, s); err != nil {
-			r.refused = malformed(err)
+			r.Refused = Malformed(err)
 		} else if !d.json.end() {
-			r.refused = refuse(ReasonMalformed, "more text after the object")
+			r.Refused = reason.Refuse(reason.Malformed, "more text after the object")
 		}
 	}
 	return nil
@@ -131,9 +132,9 @@ const (
 )
 
 // reading reads one object into r and checks it. An error is one of syntax: nothing after it can be read.
-func (d *decoder) reading(r *row, s *scope) error {
+func (d *Decoder) reading(r *Row, s *Scope) error {
 	if d.json.peek() != '{' {
-		r.wrong(ReasonField, "want an object")
+		r.wrong(reason.Field, "want an object")
 		return d.json.skip(0)
 	}
 	d.json.at++
@@ -141,7 +142,7 @@ func (d *decoder) reading(r *row, s *scope) error {
 	err := d.json.members(func(name string) error {
 		bit, err := d.member(r, name)
 		if seen&bit != 0 {
-			r.wrong(ReasonField, "%q is given twice", name)
+			r.wrong(reason.Field, "%q is given twice", name)
 		}
 		seen |= bit
 		return err
@@ -152,7 +153,7 @@ func (d *decoder) reading(r *row, s *scope) error {
 	return err
 }
 
-func (d *decoder) member(r *row, name string) (bit int, err error) {
+func (d *Decoder) member(r *Row, name string) (bit int, err error) {
 	switch name {
 	case "home":
 		return seenHome, d.textMember(r, name, &r.Home, nil)
@@ -173,12 +174,12 @@ func (d *decoder) member(r *row, name string) (bit int, err error) {
 	case "attributes":
 		return seenAttributes, d.attributesMember(r)
 	}
-	r.wrong(ReasonField, "unknown member %q; known: device metric value text unit time seq attributes", name)
+	r.wrong(reason.Field, "unknown member %q; known: device metric value text unit time seq attributes", name)
 	return 0, d.json.skip(1)
 }
 
 // textMember reads a string, or null, which counts as absent.
-func (d *decoder) textMember(r *row, name string, to *string, has *bool) (err error) {
+func (d *Decoder) textMember(r *Row, name string, to *string, has *bool) (err error) {
 	if d.json.peek() != '"' {
 		return d.otherwise(r, name, "a string")
 	}
@@ -189,16 +190,16 @@ func (d *decoder) textMember(r *row, name string, to *string, has *bool) (err er
 }
 
 // otherwise passes over a value that is not of the type wanted.
-func (d *decoder) otherwise(r *row, name, want string) error {
+func (d *Decoder) otherwise(r *Row, name, want string) error {
 	if d.json.word("null") {
 		return nil
 	}
-	r.wrong(ReasonField, "%q is not %s", name, want)
+	r.wrong(reason.Field, "%q is not %s", name, want)
 	return d.json.skip(1)
 }
 
 // numeric says whether the next value is a number, or would like to be one.
-func (d *decoder) numeric() bool {
+func (d *Decoder) numeric() bool {
 	switch c := d.json.peek(); c {
 	case '"', '{', '[', 't', 'f', 0:
 		return false
@@ -208,19 +209,19 @@ func (d *decoder) numeric() bool {
 	return true
 }
 
-func (d *decoder) numberMember(r *row, name string, to *float64, has *bool) (err error) {
+func (d *Decoder) numberMember(r *Row, name string, to *float64, has *bool) (err error) {
 	if !d.numeric() {
 		return d.otherwise(r, name, "a number")
 	}
 	if *to, err = d.json.number(); errors.Is(err, errNotFinite) {
-		r.wrong(ReasonNotFinite, "%q is not a finite number", name)
+		r.wrong(reason.NotFinite, "%q is not a finite number", name)
 		return nil
 	}
 	*has = true
 	return err
 }
 
-func (d *decoder) seqMember(r *row) error {
+func (d *Decoder) seqMember(r *Row) error {
 	if !d.numeric() || d.json.notFinite() {
 		return d.otherwise(r, "seq", "an integer")
 	}
@@ -229,14 +230,14 @@ func (d *decoder) seqMember(r *row) error {
 		return err
 	}
 	if r.Seq, err = strconv.ParseInt(lit, 10, 64); err != nil || !integer {
-		r.wrong(ReasonField, "seq %.40s is not a 64-bit integer", lit)
+		r.wrong(reason.Field, "seq %.40s is not a 64-bit integer", lit)
 	}
 	r.HasSeq = true
 	return nil
 }
 
 // timeMember reads an RFC 3339 string, or a number of milliseconds since 1970.
-func (d *decoder) timeMember(r *row) error {
+func (d *Decoder) timeMember(r *Row) error {
 	if d.json.peek() == '"' {
 		s, err := d.json.text()
 		if err != nil {
@@ -244,10 +245,10 @@ func (d *decoder) timeMember(r *row) error {
 		}
 		t, err := time.Parse(time.RFC3339Nano, s)
 		if err != nil {
-			r.wrong(ReasonTime, "time %.40q is not RFC 3339, such as 2026-01-31T12:00:00.5Z", s)
+			r.wrong(reason.Time, "time %.40q is not RFC 3339, such as 2026-01-31T12:00:00.5Z", s)
 			return nil
 		}
-		r.Time, r.timing = flow.MicrosOf(t), timeAbsolute
+		r.Time, r.Timing = flow.MicrosOf(t), timeAbsolute
 		return nil
 	}
 	if !d.numeric() {
@@ -255,25 +256,25 @@ func (d *decoder) timeMember(r *row) error {
 	}
 	ms, err := d.json.number()
 	if errors.Is(err, errNotFinite) {
-		r.wrong(ReasonTime, "time is not a finite number")
+		r.wrong(reason.Time, "time is not a finite number")
 		return nil
 	}
-	r.Time, r.timing = r.micros(ms, 1000), timeAbsolute
+	r.Time, r.Timing = r.micros(ms, 1000), timeAbsolute
 	return err
 }
 
 // micros is v units of scale µs, refused when no instant of the calendar is meant.
-func (r *row) micros(v, scale float64) flow.Micros {
+func (r *Row) micros(v, scale float64) flow.Micros {
 	us := math.Round(v * scale)
 	if math.Abs(us) > 1<<62 {
-		r.wrong(ReasonTime, "time %g is out of range (numbers are milliseconds since 1970)", v)
+		r.wrong(reason.Time, "time %g is out of range (numbers are milliseconds since 1970)", v)
 		return 0
 	}
 	return flow.Micros(us)
 }
 
 // attributesMember reads an object of strings. Numbers and booleans are taken by their text.
-func (d *decoder) attributesMember(r *row) error {
+func (d *Decoder) attributesMember(r *Row) error {
 	if d.json.peek() != '{' {
 		return d.otherwise(r, "attributes", "an object of strings")
 	}
@@ -292,7 +293,7 @@ func (d *decoder) attributesMember(r *row) error {
 		case d.json.word("false"):
 			value = "false"
 		default:
-			r.wrong(ReasonField, "attribute %.40q is no string, number or boolean", name)
+			r.wrong(reason.Field, "attribute %.40q is no string, number or boolean", name)
 			return d.json.skip(2)
 		}
 		if len(r.Attributes) <= attributesMax { // one more than allowed is enough to refuse it

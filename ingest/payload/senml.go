@@ -1,4 +1,4 @@
-package ingest
+package payload
 
 import (
 	"errors"
@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"hearthline/flow"
+	"hearthline/ingest/reason"
 )
 
 // senmlBase are the base fields of a SenML pack (RFC 8428, section 4.1): each holds from the record that gives
@@ -35,7 +36,7 @@ const senmlTimeAbsolute = 1 << 28
 
 // senml reads a SenML pack in JSON. Times are resolved by section 4.5.3; a full name is split into device and
 // metric by [senmlName]. Sums and data values have no place in an event: such records are refused, one by one.
-func (d *decoder) senml(s *scope) error {
+func (d *Decoder) senml(s *Scope) error {
 	if err := d.json.expect('['); err != nil {
 		return err
 	}
@@ -55,7 +56,7 @@ func (d *decoder) senml(s *scope) error {
 		if err != nil {
 			return err
 		}
-		rec.resolve(&base, r, s.device)
+		rec.resolve(&base, r, s.Device)
 		s.check(r)
 		return nil
 	})
@@ -65,7 +66,7 @@ func (d *decoder) senml(s *scope) error {
 	return err
 }
 
-func (d *decoder) senmlMember(base *senmlBase, rec *senmlRecord, name string) error {
+func (d *Decoder) senmlMember(base *senmlBase, rec *senmlRecord, name string) error {
 	text := func(to *string) (bool, error) {
 		if d.json.peek() != '"' {
 			rec.wrongType = name
@@ -100,7 +101,7 @@ func (d *decoder) senmlMember(base *senmlBase, rec *senmlRecord, name string) er
 	case "bver":
 		var version float64
 		if _, err = number(&version); err == nil && (version > 10 || version != math.Trunc(version)) {
-			return refuse(ReasonMalformed, "SenML version %g; this gateway reads up to 10", version)
+			return reason.Refuse(reason.Malformed, "SenML version %g; this gateway reads up to 10", version)
 		}
 	case "n":
 		rec.meant = true
@@ -134,7 +135,7 @@ func (d *decoder) senmlMember(base *senmlBase, rec *senmlRecord, name string) er
 		err = d.json.skip(1)
 	default:
 		if strings.HasSuffix(name, "_") { // section 4.4: who does not know it must not go on
-			return refuse(ReasonMalformed, "SenML field %.40q must be understood and is not", name)
+			return reason.Refuse(reason.Malformed, "SenML field %.40q must be understood and is not", name)
 		}
 		err = d.json.skip(1)
 	}
@@ -142,14 +143,14 @@ func (d *decoder) senmlMember(base *senmlBase, rec *senmlRecord, name string) er
 }
 
 // resolve puts the base fields to a record (section 4.6) and makes a row of it.
-func (rec *senmlRecord) resolve(base *senmlBase, r *row, topicDevice string) {
+func (rec *senmlRecord) resolve(base *senmlBase, r *Row, topicDevice string) {
 	switch {
 	case rec.wrongType != "":
-		r.wrong(ReasonField, "SenML field %q is of a wrong type", rec.wrongType)
+		r.wrong(reason.Field, "SenML field %q is of a wrong type", rec.wrongType)
 	case rec.notFinite:
-		r.wrong(ReasonNotFinite, "a SenML number is not finite")
+		r.wrong(reason.NotFinite, "a SenML number is not finite")
 	case rec.field == "vd" || rec.field != "" && !rec.hasValue && !rec.hasText:
-		r.wrong(ReasonField, "SenML field %q (sums and data) is not kept here", rec.field)
+		r.wrong(reason.Field, "SenML field %q (sums and data) is not kept here", rec.field)
 	}
 	r.Device, r.Metric = senmlName(base.name+rec.name, topicDevice)
 	r.Unit = base.unit
@@ -159,12 +160,12 @@ func (rec *senmlRecord) resolve(base *senmlBase, r *row, topicDevice string) {
 	r.Text, r.HasText = rec.text, rec.hasText
 	r.Value, r.HasValue = rec.value+base.value, rec.hasValue
 	if t := base.time + rec.time; t >= senmlTimeAbsolute {
-		r.Time, r.timing = r.micros(t, 1e6), timeAbsolute
+		r.Time, r.Timing = r.micros(t, 1e6), timeAbsolute
 	} else {
-		r.Time, r.timing = r.micros(t, 1e6), timeRelative
+		r.Time, r.Timing = r.micros(t, 1e6), TimeRelative
 	}
-	if r.timing == timeRelative && r.Time == flow.Micros(0) {
-		r.timing = timeAbsent
+	if r.Timing == TimeRelative && r.Time == flow.Micros(0) {
+		r.Timing = TimeAbsent
 	}
 }
 

@@ -1,4 +1,4 @@
-package ingest
+package payload
 
 import (
 	"bytes"
@@ -8,6 +8,8 @@ import (
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"hearthline/ingest/names"
 )
 
 // jsonReader pulls values out of one JSON text (RFC 8259) held in memory, without a tree in between: the rows of a
@@ -89,7 +91,7 @@ func (r *jsonReader) text() (string, error) {
 				return "", r.fail("a string is not UTF-8")
 			}
 			r.at = i + 1
-			return view(s), nil
+			return names.View(s), nil
 		case c == '\\':
 			return r.escaped(start, i)
 		case c < 0x20:
@@ -115,7 +117,7 @@ func (r *jsonReader) escaped(start, i int) (string, error) {
 			if !utf8.Valid(s) {
 				return "", r.fail("a string is not UTF-8")
 			}
-			return view(s), nil
+			return names.View(s), nil
 		case c < 0x20:
 			r.at = i
 			return "", r.fail("a control character in a string")
@@ -216,7 +218,7 @@ func (r *jsonReader) literal() (lit string, integer bool, err error) {
 		}
 	}
 	r.at = i
-	return view(r.b[start:i]), integer, nil
+	return names.View(r.b[start:i]), integer, nil
 }
 
 // number reads a number. errNotFinite is not a syntax error: the text goes on after it.

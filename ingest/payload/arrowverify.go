@@ -1,6 +1,10 @@
-package ingest
+package payload
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"hearthline/ingest/reason"
+)
 
 // The metadata of an Arrow IPC message is a FlatBuffer (format/Message.fbs and Schema.fbs of Apache Arrow). The library
 // that reads it allocates by the lengths of vectors before it looks at them, and follows fields as deep as they nest: 900
@@ -28,7 +32,7 @@ type flatTable struct{ at, vtable, size int }
 
 func (f *flat) need(at, n int) int {
 	if at < 0 || n < 0 || at > len(f.b)-n {
-		panic(refuse(ReasonMalformed, "Arrow IPC stream: metadata points outside itself"))
+		panic(reason.Refuse(reason.Malformed, "Arrow IPC stream: metadata points outside itself"))
 	}
 	return at
 }
@@ -39,7 +43,7 @@ func (f *flat) u32(at int) int { return int(binary.LittleEndian.Uint32(f.b[f.nee
 // table checks the table at a place.
 func (f *flat) table(at int) flatTable {
 	if f.tables++; f.tables > flatTablesMax {
-		panic(refuse(ReasonMalformed, "Arrow IPC stream: metadata of more than %d tables", flatTablesMax))
+		panic(reason.Refuse(reason.Malformed, "Arrow IPC stream: metadata of more than %d tables", flatTablesMax))
 	}
 	vtable := f.need(at-int(int32(f.u32(at))), 4)
 	size := f.u16(vtable)
@@ -102,7 +106,7 @@ func verifyArrow(metadata []byte) {
 	kind := f.field(message, 1, 1)
 	at, ok := f.ref(message, 2)
 	if kind == 0 || !ok {
-		panic(refuse(ReasonMalformed, "Arrow IPC stream: a message without a header"))
+		panic(reason.Refuse(reason.Malformed, "Arrow IPC stream: a message without a header"))
 	}
 	header := f.table(at)
 	switch f.b[kind] {
@@ -120,20 +124,20 @@ func verifyArrow(metadata []byte) {
 	case 3:
 		f.batch(header)
 	default:
-		panic(refuse(ReasonMalformed, "Arrow IPC stream: a message of type %d", f.b[kind]))
+		panic(reason.Refuse(reason.Malformed, "Arrow IPC stream: a message of type %d", f.b[kind]))
 	}
 }
 
 // column checks a Field. Maps of pairs are the deepest: map, entries, key.
 func (f *flat) column(t flatTable, depth int) {
 	if depth > 2 {
-		panic(refuse(ReasonField, "a column nested more deeply than a map"))
+		panic(reason.Refuse(reason.Field, "a column nested more deeply than a map"))
 	}
 	f.vector(t, 0, 1)
 	f.field(t, 1, 1)
 	kind := f.field(t, 2, 1)
 	if kind == 0 || !arrowTypes[f.b[kind]] {
-		panic(refuse(ReasonField, "a column of a type that no event has"))
+		panic(reason.Refuse(reason.Field, "a column of a type that no event has"))
 	}
 	if at, ok := f.ref(t, 3); ok {
 		f.scalars(at, f.b[kind] == 10)
