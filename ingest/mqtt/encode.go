@@ -1,6 +1,9 @@
 package mqtt
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // appendFrame appends a packet whose body is given in parts.
 func appendFrame(b []byte, head byte, parts ...[]byte) []byte {
@@ -124,13 +127,18 @@ func AppendDisconnect(b []byte, code byte, why string) []byte {
 	return appendFrame(b, TypeDisconnect<<4, []byte{code}, appendReason(nil, why))
 }
 
-// Message is a PUBLISH on its way to subscribers.
+// Message is an application message: what a PUBLISH carries from its publisher to all its receivers.
 type Message struct {
-	Topic   string
-	Payload []byte
-	Qos     byte
-	Props   []byte // Properties to hand on, encoded; for version 5 receivers
+	Topic   string    `json:"topic"`
+	Payload []byte    `json:"payload,omitempty"`
+	Qos     byte      `json:"qos,omitempty"`
+	Retain  bool      `json:"retain,omitempty"`
+	Expires time.Time `json:"expires,omitzero"`     // Zero: never
+	Props   []byte    `json:"properties,omitempty"` // Properties to hand on to version 5 receivers, encoded: without alias, expiry and subscription identifiers
 }
+
+// Expired says that nobody must get the message any more.
+func (m *Message) Expired(now time.Time) bool { return !m.Expires.IsZero() && !now.Before(m.Expires) }
 
 // Size is the length of the PUBLISH that appendPublish makes, at most.
 func (m *Message) Size() int { return 5 + 2 + len(m.Topic) + 2 + 4 + len(m.Props) + len(m.Payload) }
