@@ -3,6 +3,7 @@ package ingest
 import (
 	"crypto/tls"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"hearthline/ingest/identity"
 
 	"github.com/mochi-mqtt/server/v2/packets"
+	"go.yaml.in/yaml/v3"
 )
 
 func TestRevocationTakesEffect(t *testing.T) {
@@ -25,15 +27,14 @@ func TestRevocationTakesEffect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := ""
-	for _, c := range all {
-		if c.User != "anna" {
-			text += "- {user: " + c.User + ", home: " + c.Home + ", hash: '" + c.Hash + "', role: " + c.Role + ", devices: [" + strings.Join(c.Devices, ",") + "]}\n"
-		}
+	all = slices.DeleteFunc(all, func(c identity.Credential) bool { return c.User == "anna" })
+	text, err := yaml.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
 	}
 	write(t, r.dir, "credentials.yaml", "- {broken")
 	eventually(t, "a file that cannot be read is counted", func() bool { return r.Stats().ReloadErrors == 1 })
-	write(t, r.dir, "credentials.yaml", text)
+	write(t, r.dir, "credentials.yaml", string(text))
 	if code := anna.wantEnd(); code != 0x87 {
 		t.Errorf("%#x; want 0x87", code)
 	}

@@ -65,10 +65,11 @@ func (s *session) takeWill(p *mqtt.ConnectPacket, id *identity.Identity) (code b
 		return mqtt.CodeRetainUnsupported, "a retained will"
 	case mqtt.BadTopic(topic) != "":
 		return mqtt.CodeTopicName, "the will's topic " + mqtt.BadTopic(topic)
-	case !inHome(topic, id.Home):
-		return mqtt.CodeNotAuthorized, "the will's topic is not under homes/" + id.Home + "/"
 	}
-	if _, _, ok := telemetryTopic(topic, id.Home); ok {
+	if _, no := id.MayPublish(string(p.ClientID), topic); no != nil {
+		return mqtt.CodeNotAuthorized, "the will's topic " + no.Detail
+	}
+	if _, _, ok := telemetryTopic(topic); ok {
 		return mqtt.CodeTopicName, "the will's topic is a telemetry topic: a will is no reading"
 	}
 	s.will = &mqtt.Message{Topic: topic, Qos: w.Qos, Payload: append([]byte(nil), w.Payload...), Props: willProps(&w.Props)}

@@ -4,10 +4,18 @@
 //
 // # Who comes in
 //
-// Every client has a user and a password; the credentials file ([Credential]) binds the user to one home, to a role
-// (hub or app) and perhaps to some of the home's devices. A client publishes and subscribes only under
-// homes/{its home}/. The file and the server's certificate are read again when they change; clients whose entry is
-// gone or changed are sent away.
+// Every client has a user and a password; the credentials file ([identity.Credential]) binds the user to one home or several, in each to
+// a role and perhaps to some of the home's devices. A client publishes and subscribes only under homes/{home}/ of a home of
+// its own, and no wildcard reaches from one home to another. The file and the server's certificate are read again when they
+// change; clients whose entry is gone or changed are sent away.
+//
+//	role     publishes                                     subscribes to   may
+//	hub      homes/{home}/#, of its devices where bound    the same        send telemetry, hear and acknowledge commands
+//	app      homes/{home}/#, but no telemetry              homes/{home}/#  see the live state, send commands
+//	viewer   nothing                                       homes/{home}/#  see the live state
+//	service  homes/{home}/devices/{device}/telemetry/#     nothing         send telemetry of several homes, over HTTP too
+//
+// Templates in the entry take the place of its role's topics: topic filters in which {user}, {client} and {device} stand for whole levels.
 //
 // # MQTT
 //
@@ -42,7 +50,7 @@
 // application/vnd.apache.arrow.stream, plain or compressed (Content-Encoding gzip, zstd), with Basic credentials, or
 // Bearer with user:password as the token. Rows name their device. Rows that cannot be used are refused one by one and
 // the others kept: 200 says {"accepted": n, "refused": m, "rows": [{"row", "reason", "detail"}]}. Only a body that
-// cannot be parsed at all is refused as a whole. Errors are problem documents (RFC 9457): 400 malformed or no row
+// cannot be parsed at all is refused as a whole. Credentials of several homes name the home in every row. Errors are problem documents (RFC 9457): 400 malformed or no row
 // usable, 401, 403 every row of another home or device, 404, 405, 413, 415, 429 with Retry-After, 503 with Retry-After
 // when the log does not take rows in time (they may yet become durable: send them again, with their seq).
 //

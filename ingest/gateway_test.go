@@ -160,8 +160,8 @@ func (r *road) kinds(k flow.Kind) int {
 	return n
 }
 
-// rig is a running gateway with users anna (home h1), bert (home h2), app (home h1, role app) and lamp (home h1, device
-// lamp only).
+// rig is a running gateway with users anna (home h1), bert (home h2), app (home h1, role app), lamp (home h1, device
+// lamp only), cloud (service of h1, and of the lamp of h2) and family (app of h1, viewer of h2).
 type rig struct {
 	*Gateway
 	t         testing.TB
@@ -177,6 +177,8 @@ type rig struct {
 var rigUsers = []identity.DevUser{
 	{User: "anna", Home: "h1"}, {User: "bert", Home: "h2"},
 	{User: "app", Home: "h1", Role: identity.RoleApp}, {User: "lamp", Home: "h1", Devices: []string{"lamp"}},
+	{User: "cloud", Homes: []identity.Grant{{Home: "h1", Role: identity.RoleService}, {Home: "h2", Role: identity.RoleService, Devices: []string{"lamp"}}}},
+	{User: "family", Homes: []identity.Grant{{Home: "h1", Role: identity.RoleApp}, {Home: "h2", Role: identity.RoleViewer}}},
 }
 
 func newRig(t testing.TB, set func(*Gateway)) *rig {

@@ -66,8 +66,8 @@ func (g *Gateway) telemetryRequest(w http.ResponseWriter, r *http.Request) (*rec
 	if err != nil || !known {
 		return nil, g.refuseRequest(http.StatusUnsupportedMediaType, "media-type", reason.Media, fmt.Sprintf("content type %.80q; %s", r.Header.Get("Content-Type"), mediaReason))
 	}
-	if id.Role != identity.RoleHub {
-		return nil, g.refuseRequest(http.StatusForbidden, "forbidden", reason.Topic, "these credentials may not send telemetry")
+	if no := id.MayTelemetry("", ""); no != nil {
+		return nil, g.refuseRequest(http.StatusForbidden, "forbidden", no.Reason, no.Detail)
 	}
 	if wait := shortage(id.Messages, time.Now(), 1); wait > 0 {
 		return nil, g.tooFast(wait)
@@ -181,10 +181,7 @@ func (g *Gateway) body(w http.ResponseWriter, r *http.Request, held *allowance) 
 func (g *Gateway) takeRows(ctx context.Context, id *identity.Identity, f payload.Format, body []byte) (*receipt, *problem) {
 	d := decoders.Get().(*payload.Decoder)
 	defer decoders.Put(d)
-	s := &payload.Scope{Home: id.Home, Now: g.clock.now(), RowsMax: g.HTTPRowsMax}
-	if len(id.Devices) > 0 {
-		s.Allowed = id.Sends
-	}
+	s := &payload.Scope{Home: id.OnlyHome(), May: id.MayTelemetry, Now: g.clock.now(), RowsMax: g.HTTPRowsMax}
 	rows, err := d.Decode(f, body, s)
 	if err != nil {
 		r := payload.Malformed(err)
@@ -200,7 +197,7 @@ func (g *Gateway) takeRows(ctx context.Context, id *identity.Identity, f payload
 	if got.Refused == len(rows) {
 		return nil, g.allRefused(rows, &got)
 	}
-	if p := g.store(ctx, id.Home, rows, len(body)); p != nil {
+	if p := g.store(ctx, rows, len(body)); p != nil {
 		return nil, p
 	}
 	g.count.messages.Add(1)
@@ -235,17 +232,15 @@ func (g *Gateway) allRefused(rows []payload.Row, got *receipt) *problem {
 
 // store hands rows in, a batch's worth at a time, and waits until all are durable, StoreTimeout at most. Rows handed
 // in before it gave up may yet become durable: the sender repeats the request, and dedupe drops what is double.
-func (g *Gateway) store(ctx context.Context, home string, rows []payload.Row, bytes int) *problem {
+func (g *Gateway) store(ctx context.Context, rows []payload.Row, bytes int) *problem {
 	ctx, cancel := context.WithTimeout(ctx, g.StoreTimeout)
 	defer cancel()
-	to := g.homeOf(home)
-	chunk := min(g.RowsMax, max(1, len(rows)*g.BytesMax/max(1, bytes)))
+	parts := g.shares(rows, min(g.RowsMax, max(1, len(rows)*g.BytesMax/max(1, bytes))))
 	t := &ticket{done: make(chan struct{})}
-	t.left.Store(int64((len(rows) + chunk - 1) / chunk))
-	for first := 0; first < len(rows); first += chunk {
-		part := rows[first:min(first+chunk, len(rows))]
+	t.left.Store(int64(len(parts)))
+	for _, part := range parts {
 		for {
-			full := to.offer(part, bytes*len(part)/len(rows), t, 0)
+			full := part.to.offer(part.rows, bytes*len(part.rows)/len(rows), t, 0)
 			if full == nil {
 				break
 			}
@@ -266,6 +261,30 @@ func (g *Gateway) store(ctx context.Context, home string, rows []payload.Row, by
 	case <-g.live.Done():
 	}
 	return g.busy("the log did not take the rows in time; send them again", reason.BackPressure)
+}
+
+// share is some of a request's rows, all for one partition.
+type share struct {
+	to   *gatherer
+	rows []payload.Row
+}
+
+// shares gives the usable rows by partition, in their order, at most so many in one.
+func (g *Gateway) shares(rows []payload.Row, rowsMax int) (out []share) {
+	last := make(map[*gatherer]int) // the share in out that takes a partition's next row
+	for i := range rows {
+		if rows[i].Refused != nil {
+			continue
+		}
+		to := g.homeOf(rows[i].Home)
+		at, ok := last[to]
+		if !ok || len(out[at].rows) == rowsMax {
+			at, last[to] = len(out), len(out)
+			out = append(out, share{to: to})
+		}
+		out[at].rows = append(out[at].rows, rows[i])
+	}
+	return out
 }
 
 // ticket waits for the chunks of one request.

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"hearthline/ingest/identity"
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/names"
 	"hearthline/ingest/payload"
@@ -36,8 +35,9 @@ func (s *session) publish(flags byte, body []byte, d *payload.Decoder) (wire.Hol
 	if h, err := s.window(&p); err != nil || !h.Empty() {
 		return h, err
 	}
-	if !inHome(topic, s.id.Home) {
-		return wire.Hold{}, s.reject(&p, reason.Topic, mqtt.CodeNotAuthorized, fmt.Sprintf("topic %.80q is not under homes/%s/", topic, s.id.Home))
+	home, no := s.id.MayPublish(s.clientID, topic)
+	if no != nil {
+		return wire.Hold{}, s.reject(&p, no.Reason, mqtt.CodeNotAuthorized, "topic "+no.Detail)
 	}
 	if len(p.Payload) > s.g.PayloadBytesMax {
 		return wire.Hold{}, mqtt.Broken(mqtt.CodeTooLarge, "a payload of %d bytes; at most %d", len(p.Payload), s.g.PayloadBytesMax)
@@ -45,9 +45,9 @@ func (s *session) publish(flags byte, body []byte, d *payload.Decoder) (wire.Hol
 	if wait := s.overRate(len(p.Payload)); wait > 0 {
 		return wire.Hold{AtMost: wait}, nil
 	}
-	device, format, isTelemetry := telemetryTopic(topic, s.id.Home)
+	device, format, isTelemetry := telemetryTopic(topic)
 	if isTelemetry {
-		taken, h, err := s.telemetry(&p, device, format, d)
+		taken, h, err := s.telemetry(&p, home, device, format, d)
 		if err != nil || !h.Empty() || !taken {
 			return h, err
 		}
@@ -61,7 +61,7 @@ func (s *session) publish(flags byte, body []byte, d *payload.Decoder) (wire.Hol
 	spend(s.id.Messages, now, 1)
 	spend(s.id.Bytes, now, len(p.Payload))
 	if s.g.listeners.Load() > 0 {
-		s.g.fanOut(s.id.Home, &mqtt.Message{Topic: topic, Payload: p.Payload, Qos: p.Qos, Props: p.Props.Forwarded(nil)}, s)
+		s.g.fanOut(home, &mqtt.Message{Topic: topic, Payload: p.Payload, Qos: p.Qos, Props: p.Props.Forwarded(nil)}, s)
 	}
 	return wire.Hold{}, nil
 }
@@ -126,12 +126,9 @@ func (s *session) overRate(bytes int) time.Duration {
 }
 
 // telemetry decodes a payload and hands it in. taken is false when it was refused, and answered.
-func (s *session) telemetry(p *mqtt.PublishPacket, device string, f payload.Format, d *payload.Decoder) (taken bool, h wire.Hold, err error) {
-	if s.id.Role != identity.RoleHub {
-		return false, wire.Hold{}, s.reject(p, reason.Topic, mqtt.CodeNotAuthorized, "these credentials may not send telemetry")
-	}
-	if !s.id.Sends(device) {
-		return false, wire.Hold{}, s.reject(p, reason.Device, mqtt.CodeNotAuthorized, fmt.Sprintf("device %.40q is not one of these credentials", device))
+func (s *session) telemetry(p *mqtt.PublishPacket, home, device string, f payload.Format, d *payload.Decoder) (taken bool, h wire.Hold, err error) {
+	if no := s.id.MayTelemetry(home, device); no != nil {
+		return false, wire.Hold{}, s.reject(p, no.Reason, mqtt.CodeNotAuthorized, no.Detail)
 	}
 	if len(p.Props.ContentType) > 0 {
 		media, _, err := mime.ParseMediaType(string(p.Props.ContentType))
@@ -141,8 +138,7 @@ func (s *session) telemetry(p *mqtt.PublishPacket, device string, f payload.Form
 			return false, wire.Hold{}, nil
 		}
 	}
-	home := s.g.homeOf(s.id.Home)
-	rows, err := d.Decode(f, p.Payload, &payload.Scope{Home: s.id.Home, Device: device, Now: s.g.clock.now(), RowsMax: s.g.RowsMax})
+	rows, err := d.Decode(f, p.Payload, &payload.Scope{Home: home, Device: device, Now: s.g.clock.now(), RowsMax: s.g.RowsMax})
 	if err != nil {
 		s.refusePayload(p, payload.Malformed(err))
 		return false, wire.Hold{}, nil
@@ -153,7 +149,7 @@ func (s *session) telemetry(p *mqtt.PublishPacket, device string, f payload.Form
 		s.refusePayload(p, first)
 		return false, wire.Hold{}, nil
 	}
-	if full := s.handIn(p, home, rows, bad, first); full != nil {
+	if full := s.handIn(p, s.g.homeOf(home), rows, bad, first); full != nil {
 		return false, wire.Hold{Until: full}, nil
 	}
 	s.g.count.messages.Add(1)

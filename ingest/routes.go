@@ -3,22 +3,13 @@ package ingest
 import (
 	"strings"
 
+	"hearthline/ingest/identity"
 	"hearthline/ingest/payload"
 )
 
-// inHome says whether a topic or filter lies under homes/{home}/. The home is a whole level: no wildcard reaches
-// another one.
-func inHome(topic, home string) bool {
-	rest, ok := strings.CutPrefix(topic, "homes/")
-	if !ok {
-		return false
-	}
-	rest, ok = strings.CutPrefix(rest, home)
-	return ok && strings.HasPrefix(rest, "/")
-}
-
 // telemetryTopic takes homes/{home}/devices/{device}/telemetry[/senml|/arrow] apart. The home has been checked.
-func telemetryTopic(topic, home string) (device string, f payload.Format, ok bool) {
+func telemetryTopic(topic string) (device string, f payload.Format, ok bool) {
+	home := identity.HomeOf(topic)
 	rest, ok := strings.CutPrefix(topic[len("homes/")+len(home)+1:], "devices/")
 	if !ok {
 		return "", 0, false

@@ -146,11 +146,9 @@ func (g *Gateway) reload() {
 			return
 		case <-tick.C:
 		}
-		gone, err := g.door.Load()
+		_, err := g.door.Load()
 		err = errors.Join(err, g.loadCertificate(), g.clock.save(g.Clock))
-		for _, id := range gone {
-			g.evictAll(id)
-		}
+		g.evictGone(time.Now())
 		said := ""
 		if err != nil {
 			said = err.Error()
@@ -163,18 +161,22 @@ func (g *Gateway) reload() {
 	}
 }
 
-// evictAll ends the connections of an identity that is no more, or has another password or home.
-func (g *Gateway) evictAll(id *identity.Identity) {
+// evictGone ends the connections of identities that are no longer valid.
+func (g *Gateway) evictGone(now time.Time) {
+	type gone struct {
+		s   *session
+		why error
+	}
+	var out []gone
 	g.sessionsMu.Lock()
-	var out []*session
 	for _, s := range g.sessions {
-		if s.id == id {
-			out = append(out, s)
+		if err := s.id.Gone(now); err != nil {
+			out = append(out, gone{s, err})
 		}
 	}
 	g.sessionsMu.Unlock()
-	for _, s := range out {
-		s.evict(mqtt.CodeNotAuthorized, "these credentials have changed")
+	for _, x := range out {
+		x.s.evict(mqtt.CodeNotAuthorized, x.why.Error())
 	}
 }
 

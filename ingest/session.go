@@ -34,6 +34,7 @@ type session struct {
 	aliases    []string // inbound topic aliases, from 1
 	explains   bool     // the client wants reason strings
 	ended      bool     // it said DISCONNECT, or was told
+	listens    int      // topic filters; under the gateway's audienceMu
 
 	peerPacketMax int // What the client takes
 	outWindow     int // QoS 1 messages it takes at once
@@ -247,7 +248,7 @@ func (s *session) end(err error) {
 	s.id.Sessions.Add(-1)
 	if s.will != nil {
 		g.count.wills.Add(1)
-		g.fanOut(s.id.Home, s.will, nil)
+		g.fanOut(identity.HomeOf(s.will.Topic), s.will, nil)
 	}
 	if !s.ended && err != io.EOF && !errors.Is(err, wire.ErrClosed) {
 		g.Logger.Debug("gateway: connection ended", "user", s.id.User, "client", s.clientID, "from", s.from, "err", err)

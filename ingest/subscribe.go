@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"strings"
 
+	"hearthline/ingest/identity"
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/names"
-	"hearthline/ingest/reason"
 )
 
 // subscriptionsMax is how many topic filters one connection may hold.
@@ -41,11 +41,13 @@ func (s *session) grant(filter string, options byte) byte {
 		return mqtt.CodeSharedUnsupported
 	case mqtt.BadFilter(filter) != "":
 		return mqtt.CodeTopicFilter
-	case !inHome(filter, s.id.Home):
-		s.g.count.refused[reason.Topic].Add(1)
+	}
+	home, no := s.id.MaySubscribe(s.clientID, filter)
+	if no != nil {
+		s.g.count.refused[no.Reason].Add(1)
 		return mqtt.CodeNotAuthorized
 	}
-	if !s.g.listen(s, subscription{filter: filter, options: options}) {
+	if !s.g.listen(s, home, subscription{filter: filter, options: options}) {
 		return mqtt.CodeQuota
 	}
 	return min(options&mqtt.SubQoS, 1)
@@ -66,13 +68,13 @@ func (s *session) unsubscribe(body []byte) error {
 }
 
 // listen adds a subscription, or replaces the one with the same filter.
-func (g *Gateway) listen(s *session, sub subscription) bool {
+func (g *Gateway) listen(s *session, of string, sub subscription) bool {
 	g.audienceMu.Lock()
 	defer g.audienceMu.Unlock()
-	home := g.audience[s.id.Home]
+	home := g.audience[of]
 	if home == nil {
 		home = make(map[*session][]subscription)
-		g.audience[s.id.Home] = home
+		g.audience[of] = home
 	}
 	for i, old := range home[s] {
 		if old.filter == sub.filter {
@@ -80,9 +82,10 @@ func (g *Gateway) listen(s *session, sub subscription) bool {
 			return true
 		}
 	}
-	if len(home[s]) >= subscriptionsMax {
+	if s.listens >= subscriptionsMax {
 		return false
 	}
+	s.listens++
 	home[s] = append(home[s], sub)
 	g.listeners.Add(1)
 	return true
@@ -91,10 +94,12 @@ func (g *Gateway) listen(s *session, sub subscription) bool {
 func (g *Gateway) unlisten(s *session, filter string) bool {
 	g.audienceMu.Lock()
 	defer g.audienceMu.Unlock()
-	subs := g.audience[s.id.Home][s]
+	home := identity.HomeOf(filter)
+	subs := g.audience[home][s]
 	for i, old := range subs {
 		if old.filter == filter {
-			g.audience[s.id.Home][s] = append(subs[:i:i], subs[i+1:]...)
+			g.audience[home][s] = append(subs[:i:i], subs[i+1:]...)
+			s.listens--
 			g.listeners.Add(-1)
 			return true
 		}
@@ -135,7 +140,7 @@ func (g *Gateway) remember(s *session) {
 }
 
 // key of a session: a client id belongs to the identity that uses it, so that nobody takes over a stranger's.
-func (s *session) key() string { return s.id.User + "\x00" + s.clientID }
+func (s *session) key() string { return s.id.Subject + "\x00" + s.clientID }
 
 func (g *Gateway) forget(s *session) {
 	g.sessionsMu.Lock()
@@ -145,10 +150,14 @@ func (g *Gateway) forget(s *session) {
 	g.sessionsMu.Unlock()
 	g.audienceMu.Lock()
 	defer g.audienceMu.Unlock()
-	home := g.audience[s.id.Home]
-	g.listeners.Add(-int64(len(home[s])))
-	if delete(home, s); len(home) == 0 {
-		delete(g.audience, s.id.Home)
+	for i := 0; i < len(s.id.Grants) && s.listens > 0; i++ {
+		of := s.id.Grants[i].Home
+		home := g.audience[of]
+		g.listeners.Add(-int64(len(home[s])))
+		s.listens -= len(home[s])
+		if delete(home, s); len(home) == 0 {
+			delete(g.audience, of)
+		}
 	}
 }
 

@@ -162,7 +162,8 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 type DevUser struct {
 	User, Home string
 	Devices    []string
-	Role       string // RoleHub when empty
+	Role       string  // RoleHub when empty
+	Homes      []Grant // instead of Home, Devices and Role
 }
 
 // DevCredentials keeps, in dir, credentials.yaml with an entry for each user and passwords.json with their random
@@ -223,7 +224,7 @@ func devEntries(all []Credential, passwords map[string]string, users []DevUser) 
 			at[u.User] = i
 		}
 		c := &all[i]
-		c.Home, c.Devices, c.Role = u.Home, u.Devices, u.Role
+		c.Grant, c.Homes = Grant{Home: u.Home, Devices: u.Devices, Role: u.Role}, u.Homes
 		if passwords[u.User] == "" || c.Hash == "" {
 			passwords[u.User] = rand.Text()
 			c.Hash = devHash(passwords[u.User])

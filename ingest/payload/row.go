@@ -49,11 +49,11 @@ func (r *Row) wrong(why reason.Reason, format string, args ...any) {
 
 // Scope is what a payload may speak of, and what it need not say.
 type Scope struct {
-	Home    string
-	Device  string                   // from the topic; "" when rows name it (HTTP)
-	Allowed func(device string) bool // nil is every device
-	Now     flow.Micros              // the gateway's clock, for the plausibility of times
-	RowsMax int                      // rows a payload may hold
+	Home    string                                    // "" when rows name it: who sends for several homes
+	Device  string                                    // from the topic; "" when rows name it (HTTP)
+	May     func(home, device string) *reason.Refusal // why rows of a device are refused; nil takes all
+	Now     flow.Micros                               // the gateway's clock, for the plausibility of times
+	RowsMax int                                       // rows a payload may hold
 }
 
 // check holds a row to the limits. It is called once, when all members are read.
@@ -61,11 +61,14 @@ func (s *Scope) check(r *Row) {
 	if r.Refused != nil {
 		return
 	}
-	if r.Home != "" && r.Home != s.Home {
-		r.wrong(reason.Home, "the row names home %q; these credentials are for home %q", r.Home, s.Home)
-		return
+	switch {
+	case s.Home == "":
+		r.checkName("home", r.Home)
+	case r.Home == "":
+		r.Home = s.Home
+	case r.Home != s.Home:
+		r.wrong(reason.Home, "the row names home %q; this is of home %q", r.Home, s.Home)
 	}
-	r.Home = s.Home
 	switch {
 	case s.Device == "":
 	case r.Device == "":
@@ -75,8 +78,8 @@ func (s *Scope) check(r *Row) {
 	}
 	r.checkName("device", r.Device)
 	r.checkName("metric", r.Metric)
-	if r.Refused == nil && s.Allowed != nil && !s.Allowed(r.Device) {
-		r.wrong(reason.Device, "device %q is not one of these credentials", r.Device)
+	if r.Refused == nil && s.May != nil {
+		r.Refused = s.May(r.Home, r.Device)
 	}
 	switch {
 	case r.HasValue == r.HasText && r.HasValue:
