@@ -162,6 +162,12 @@ func wanted(specs []Spec, name string) string {
 	return s
 }
 
+// How a compacted stream is cut: what has been replaced is gone after twice as long, about.
+const (
+	compactedSegmentBytes = 32 << 20
+	compactedSegmentTime  = time.Hour
+)
+
 func (c *Client) settings(s Spec) []kafka.ConfigEntry {
 	var out []kafka.ConfigEntry
 	set := func(name, value string) {
@@ -176,6 +182,13 @@ func (c *Client) settings(s Spec) []kafka.ConfigEntry {
 	}
 	if s.Compacted {
 		set("cleanup.policy", "compact")
+		// The segment being written is never compacted: with the broker's defaults (1 GiB, a week) a small stream never
+		// would be.
+		set("segment.bytes", strconv.Itoa(compactedSegmentBytes))
+		set("segment.ms", strconv.FormatInt(compactedSegmentTime.Milliseconds(), 10))
+		if s.Retention == 0 {
+			set("retention.ms", "-1") // the embedded broker would delete what is a week old, compacted or not
+		}
 	}
 	if s.Retention != 0 {
 		set("retention.ms", strconv.FormatInt(max(s.Retention.Milliseconds(), -1), 10))

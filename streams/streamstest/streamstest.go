@@ -150,6 +150,7 @@ func Contract(t *testing.T, cl Cluster) {
 		{"who keeps a partition does not notice", kept},
 		{"a member with a lasting name comes back at once", lastingName},
 		{"handle ends the membership", handleEnds},
+		{"notes are followed", notesFollowed},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, cl) })
 	}
