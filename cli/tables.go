@@ -1,0 +1,35 @@
+package cli
+
+import (
+	"context"
+
+	"hearthline/ingest/table"
+	"hearthline/streams"
+)
+
+// tableLog is a table's log over a compacted stream of Kafka.
+type tableLog struct {
+	client   *streams.Client
+	producer *streams.Producer
+	stream   string
+}
+
+// Append implements table.Log.
+func (l tableLog) Append(ctx context.Context, partition int32, records []table.Record) (int64, error) {
+	notes := make([]streams.Note, len(records))
+	for i, r := range records {
+		notes[i] = streams.Note{Key: r.Key, Value: r.Value}
+	}
+	return l.producer.PublishNotes(ctx, l.stream, partition, notes...)
+}
+
+// Follow implements table.Log.
+func (l tableLog) Follow(ctx context.Context, partition int32, take func(table.Read) error) error {
+	return l.client.Follow(ctx, l.stream, partition, func(f streams.Followed) error {
+		r := table.Read{Next: f.Next, Whole: f.Whole}
+		for _, n := range f.Notes {
+			r.Records = append(r.Records, table.Record{Key: n.Key, Value: n.Value, Offset: n.Offset})
+		}
+		return take(r)
+	})
+}
