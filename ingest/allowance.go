@@ -1,8 +1,10 @@
 package ingest
 
 import (
+	"cmp"
 	"errors"
 	"io"
+	"sync/atomic"
 )
 
 // bodyStep is what a request's body asks for at a time, bytes.
@@ -14,6 +16,8 @@ var errAllowance = errors.New("too many bytes of requests at once")
 // bytes that have really come, decompressed, so that who only claims many takes none from others. It is used by one goroutine.
 type allowance struct {
 	g    *Gateway
+	of   *atomic.Int64 // nil: g.bodies
+	max  int64         // 0: HTTPWaitingBytesMax
 	held int64
 	used int64
 }
@@ -29,8 +33,8 @@ type allowed struct {
 func (a allowed) Read(p []byte) (int, error) {
 	n, err := a.r.Read(p)
 	for a.used += int64(n); a.held < a.used; a.held += bodyStep {
-		if a.g.bodies.Add(bodyStep) > int64(a.g.HTTPWaitingBytesMax) {
-			a.g.bodies.Add(-bodyStep)
+		if a.pool().Add(bodyStep) > cmp.Or(a.max, int64(a.g.HTTPWaitingBytesMax)) {
+			a.pool().Add(-bodyStep)
 			return n, errAllowance
 		}
 	}
@@ -39,6 +43,13 @@ func (a allowed) Read(p []byte) (int, error) {
 
 // release gives everything back.
 func (a *allowance) release() {
-	a.g.bodies.Add(-a.held)
+	a.pool().Add(-a.held)
 	a.held = 0
+}
+
+func (a *allowance) pool() *atomic.Int64 {
+	if a.of != nil {
+		return a.of
+	}
+	return &a.g.bodies
 }

@@ -54,6 +54,33 @@
 // usable, 401, 403 every row of another home or device, 404, 405, 413, 415, 429 with Retry-After, 503 with Retry-After
 // when the log does not take rows in time (they may yet become durable: send them again, with their seq).
 //
+// Idempotency-Key (a quoted string, or plain) makes a request be written once: the same key and body get the first answer
+// again, with Idempotency-Replayed: true; another body under the key gets 422, a key that is still under way 409 with
+// Retry-After. A request that was told 503 while its rows were on their way is answered 200 once they are durable. What
+// failed before anything was handed in may be sent again. Keys belong to the user, and are remembered for a day
+// (IdempotencyTime), within bounds, by one gateway: another, or the same after a restart, does not know them. There
+// repeated rows are known by their seq alone.
+//
+// # CloudEvents
+//
+// POST /v1/telemetry takes CloudEvents 1.0 in all three modes: binary (headers ce-*), structured
+// (application/cloudevents+json) and batch (application/cloudevents-batch+json). An event's data is one of the formats above,
+// as datacontenttype says (JSON when it says nothing; Arrow in data_base64). Its attributes complete rows that do not say so themselves:
+//
+//	subject  device, or home/device
+//	type     metric: what stands behind the last dot (com.example.temperature)
+//	time     time
+//	source + id  name the event: one that comes again, in whatever request of the same user, is counted under "repeated" and not
+//	             written again. Its bounds are those of Idempotency-Key.
+//
+// # Webhooks
+//
+// POST /v1/hooks/{name} is for clouds that push and hold no password: they sign what they send with HMAC-SHA256, and the
+// settings ([hook.Hook]) say how and for which homes. Standard Webhooks, GitHub's form and the like are known by name. Bodies are what
+// POST /v1/telemetry takes, uncompressed. A delivery that comes again (by its id, else by a signature that holds a time) is
+// answered again and not written again. 401 is for signatures that are missing, wrong or more than the tolerance from now.
+// An id that is not signed (GitHub's) keeps repeated deliveries apart, but not who replays one under another id.
+//
 // # A reading
 //
 //	{"device": "lamp", "metric": "power", "value": 7.5, "unit": "W", "time": "2026-01-31T12:00:00.5Z", "seq": 42,

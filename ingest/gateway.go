@@ -21,6 +21,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"hearthline/flow"
+	"hearthline/ingest/hook"
 	"hearthline/ingest/identity"
 	"hearthline/ingest/payload"
 	"hearthline/ingest/wire"
@@ -57,6 +58,11 @@ type Gateway struct {
 	BytesPerSecond    float64 `yaml:"bytes_per_second"`    // Payload bytes, likewise
 	BytesBurst        int     `yaml:"bytes_burst"`
 
+	Hooks               map[string]*hook.Hook `yaml:"hooks"`                 // Clouds that push to POST /v1/hooks/NAME, by name
+	IdempotencyKeysMax  int                   `yaml:"idempotency_keys_max"`  // requests with a key whose answer is remembered
+	IdempotencyBytesMax int                   `yaml:"idempotency_bytes_max"` // they may take
+	IdempotencyTime     time.Duration         `yaml:"idempotency_time"`      // for which they are
+
 	ConnectionsMax   int           `yaml:"connections_max"`      // open at a time, MQTT and HTTP together
 	UserConnections  int           `yaml:"user_connections_max"` // of MQTT, of one user: one stolen password must not take them all
 	HandshakesMax    int           `yaml:"handshakes_max"`       // computed at a time
@@ -79,6 +85,9 @@ type Gateway struct {
 
 	count       counters
 	bodies      atomic.Int64 // Bytes that requests hold
+	strangers   atomic.Int64 // Bytes of webhooks whose signature is not verified yet
+	hooks       map[string]*openHook
+	repeats     *repeats
 	clock       *clock
 	door        *identity.Door
 	live        context.Context // ends when the drain's limit is reached, or everything is done
@@ -110,6 +119,7 @@ func New() *Gateway {
 		PublishTime: 30 * time.Second, StoreTimeout: 10 * time.Second,
 		PayloadBytesMax: 256 << 10, HTTPPayloadBytesMax: 4 << 20, DecompressedBytesMax: 32 << 20, HTTPWaitingBytesMax: 128 << 20, HTTPRowsMax: 100_000, OutboundBytesMax: 1 << 20,
 		MessagesPerSecond: 1000, MessagesBurst: 5000, BytesPerSecond: 4 << 20, BytesBurst: 64 << 20,
+		IdempotencyKeysMax: 100_000, IdempotencyBytesMax: 128 << 20, IdempotencyTime: 24 * time.Hour,
 		ConnectionsMax: 100_000, UserConnections: 100, HandshakesMax: 2 * runtime.GOMAXPROCS(0), HandshakeTimeout: 10 * time.Second, ConnectTimeout: 5 * time.Second,
 		PacketTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second, KeepAliveMax: 20 * time.Minute, ReceiveMaximum: 256,
 		DrainTimeout: 20 * time.Second,
@@ -247,6 +257,10 @@ func (g *Gateway) prepare() error {
 	}
 	g.stop = make(chan struct{})
 	g.clock = &clock{system: g.Now}
+	g.repeats = newRepeats(g.IdempotencyKeysMax, g.IdempotencyBytesMax, g.IdempotencyTime, g.Now)
+	if err := g.openHooks(); err != nil {
+		return err
+	}
 	g.handshakes = make(chan struct{}, g.HandshakesMax)
 	g.sessions = make(map[string]*session)
 	g.links = make(map[*wire.Link]struct{})
@@ -317,6 +331,7 @@ func (g *Gateway) Validate() error {
 		{"rows_max", g.RowsMax, 1 << 20}, {"bytes_max", g.BytesMax, 1 << 28}, {"queue_max", g.QueueMax, 1 << 10},
 		{"payload_bytes_max", g.PayloadBytesMax, 64 << 20}, {"http_payload_bytes_max", g.HTTPPayloadBytesMax, 1 << 30},
 		{"decompressed_bytes_max", g.DecompressedBytesMax, 1 << 30}, {"http_waiting_bytes_max", g.HTTPWaitingBytesMax, 1 << 36}, {"http_rows_max", g.HTTPRowsMax, 1 << 24}, {"outbound_bytes_max", g.OutboundBytesMax, 1 << 30},
+		{"idempotency_keys_max", g.IdempotencyKeysMax, 1 << 24}, {"idempotency_bytes_max", g.IdempotencyBytesMax, 1 << 36},
 		{"connections_max", g.ConnectionsMax, 1 << 24}, {"user_connections_max", g.UserConnections, 1 << 24}, {"handshakes_max", g.HandshakesMax, 1 << 16}, {"receive_maximum", g.ReceiveMaximum, 65535},
 	} {
 		if n.value < 1 || n.value > n.max {
@@ -328,7 +343,7 @@ func (g *Gateway) Validate() error {
 		value time.Duration
 	}{
 		{"heartbeat", g.Heartbeat}, {"publish_time", g.PublishTime}, {"store_timeout", g.StoreTimeout}, {"handshake_timeout", g.HandshakeTimeout},
-		{"connect_timeout", g.ConnectTimeout}, {"packet_timeout", g.PacketTimeout}, {"write_timeout", g.WriteTimeout}, {"drain_timeout", g.DrainTimeout},
+		{"connect_timeout", g.ConnectTimeout}, {"packet_timeout", g.PacketTimeout}, {"write_timeout", g.WriteTimeout}, {"drain_timeout", g.DrainTimeout}, {"idempotency_time", g.IdempotencyTime},
 	} {
 		if d.value <= 0 {
 			return fmt.Errorf("%s is %s; want more than 0", d.name, d.value)
@@ -340,7 +355,7 @@ func (g *Gateway) Validate() error {
 	if g.Linger < 0 || g.KeepAliveMax < time.Second || g.KeepAliveMax > 65535*time.Second {
 		return fmt.Errorf("linger %s or keep_alive_max %s out of range", g.Linger, g.KeepAliveMax)
 	}
-	return nil
+	return g.checkHooks()
 }
 
 func (g *Gateway) limiters() (messages, bytes *rate.Limiter) {

@@ -2,7 +2,6 @@ package ingest
 
 import (
 	"compress/gzip"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"hearthline/ingest/identity"
@@ -21,36 +19,54 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// verdictsMax is how many refused rows an answer lists; it counts them all.
-const verdictsMax = 1000
-
-// receipt is the answer to a request of which at least one row is durable.
-type receipt struct {
-	Accepted int       `json:"accepted"`
-	Refused  int       `json:"refused"`
-	Rows     []verdict `json:"rows,omitempty"`
-}
-
 // handler serves the HTTP door.
 func (g *Gateway) handler() http.Handler {
+	routes := http.NewServeMux()
+	route := func(method, path string, serve http.HandlerFunc) {
+		routes.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != method {
+				w.Header().Set("Allow", method)
+				problemOf(http.StatusMethodNotAllowed, "method", "want "+method).write(w)
+				return
+			}
+			serve(w, r)
+		})
+	}
+	route(http.MethodPost, "/v1/telemetry", answered(g.telemetryRequest))
+	route(http.MethodPost, "/v1/hooks/{name}", answered(g.hookRequest))
+	routes.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		problemOf(http.StatusNotFound, "not-found", "there are POST /v1/telemetry and POST /v1/hooks/{name} here, and nothing else").write(w)
+	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.count.requests.Add(1)
-		if r.URL.Path != "/v1/telemetry" {
-			problemOf(http.StatusNotFound, "not-found", "there is POST /v1/telemetry here, and nothing else").write(w)
-			return
-		}
-		if r.Method != http.MethodPost {
-			w.Header().Set("Allow", http.MethodPost)
-			problemOf(http.StatusMethodNotAllowed, "method", "want POST").write(w)
-			return
-		}
-		got, p := g.telemetryRequest(w, r)
+		routes.ServeHTTP(w, r)
+	})
+}
+
+// answered writes what was made of rows that came in.
+func answered(serve func(http.ResponseWriter, *http.Request) (*receipt, *problem)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		got, p := serve(w, r)
 		if p != nil {
 			p.write(w)
 			return
 		}
+		if got.replayed {
+			w.Header().Set("Idempotency-Replayed", "true")
+		}
 		writeJSON(w, http.StatusOK, "application/json", got)
-	})
+	}
+}
+
+// sender is whom a request speaks for: an identity, or a webhook.
+type sender struct {
+	name            string // unlike that of any other
+	scope           payload.Scope
+	messages, bytes *rate.Limiter
+}
+
+func (g *Gateway) senderOf(id *identity.Identity) *sender {
+	return &sender{name: "user " + id.Subject, scope: payload.Scope{Home: id.OnlyHome(), May: id.MayTelemetry}, messages: id.Messages, bytes: id.Bytes}
 }
 
 func (g *Gateway) telemetryRequest(w http.ResponseWriter, r *http.Request) (*receipt, *problem) {
@@ -58,39 +74,58 @@ func (g *Gateway) telemetryRequest(w http.ResponseWriter, r *http.Request) (*rec
 	if p != nil {
 		return nil, p
 	}
-	if g.draining() {
-		return nil, g.busy("the gateway is going down", reason.Draining)
-	}
-	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	f, known := formatOf(media)
-	if err != nil || !known {
-		return nil, g.refuseRequest(http.StatusUnsupportedMediaType, "media-type", reason.Media, fmt.Sprintf("content type %.80q; %s", r.Header.Get("Content-Type"), mediaReason))
+	media, p := g.mayTake(r)
+	if p != nil {
+		return nil, p
 	}
 	if no := id.MayTelemetry("", ""); no != nil {
 		return nil, g.refuseRequest(http.StatusForbidden, "forbidden", no.Reason, no.Detail)
 	}
-	if wait := shortage(id.Messages, time.Now(), 1); wait > 0 {
-		return nil, g.tooFast(wait)
+	key, err := idempotencyKey(r.Header)
+	if err != nil {
+		return nil, g.refuseRequest(http.StatusBadRequest, "idempotency-key", reason.Repeated, err.Error())
 	}
-	if wait := shortage(id.Bytes, time.Now(), g.bytesLeast(r)); wait > 0 {
-		return nil, g.tooFast(wait)
-	}
-	spend(id.Messages, time.Now(), 1) // also what is refused costs: it is work
+	from := g.senderOf(id)
 	held := &allowance{g: g}
 	defer held.release()
-	body, p := g.body(w, r, held)
-	if wait := shortage(id.Bytes, time.Now(), int(held.used)); wait > 0 && g.bytesLeast(r) > 1 {
-		// It was decompressed for nothing. What is left of its rate is gone, else it could be so again and again.
-		spend(id.Bytes, time.Now(), int(id.Bytes.Tokens()))
-		return nil, g.tooFast(shortage(id.Bytes, time.Now(), int(held.used)))
-	} else if wait > 0 {
-		return nil, g.tooFast(wait)
-	}
-	spend(id.Bytes, time.Now(), int(held.used))
+	body, p := g.paidBody(w, r, from, held)
 	if p != nil {
 		return nil, p
 	}
-	return g.takeRows(r.Context(), id, f, body)
+	return g.takeRequest(r, from, media, key, body)
+}
+
+// mayTake looks at what a request says of itself, before anything of it is read.
+func (g *Gateway) mayTake(r *http.Request) (media string, p *problem) {
+	if g.draining() {
+		return "", g.busy("the gateway is going down", reason.Draining)
+	}
+	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if _, known := formatOf(media); err != nil || !known && !isEvents(media, r.Header) {
+		return "", g.refuseRequest(http.StatusUnsupportedMediaType, "media-type", reason.Media, fmt.Sprintf("content type %.80q; %s", r.Header.Get("Content-Type"), mediaReason))
+	}
+	return media, nil
+}
+
+// paidBody reads a body, and takes what it costs from the sender's rates.
+func (g *Gateway) paidBody(w http.ResponseWriter, r *http.Request, from *sender, held *allowance) ([]byte, *problem) {
+	if wait := shortage(from.messages, time.Now(), 1); wait > 0 {
+		return nil, g.tooFast(wait)
+	}
+	if wait := shortage(from.bytes, time.Now(), g.bytesLeast(r)); wait > 0 {
+		return nil, g.tooFast(wait)
+	}
+	spend(from.messages, time.Now(), 1) // also what is refused costs: it is work
+	body, p := g.body(w, r, held)
+	if wait := shortage(from.bytes, time.Now(), int(held.used)); wait > 0 && g.bytesLeast(r) > 1 {
+		// It was decompressed for nothing. What is left of its rate is gone, else it could be so again and again.
+		spend(from.bytes, time.Now(), int(from.bytes.Tokens()))
+		return nil, g.tooFast(shortage(from.bytes, time.Now(), int(held.used)))
+	} else if wait > 0 {
+		return nil, g.tooFast(wait)
+	}
+	spend(from.bytes, time.Now(), int(held.used))
+	return body, p
 }
 
 // authenticate reads Basic credentials, or Bearer with the same "user:password" as its token, plain.
@@ -176,131 +211,6 @@ func (g *Gateway) body(w http.ResponseWriter, r *http.Request, held *allowance) 
 	}
 	return data, nil
 }
-
-// takeRows decodes a body, hands its good rows in and waits until they are durable.
-func (g *Gateway) takeRows(ctx context.Context, id *identity.Identity, f payload.Format, body []byte) (*receipt, *problem) {
-	d := decoders.Get().(*payload.Decoder)
-	defer decoders.Put(d)
-	s := &payload.Scope{Home: id.OnlyHome(), May: id.MayTelemetry, Now: g.clock.now(), RowsMax: g.HTTPRowsMax}
-	rows, err := d.Decode(f, body, s)
-	if err != nil {
-		r := payload.Malformed(err)
-		status := http.StatusBadRequest
-		if r.Reason == reason.Payload {
-			status = http.StatusRequestEntityTooLarge
-		}
-		return nil, g.refuseRequest(status, strings.ReplaceAll(r.Reason.String(), "_", "-"), r.Reason, r.Detail)
-	}
-	got := receipt{}
-	got.Rows, got.Refused = verdicts(rows)
-	g.countRows(rows)
-	if got.Refused == len(rows) {
-		return nil, g.allRefused(rows, &got)
-	}
-	if p := g.store(ctx, rows, len(body)); p != nil {
-		return nil, p
-	}
-	g.count.messages.Add(1)
-	got.Accepted = len(rows) - got.Refused
-	return &got, nil
-}
-
-func verdicts(rows []payload.Row) (out []verdict, refused int) {
-	for i := range rows {
-		if r := rows[i].Refused; r != nil {
-			if refused++; len(out) < verdictsMax {
-				out = append(out, verdict{Row: i, Reason: r.Reason.String(), Detail: r.Detail})
-			}
-		}
-	}
-	return out, refused
-}
-
-// allRefused is the answer when no row can be used: 403 when all speak of what is not theirs, else 400.
-func (g *Gateway) allRefused(rows []payload.Row, got *receipt) *problem {
-	p := problemOf(http.StatusForbidden, "forbidden", "every row is of another home or device")
-	for i := range rows {
-		if r := rows[i].Refused.Reason; r != reason.Home && r != reason.Device {
-			p = problemOf(http.StatusBadRequest, "rows", "no row can be used")
-			break
-		}
-	}
-	g.count.refused[rows[0].Refused.Reason].Add(1)
-	p.Refused, p.Rows = got.Refused, got.Rows
-	return p
-}
-
-// store hands rows in, a batch's worth at a time, and waits until all are durable, StoreTimeout at most. Rows handed
-// in before it gave up may yet become durable: the sender repeats the request, and dedupe drops what is double.
-func (g *Gateway) store(ctx context.Context, rows []payload.Row, bytes int) *problem {
-	ctx, cancel := context.WithTimeout(ctx, g.StoreTimeout)
-	defer cancel()
-	parts := g.shares(rows, min(g.RowsMax, max(1, len(rows)*g.BytesMax/max(1, bytes))))
-	t := &ticket{done: make(chan struct{})}
-	t.left.Store(int64(len(parts)))
-	for _, part := range parts {
-		for {
-			full := part.to.offer(part.rows, bytes*len(part.rows)/len(rows), t, 0)
-			if full == nil {
-				break
-			}
-			g.count.held.Add(1)
-			select {
-			case <-full:
-			case <-ctx.Done():
-				return g.busy("the log takes no more rows now", reason.BackPressure)
-			case <-g.live.Done():
-				return g.busy("the gateway is going down", reason.Draining)
-			}
-		}
-	}
-	select {
-	case <-t.done:
-		return nil
-	case <-ctx.Done():
-	case <-g.live.Done():
-	}
-	return g.busy("the log did not take the rows in time; send them again", reason.BackPressure)
-}
-
-// share is some of a request's rows, all for one partition.
-type share struct {
-	to   *gatherer
-	rows []payload.Row
-}
-
-// shares gives the usable rows by partition, in their order, at most so many in one.
-func (g *Gateway) shares(rows []payload.Row, rowsMax int) (out []share) {
-	last := make(map[*gatherer]int) // the share in out that takes a partition's next row
-	for i := range rows {
-		if rows[i].Refused != nil {
-			continue
-		}
-		to := g.homeOf(rows[i].Home)
-		at, ok := last[to]
-		if !ok || len(out[at].rows) == rowsMax {
-			at, last[to] = len(out), len(out)
-			out = append(out, share{to: to})
-		}
-		out[at].rows = append(out[at].rows, rows[i])
-	}
-	return out
-}
-
-// ticket waits for the chunks of one request.
-type ticket struct {
-	left atomic.Int64
-	done chan struct{}
-}
-
-func (t *ticket) durable(uint64) bool {
-	if t.left.Add(-1) == 0 {
-		close(t.done)
-	}
-	return false
-}
-
-func (t *ticket) settle() {}
 
 func (g *Gateway) refuseRequest(status int, name string, cause reason.Reason, detail string) *problem {
 	g.count.refused[cause].Add(1)

@@ -147,7 +147,7 @@ func (g *Gateway) reload() {
 		case <-tick.C:
 		}
 		_, err := g.door.Load()
-		err = errors.Join(err, g.loadCertificate(), g.clock.save(g.Clock))
+		err = errors.Join(err, g.loadCertificate(), g.loadHooks(), g.clock.save(g.Clock))
 		g.evictGone(time.Now())
 		said := ""
 		if err != nil {

@@ -22,6 +22,7 @@ type Stats struct {
 	LiveMessages     uint64            // other messages published by MQTT clients
 	Delivered        uint64            // Messages written to subscribers
 	Requests         uint64            // HTTP requests
+	Repeated         uint64            // HTTP requests answered from memory: sent again under their key
 	Bytes            uint64            // Payload bytes of telemetry taken
 	RowsAccepted     uint64            // rows gathered into a batch
 	RowsDurable      uint64            // rows the log has
@@ -83,7 +84,7 @@ func (h *histogram) read() Histogram {
 type counters struct {
 	connections, sockets, waiting                                        atomic.Int64
 	accepted, handshakesFailed, connectsRefused, loginsFailed, takeovers atomic.Uint64
-	wills, messages, live, delivered, requests, bytes                    atomic.Uint64
+	wills, messages, live, delivered, requests, repeated, bytes          atomic.Uint64
 	rowsAccepted, rowsDurable, batches, publishErrors, held              atomic.Uint64
 	panics, reloadErrors                                                 atomic.Uint64
 	rowsRefused, refused                                                 [reason.Count]atomic.Uint64
@@ -100,7 +101,7 @@ func (c *counters) read() Stats {
 		Connections: c.connections.Load(), Sockets: c.sockets.Load(), Waiting: c.waiting.Load(),
 		Accepted: c.accepted.Load(), HandshakesFailed: c.handshakesFailed.Load(), ConnectsRefused: c.connectsRefused.Load(),
 		LoginsFailed: c.loginsFailed.Load(), Takeovers: c.takeovers.Load(), Wills: c.wills.Load(),
-		Messages: c.messages.Load(), LiveMessages: c.live.Load(), Delivered: c.delivered.Load(), Requests: c.requests.Load(), Bytes: c.bytes.Load(),
+		Messages: c.messages.Load(), LiveMessages: c.live.Load(), Delivered: c.delivered.Load(), Requests: c.requests.Load(), Repeated: c.repeated.Load(), Bytes: c.bytes.Load(),
 		RowsAccepted: c.rowsAccepted.Load(), RowsDurable: c.rowsDurable.Load(), Batches: c.batches.Load(),
 		PublishErrors: c.publishErrors.Load(), Held: c.held.Load(), Panics: c.panics.Load(), ReloadErrors: c.reloadErrors.Load(),
 		RowsRefused: make(map[string]uint64, reason.Count), Refused: make(map[string]uint64, reason.Count),

@@ -54,6 +54,28 @@ type Scope struct {
 	May     func(home, device string) *reason.Refusal // why rows of a device are refused; nil takes all
 	Now     flow.Micros                               // the gateway's clock, for the plausibility of times
 	RowsMax int                                       // rows a payload may hold
+
+	// What an envelope says of all its rows; a row that says it itself is right.
+	HomeUnsaid string      // the home of rows that name none, where Home is ""
+	Subject    string      // the device, likewise
+	Metric     string      // the metric, likewise
+	Time       flow.Micros // the time, likewise; 0 for none
+}
+
+// complete adds what the envelope says.
+func (s *Scope) complete(r *Row) {
+	if r.Home == "" && s.Home == "" {
+		r.Home = s.HomeUnsaid
+	}
+	if r.Device == "" && s.Device == "" {
+		r.Device = s.Subject
+	}
+	if r.Metric == "" {
+		r.Metric = s.Metric
+	}
+	if r.Timing == TimeAbsent && s.Time != 0 {
+		r.Time, r.Timing = s.Time, timeAbsolute
+	}
 }
 
 // check holds a row to the limits. It is called once, when all members are read.
@@ -61,6 +83,7 @@ func (s *Scope) check(r *Row) {
 	if r.Refused != nil {
 		return
 	}
+	s.complete(r)
 	switch {
 	case s.Home == "":
 		r.checkName("home", r.Home)

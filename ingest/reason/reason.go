@@ -32,12 +32,16 @@ const (
 	Connections                // over the connection limit
 	Draining                   // the gateway is going down
 	Media                      // a content type or encoding nobody reads here
+	Repeated                   // an idempotency key that is in use, or was used for something else
+	Signature                  // a webhook's signature that is missing, wrong or too old
+	Envelope                   // a CloudEvent whose attributes cannot be used
 	Count                      // how many there are
 )
 
 var reasonNames = [Count]string{
 	"malformed", "missing", "value", "not_finite", "field", "name", "too_long", "time", "home", "device", "payload",
 	"topic", "qos", "rate", "credentials", "back_pressure", "slow_consumer", "protocol", "connections", "draining", "media",
+	"idempotency", "signature", "envelope",
 }
 
 func (r Reason) String() string {
