@@ -71,6 +71,7 @@ type Gateway struct {
 	PacketTimeout    time.Duration `yaml:"packet_timeout"`       // for the rest of an MQTT packet that has begun, and for an HTTP request
 	WriteTimeout     time.Duration `yaml:"write_timeout"`        // of one write
 	KeepAliveMax     time.Duration `yaml:"keep_alive_max"`       // What MQTT 5 clients are held to; 3.1.1 clients to what they said
+	Loop             string        `yaml:"loop"`                 // What drives connections: epoll (Linux) costs least, goroutines runs everywhere
 	ReceiveMaximum   int           `yaml:"receive_maximum"`      // QoS 1 messages of one connection that may wait for the log
 	DrainTimeout     time.Duration `yaml:"drain_timeout"`        // from the end of Run's context to its return, at most
 
@@ -93,6 +94,7 @@ type Gateway struct {
 	live        context.Context // ends when the drain's limit is reached, or everything is done
 	open        context.Context // ends when the drain begins
 	handshakes  chan struct{}
+	loop        wire.Loop      // what drives MQTT connections
 	tasks       conc.WaitGroup // connections and their writes
 	stop        chan struct{}  // Closed when the gateway drains
 	state       atomic.Int32
@@ -102,7 +104,6 @@ type Gateway struct {
 
 	sessionsMu sync.Mutex
 	sessions   map[string]*session
-	links      map[*wire.Link]struct{} // open MQTT connections, to be woken
 	audienceMu sync.RWMutex
 	audience   map[string]map[*session][]subscription // by home
 	listeners  atomic.Int64                           // subscriptions, all together
@@ -121,7 +122,7 @@ func New() *Gateway {
 		MessagesPerSecond: 1000, MessagesBurst: 5000, BytesPerSecond: 4 << 20, BytesBurst: 64 << 20,
 		IdempotencyKeysMax: 100_000, IdempotencyBytesMax: 128 << 20, IdempotencyTime: 24 * time.Hour,
 		ConnectionsMax: 100_000, UserConnections: 100, HandshakesMax: 2 * runtime.GOMAXPROCS(0), HandshakeTimeout: 10 * time.Second, ConnectTimeout: 5 * time.Second,
-		PacketTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second, KeepAliveMax: 20 * time.Minute, ReceiveMaximum: 256,
+		PacketTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second, KeepAliveMax: 20 * time.Minute, Loop: wire.Best, ReceiveMaximum: 256,
 		DrainTimeout: 20 * time.Second,
 		Now:          time.Now,
 	}
@@ -188,6 +189,11 @@ func (g *Gateway) Run(ctx context.Context) error {
 	g.open, closeDoors = context.WithCancel(live)
 	defer closeDoors()
 	var logs, doors conc.WaitGroup
+	doors.Go(func() {
+		if err := g.loop.Run(); err != nil {
+			g.Logger.Error("gateway: connections are not served any more", "err", err)
+		}
+	})
 	results := make([]error, len(g.partitions))
 	for i, p := range g.partitions {
 		logs.Go(func() { results[i] = p.loop(live) })
@@ -224,7 +230,6 @@ func (g *Gateway) drain(doors, logs *conc.WaitGroup, closeDoors func(), server *
 			ln.Close()
 		}
 	}
-	g.wakeAll()
 	if server != nil {
 		if err := server.Shutdown(g.live); err != nil {
 			server.Close()
@@ -236,15 +241,6 @@ func (g *Gateway) drain(doors, logs *conc.WaitGroup, closeDoors func(), server *
 		p.close()
 	}
 	logs.Wait()
-}
-
-// wakeAll makes every connection's reader see that the gateway drains.
-func (g *Gateway) wakeAll() {
-	g.sessionsMu.Lock()
-	defer g.sessionsMu.Unlock()
-	for l := range g.links {
-		l.Wire.Conn.SetReadDeadline(time.Unix(1, 0))
-	}
 }
 
 // prepare checks the settings and makes what Run needs.
@@ -263,7 +259,6 @@ func (g *Gateway) prepare() error {
 	}
 	g.handshakes = make(chan struct{}, g.HandshakesMax)
 	g.sessions = make(map[string]*session)
-	g.links = make(map[*wire.Link]struct{})
 	g.audienceMu.Lock()
 	g.audience = make(map[string]map[*session][]subscription)
 	g.audienceMu.Unlock()
@@ -286,7 +281,9 @@ func (g *Gateway) prepare() error {
 			builder: flow.NewEventBuilder(memory.DefaultAllocator), wake: make(chan struct{}, 1),
 		})
 	}
-	return nil
+	var err error
+	g.loop, err = wire.NewLoop(g.Loop, wire.Settings{Stop: g.stop, BytesMax: g.packetMax()})
+	return err
 }
 
 func (g *Gateway) check() error {
@@ -348,6 +345,9 @@ func (g *Gateway) Validate() error {
 		if d.value <= 0 {
 			return fmt.Errorf("%s is %s; want more than 0", d.name, d.value)
 		}
+	}
+	if g.Loop != wire.Epoll && g.Loop != wire.Goroutines {
+		return fmt.Errorf("loop is %q; want %s or %s", g.Loop, wire.Epoll, wire.Goroutines)
 	}
 	if least := max(g.HTTPPayloadBytesMax, g.DecompressedBytesMax) + bodyStep; g.HTTPWaitingBytesMax < least {
 		return fmt.Errorf("http_waiting_bytes_max is %d, less than one request may take (%d)", g.HTTPWaitingBytesMax, least)

@@ -202,6 +202,9 @@ func newRig(t testing.TB, set func(*Gateway)) *rig {
 	g.Certificate, g.Key, g.Credentials = certs.Certificate, certs.Key, file
 	g.Publisher, g.Partitions, g.Instance, g.RunID = r.road, 4, "test", "run-1"
 	g.MessagesPerSecond, g.BytesPerSecond = 0, 0
+	if *overLoop != "" {
+		g.Loop = *overLoop
+	}
 	if testing.Verbose() {
 		g.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

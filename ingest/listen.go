@@ -14,7 +14,8 @@ import (
 )
 
 // accept takes connections until the listener is closed, shakes hands and calls serve with each, on a goroutine of
-// its own. Connections over the limit are closed before the handshake: it is what costs.
+// its own. Connections over the limit are closed before the handshake: it is what costs. serve sees to it that
+// the connection is not counted any more in the end.
 func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Conn, *wire.Wire)) error {
 	var pause time.Duration
 	for {
@@ -43,11 +44,7 @@ func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Co
 				return
 			}
 			// A goroutine of its own: the handshake's has grown a stack that an idle connection would go on holding.
-			g.tasks.Go(func() {
-				defer g.count.sockets.Add(-1)
-				defer g.contain(c)
-				serve(conn, w)
-			})
+			g.tasks.Go(func() { serve(conn, w) })
 		})
 	}
 }

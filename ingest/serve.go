@@ -68,9 +68,8 @@ func (g *Gateway) tlsConfig(protocols ...string) *tls.Config {
 // Serve starts both doors.
 func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Server {
 	if mqtt != nil {
-		drive := &wire.GoroutineLoop{Stop: g.stop, BytesMax: g.packetMax()}
 		doors.Go(func() {
-			g.accept(mqtt, g.tlsConfig("mqtt"), func(c *tls.Conn, w *wire.Wire) { g.serveMQTT(drive, c, w) })
+			g.accept(mqtt, g.tlsConfig("mqtt"), g.serveMQTT)
 		})
 	}
 	if web == nil {
@@ -90,6 +89,8 @@ func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 	shaken := newHanded(web.Addr())
 	doors.Go(func() {
 		g.accept(web, server.TLSConfig, func(c *tls.Conn, w *wire.Wire) {
+			defer g.count.sockets.Add(-1)
+			defer g.contain(c)
 			w.Mode = wire.WireBlocking
 			w.Closed = make(chan struct{})
 			select {
@@ -112,23 +113,14 @@ func (q quiet) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (g *Gateway) serveMQTT(drive wire.Loop, c *tls.Conn, w *wire.Wire) {
-	w.Mode = wire.WirePolled
-	l := &wire.Link{Tls: c, Wire: w, Tasks: &g.tasks, BytesMax: g.OutboundBytesMax, Timeout: g.WriteTimeout, Gone: make(chan struct{})}
+// serveMQTT hands a connection over to the loop, until session.End.
+func (g *Gateway) serveMQTT(c *tls.Conn, w *wire.Wire) {
+	l := &wire.Link{Tls: c, Wire: w, Tasks: &g.tasks, BytesMax: g.OutboundBytesMax, Timeout: g.WriteTimeout}
 	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
 	if err != nil {
 		host = c.RemoteAddr().String()
 	}
-	s := &session{g: g, link: l, from: host, connectBy: time.Now().Add(g.ConnectTimeout)}
-	g.sessionsMu.Lock()
-	g.links[l] = struct{}{}
-	g.sessionsMu.Unlock()
-	defer func() {
-		g.sessionsMu.Lock()
-		delete(g.links, l)
-		g.sessionsMu.Unlock()
-	}()
-	s.end(drive.Serve(l, s))
+	g.loop.Serve(l, &session{g: g, link: l, from: host, connectBy: time.Now().Add(g.ConnectTimeout)})
 }
 
 // reloadEvery is how often the credentials and certificate files are looked at.

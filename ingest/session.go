@@ -223,9 +223,18 @@ func (s *session) answer(size int, encode func(b []byte) []byte) error {
 
 var errSlow = errors.New("the client does not read what it is sent")
 
-// end is called once, when the loop has ended with err: it takes leave, publishes the will and forgets the session.
-func (s *session) end(err error) {
+// Slow implements wire.Slow: CONNECT has its password checked.
+func (s *session) Slow() bool { return s.id == nil }
+
+// End implements wire.Handler: it takes leave, publishes the will and forgets the session.
+func (s *session) End(err error) {
 	g := s.g
+	defer g.count.sockets.Add(-1)
+	var bug *wire.Panic
+	if errors.As(err, &bug) {
+		g.count.panics.Add(1)
+		g.Logger.Error("gateway: a connection ended by a panic; this is a bug", "from", s.from, "panic", bug.Value, "stack", string(bug.Stack))
+	}
 	if errors.Is(err, wire.ErrDraining) && s.id != nil {
 		s.settleAll()
 		s.leave(mqtt.CodeShuttingDown, "the gateway is going down")
@@ -339,7 +348,7 @@ func (s *session) settleAll() {
 	s.mu.Unlock()
 	select {
 	case <-idle:
-	case <-s.link.Gone:
+	case <-s.link.Gone():
 	case <-s.g.live.Done():
 	}
 }

@@ -2,6 +2,8 @@ package wire
 
 import (
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -15,7 +17,14 @@ type Handler interface {
 	Receive(data []byte) (used int, h Hold, err error)
 	// Deadline is when the next packet must be complete. Zero is never.
 	Deadline() time.Time
+	// End is called once, after the last Receive, with why: an error of Receive, io.EOF, ErrClosed, ErrDraining,
+	// os.ErrDeadlineExceeded, a *Panic, or what the network says. It finishes the link, and may wait.
+	End(err error)
 }
+
+// Slow is a Handler whose next Receive may take long: it checks a password, say. It is then called on a goroutine of
+// its own, so that it holds up no other connection. Once it is not slow, it is never again.
+type Slow interface{ Slow() bool }
 
 // Hold makes a publisher wait: until the channel is closed, or for so long, whichever is given and comes first.
 type Hold struct {
@@ -23,121 +32,63 @@ type Hold struct {
 	AtMost time.Duration
 }
 
+// Empty says that there is nothing to wait for.
 func (h Hold) Empty() bool { return h.Until == nil && h.AtMost == 0 }
 
-// Loop drives connections. goroutineLoop is one; an epoll loop would be another.
+// Loop drives connections.
 type Loop interface {
-	// Serve drives one connection until it ends, and says why. errDraining is what it says when the gateway stops
-	// reading; the connection is then still open for writing.
-	Serve(l *Link, h Handler) error
+	// Run blocks until the loop's Stop is closed and it reads from no connection any more.
+	Run() error
+	// Serve takes over a connection whose handshake is done, until its handler's End. It may return before that, or
+	// then.
+	Serve(l *Link, h Handler)
 }
 
-var ErrDraining = errors.New("the gateway is going down")
+var (
+	// ErrDraining ends connections when Stop is closed. They are then still open for writing.
+	ErrDraining = errors.New("the gateway is going down")
+	// ErrClosed ends connections that were closed from this side.
+	ErrClosed = errors.New("the connection was closed")
+)
 
-// GoroutineLoop holds one goroutine for each connection, and a buffer only while it holds part of a packet.
-type GoroutineLoop struct {
-	Stop     <-chan struct{} // Closed when the gateway drains
+// Panic is a bug that a handler met. It ends the one connection.
+type Panic struct {
+	Value any
+	Stack []byte
+}
+
+func (p *Panic) Error() string { return fmt.Sprintf("panic: %v\n%s", p.Value, p.Stack) }
+
+// contained gives a panic as an error. It is deferred.
+func contained(err *error) {
+	if v := recover(); v != nil {
+		*err = &Panic{Value: v, Stack: debug.Stack()}
+	}
+}
+
+// Names of the loops, as settings know them.
+const (
+	Epoll      = "epoll"
+	Goroutines = "goroutines"
+)
+
+// Settings are what every loop needs.
+type Settings struct {
+	Stop     <-chan struct{} // Closed when nothing is to be read any more
 	BytesMax int             // of one packet
 }
 
-// Read buffers come in two sizes; a larger packet gets a buffer of its own, doubled as its bytes come in.
-const (
-	bufferSmall = 4 << 10
-	bufferLarge = 32 << 10
-)
-
-var (
-	smallBuffers = sync.Pool{New: func() any { b := make([]byte, bufferSmall); return &b }}
-	largeBuffers = sync.Pool{New: func() any { b := make([]byte, bufferLarge); return &b }}
-)
-
-func takeBuffer(large bool) []byte {
-	if large {
-		return *largeBuffers.Get().(*[]byte)
-	}
-	return *smallBuffers.Get().(*[]byte)
-}
-
-func giveBuffer(b []byte) {
-	switch cap(b) {
-	case bufferSmall:
-		smallBuffers.Put(&b)
-	case bufferLarge:
-		largeBuffers.Put(&b)
-	}
-}
-
-func (g *GoroutineLoop) stopped() bool {
+func (s *Settings) stopped() bool {
 	select {
-	case <-g.Stop:
+	case <-s.Stop:
 		return true
 	default:
 		return false
 	}
 }
 
-func (g *GoroutineLoop) Serve(l *Link, h Handler) error {
-	var buf []byte // nil while nothing is held
-	have := 0
-	defer func() {
-		giveBuffer(buf)
-		l.Wire.drop()
-	}()
-	for {
-		if buf == nil {
-			buf = takeBuffer(len(l.Wire.rest) > bufferSmall)
-		} else if have == len(buf) {
-			grown := make([]byte, min(2*len(buf), g.BytesMax+bufferSmall))
-			copy(grown, buf)
-			giveBuffer(buf)
-			buf = grown
-		}
-		n, err := l.Tls.Read(buf[have:])
-		have += n
-		if err == nil && have < len(buf) && have < bufferSmall {
-			continue // more records may be there: decode them together
-		}
-		used, rerr := g.receive(l, h, buf[:have])
-		if rerr != nil {
-			return rerr
-		}
-		if used > 0 {
-			have = copy(buf, buf[used:have])
-		}
-		switch {
-		case err == nil:
-			continue
-		case err != error(errNothing):
-			return err
-		}
-		if have == 0 {
-			giveBuffer(buf)
-			buf = nil
-		}
-		if err := l.Wire.wait(h.Deadline(), g.stopped); err != nil {
-			if g.stopped() { // it was woken to be told so
-				return ErrDraining
-			}
-			return err
-		}
-	}
-}
-
-// receive gives data to the handler until it wants more, waiting out its holds.
-func (g *GoroutineLoop) receive(l *Link, h Handler, data []byte) (used int, err error) {
-	for {
-		n, wait, err := h.Receive(data[used:])
-		used += n
-		if err != nil || wait.Empty() {
-			return used, err
-		}
-		if err := g.wait(l, wait); err != nil {
-			return used, err
-		}
-	}
-}
-
-func (g *GoroutineLoop) wait(l *Link, h Hold) error {
+// wait waits out a hold, unless the connection ends or the loop stops before.
+func (s *Settings) wait(l *Link, h Hold) error {
 	var timer <-chan time.Time
 	if h.AtMost > 0 {
 		t := time.NewTimer(h.AtMost)
@@ -147,12 +98,45 @@ func (g *GoroutineLoop) wait(l *Link, h Hold) error {
 	select {
 	case <-h.Until:
 	case <-timer:
-	case <-l.Gone:
+	case <-l.Gone():
 		return ErrClosed
-	case <-g.Stop:
+	case <-s.Stop:
 		return ErrDraining
 	}
 	return nil
 }
 
-var ErrClosed = errors.New("the connection was closed")
+// Read buffers come in two sizes; a larger packet gets a buffer of its own, doubled as its bytes come in.
+const (
+	bufferSmall = 4 << 10
+	bufferLarge = 32 << 10
+)
+
+var (
+	smallBuffers = sync.Pool{New: func() any { return new([bufferSmall]byte) }}
+	largeBuffers = sync.Pool{New: func() any { return new([bufferLarge]byte) }}
+)
+
+func takeBuffer(large bool) []byte {
+	if large {
+		return largeBuffers.Get().(*[bufferLarge]byte)[:]
+	}
+	return smallBuffers.Get().(*[bufferSmall]byte)[:]
+}
+
+func giveBuffer(b []byte) {
+	switch cap(b) {
+	case bufferSmall:
+		smallBuffers.Put((*[bufferSmall]byte)(b[:bufferSmall]))
+	case bufferLarge:
+		largeBuffers.Put((*[bufferLarge]byte)(b[:bufferLarge]))
+	}
+}
+
+// grow gives a full buffer room, at most what a packet may need.
+func (s *Settings) grow(b []byte) []byte {
+	grown := make([]byte, min(2*len(b), s.BytesMax+bufferSmall))
+	copy(grown, b)
+	giveBuffer(b)
+	return grown
+}

@@ -1,17 +1,14 @@
-// Package wire drives TLS connections: it reads without a buffer while nothing comes in, writes without waiting for slow
-// readers, and knows no protocol.
+// Package wire drives TLS connections: it holds no buffer, and on Linux no goroutine, while nothing comes in, writes
+// without waiting for slow readers, and knows no protocol.
 package wire
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/sourcegraph/conc"
 )
 
 // Wire is the TCP side of a TLS connection. It lets crypto/tls be used without a buffer, and without a goroutine
@@ -27,7 +24,7 @@ type Wire struct {
 	Slot *Slot
 
 	Closed chan struct{} // of a blocking wire: closed by Close
-	once   sync.Once
+	once   sync.Once     // of Closed
 }
 
 // Close implements net.Conn.
@@ -43,7 +40,7 @@ type wireMode uint8
 const (
 	wireHandshake wireMode = iota
 	WireBlocking           // as net.Conn: what net/http wants
-	WirePolled             // Read gives what wait found
+	wirePolled             // Read gives what wait found
 )
 
 // errNothing says that nothing is there to be read now. crypto/tls goes on after errors that are Temporary.
@@ -142,120 +139,5 @@ func (w *Wire) drop() {
 	if w.in != nil {
 		readAheads.Put(w.in)
 		w.in, w.rest = nil, nil
-	}
-}
-
-// Link is one MQTT connection's way out: bytes are appended by any goroutine, and written by whoever flushes first
-// while the others go on. A client that does not read holds up nobody but itself.
-type Link struct {
-	Tls      *tls.Conn
-	Wire     *Wire
-	Tasks    *conc.WaitGroup
-	BytesMax int           // waiting to be written
-	Timeout  time.Duration // of one write
-
-	mu      sync.Mutex
-	out     []byte // from outBuffers; nil while empty
-	writing bool
-	closing bool // close when out is written
-	closed  bool
-	Gone    chan struct{} // Closed when the connection is
-}
-
-var outBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
-
-// outKeep is the largest buffer that goes back to the pool.
-const outKeep = 64 << 10
-
-// Add appends to what is to be written. It says false, and adds nothing, when the client is too far behind (it
-// would then hold more than bytesMax), or gone.
-func (l *Link) Add(size int, encode func(b []byte) []byte) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closing || l.closed || len(l.out)+size > l.BytesMax {
-		return false
-	}
-	if l.out == nil {
-		l.out = (*outBuffers.Get().(*[]byte))[:0]
-	}
-	l.out = encode(l.out)
-	return true
-}
-
-// Flush writes what was added, on this goroutine, unless another one is at it.
-func (l *Link) Flush() {
-	if l.begin() {
-		l.write()
-	}
-}
-
-// FlushApart writes on a goroutine of its own: for callers that serve more than this connection.
-func (l *Link) FlushApart() {
-	if l.begin() {
-		l.Tasks.Go(l.write)
-	}
-}
-
-func (l *Link) begin() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.writing || l.closed || len(l.out) == 0 && !l.closing {
-		return false
-	}
-	l.writing = true
-	return true
-}
-
-func (l *Link) write() {
-	for {
-		l.mu.Lock()
-		out := l.out
-		l.out = nil
-		if len(out) == 0 || l.closed {
-			l.writing = false
-			end := l.closing && !l.closed
-			l.mu.Unlock()
-			if end {
-				l.close()
-			}
-			return
-		}
-		l.mu.Unlock()
-		l.Tls.SetWriteDeadline(time.Now().Add(l.Timeout))
-		_, err := l.Tls.Write(out)
-		if cap(out) <= outKeep {
-			outBuffers.Put(&out)
-		}
-		if err != nil {
-			l.close()
-		}
-	}
-}
-
-// Finish writes what was added and closes, without waiting for the client longer than one write's timeout.
-func (l *Link) Finish() {
-	l.mu.Lock()
-	l.closing = true
-	l.mu.Unlock()
-	l.Flush()
-}
-
-// FinishApart is finish on a goroutine of its own.
-func (l *Link) FinishApart() {
-	l.mu.Lock()
-	l.closing = true
-	l.mu.Unlock()
-	l.FlushApart()
-}
-
-// close ends the connection at once, and wakes its reader.
-func (l *Link) close() {
-	l.mu.Lock()
-	was := l.closed
-	l.closed, l.out = true, nil
-	l.mu.Unlock()
-	if !was {
-		close(l.Gone)
-		l.Tls.Close()
 	}
 }
