@@ -62,7 +62,7 @@ func DevCertificates(dir string) (Certificates, error) {
 	template.DNSNames = []string{"localhost"}
 	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
-	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} // gateways show it to each other, too
 	if _, _, err := makePair(template, ca, caKey, c.Certificate, c.Key); err != nil {
 		return c, fmt.Errorf("development certificates: %w", err)
 	}

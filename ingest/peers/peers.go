@@ -1,0 +1,360 @@
+// Package peers is how gateways know of each other and speak (decision 24). Who is there, who has a session and who has
+// subscribed to a home stands in tables; messages and commands go directly, over one gRPC connection with mutual TLS
+// to each of the others.
+//
+// A gateway goes by its start: its instance's name and a random part, as its rows do (decision 16). What a start wrote into a
+// table stands under a key of its own, so no two gateways ever write one key, and compaction loses nothing.
+package peers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sourcegraph/conc/pool"
+
+	"hearthline/ingest/peers/peerspb"
+	"hearthline/ingest/table"
+)
+
+// Settings are those of the mesh.
+type Settings struct {
+	Listen      string `yaml:"listen"`      // address for other gateways, mutual TLS 1.3; "" for a gateway that is alone
+	Advertise   string `yaml:"advertise"`   // host:port that other gateways reach it by; the listening address by default
+	Certificate string `yaml:"certificate"` // PEM file: what this gateway shows others, as server and as client; read again when it changes
+	Key         string `yaml:"key"`         // PEM file: its key
+	CA          string `yaml:"ca"`          // PEM file: the authority of gateways' certificates, and of nothing else
+	ServerName  string `yaml:"server_name"` // Which must stand in the certificates of the others
+
+	Heartbeat   time.Duration `yaml:"heartbeat"`    // between two signs of life in the table of gateways
+	MissedMax   int           `yaml:"missed_max"`   // signs of life of this gateway without one of another, before that counts as gone
+	QueueMax    int           `yaml:"queue_max"`    // messages that wait for one other gateway; what is more is lost, and counted
+	CallTimeout time.Duration `yaml:"call_timeout"` // of one call to another gateway
+	CallsMax    int           `yaml:"calls_max"`    // calls of one other gateway that are served at once
+}
+
+// Defaults gives the default settings: a gateway that is alone.
+func Defaults() Settings {
+	return Settings{ServerName: "localhost", Heartbeat: time.Second, MissedMax: 5, QueueMax: 4096, CallTimeout: 2 * time.Second, CallsMax: 256}
+}
+
+// Validate says what is wrong with the settings by themselves.
+func (s *Settings) Validate() error {
+	if s.Listen == "" {
+		return nil
+	}
+	for _, a := range []struct{ name, value string }{{"listen", s.Listen}, {"advertise", s.Advertise}} {
+		if _, _, err := net.SplitHostPort(a.value); err != nil && (a.name == "listen" || a.value != "") {
+			return fmt.Errorf("peers.%s is %q; want host:port, such as 10.0.0.7:8884", a.name, a.value)
+		}
+	}
+	switch {
+	case s.Heartbeat <= 0 || s.CallTimeout <= 0:
+		return fmt.Errorf("peers: heartbeat is %s and call_timeout %s; want more than 0", s.Heartbeat, s.CallTimeout)
+	case s.MissedMax < 2 || s.QueueMax < 1 || s.CallsMax < 1:
+		return fmt.Errorf("peers: missed_max is %d (want 2 or more), queue_max %d and calls_max %d (1 or more)", s.MissedMax, s.QueueMax, s.CallsMax)
+	}
+	return nil
+}
+
+// Local is this gateway as the others use it.
+type Local interface {
+	// Deliver hands a message of another gateway to the clients here that have subscribed. It must not wait.
+	Deliver(m *peerspb.Message)
+	// Evict ends the connection of a session that another gateway has now. It must not wait.
+	Evict(user, client string)
+}
+
+// Commander takes commands that another gateway hands in.
+type Commander interface {
+	Take(ctx context.Context, command []byte) peerspb.CommandReply_Outcome
+}
+
+// Tables are what gateways share here. New tables are given; Peers sets their Changed.
+type Tables struct {
+	Gateways  *table.Table // start → address and sign of life
+	Sessions  *table.Table // user/client/start → claim
+	Audiences *table.Table // home/start → topic filters
+}
+
+// Peers is the mesh as one gateway sees it. Set the exported fields, call [Peers.Prepare], then [Peers.Run]; the other
+// methods may be called from many goroutines after Prepare.
+type Peers struct {
+	Settings
+	Start    string // of this gateway, unique for ever
+	Tables   Tables
+	Local    Local
+	Commands Commander // nil: it takes none
+	Logger   *slog.Logger
+
+	security *security
+	address  atomic.Pointer[string]
+	beats    atomic.Uint64
+	leaving  atomic.Bool
+
+	mu     sync.Mutex
+	others map[string]*other // by start
+	moved  chan struct{}     // of one place: others has changed
+
+	audience audience
+	claims   claims
+	count    counters
+}
+
+// other is another gateway.
+type other struct {
+	start, address string
+	missed         int // signs of life of our own since its last
+	gone           bool
+	link           *link // nil until it is dialled
+}
+
+type counters struct{ sent, lost, received, commands, evicted, retired atomic.Int64 }
+
+// Stats are the counters of the mesh.
+type Stats struct {
+	Others                                           int // that live
+	Sent, Lost, Received, Commands, Evicted, Retired int64
+}
+
+// beacon is what a gateway says of itself in the table of gateways.
+type beacon struct {
+	Address string `json:"address"`
+	Beat    uint64 `json:"beat"`
+}
+
+// Prepare checks the settings and hooks the tables up. The tables are prepared after it.
+func (p *Peers) Prepare() error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	if p.Start == "" || strings.Contains(p.Start, "/") {
+		return fmt.Errorf("peers: the name of this start is %q", p.Start)
+	}
+	if p.Logger == nil {
+		p.Logger = slog.New(slog.DiscardHandler)
+	}
+	p.others, p.moved = map[string]*other{}, make(chan struct{}, 1)
+	p.audience.prepare()
+	p.claims.prepare()
+	p.Tables.Gateways.Changed = p.gatewayChanged
+	p.Tables.Sessions.Changed = p.sessionChanged
+	p.Tables.Audiences.Changed = p.audienceChanged
+	if p.Listen == "" {
+		return nil
+	}
+	var err error
+	p.security, err = newSecurity(&p.Settings)
+	return err
+}
+
+// Run serves the other gateways, announces this one and reaches the others until ctx ends; then it takes back what it wrote
+// into the tables. It is run beside the tables, which must outlive it.
+func (p *Peers) Run(ctx context.Context) error {
+	work := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
+	if p.Listen != "" {
+		ln, err := net.Listen("tcp", p.Listen)
+		if err != nil {
+			return fmt.Errorf("peers.listen: %w", err)
+		}
+		p.advertise(ln.Addr())
+		work.Go(func(ctx context.Context) error { return p.serve(ctx, ln) })
+		work.Go(p.reach)
+	}
+	work.Go(p.announce)
+	work.Go(p.keepAudience)
+	work.Go(p.keepClaims)
+	work.Go(p.retire)
+	err := work.Wait()
+	if ctx.Err() != nil {
+		err = nil
+	}
+	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.CallTimeout)
+	defer cancel()
+	return errors.Join(err, p.leave(leave))
+}
+
+func (p *Peers) advertise(at net.Addr) {
+	address := p.Advertise
+	if address == "" {
+		address = at.String()
+	}
+	p.address.Store(&address)
+}
+
+// Stats gives the counters.
+func (p *Peers) Stats() Stats {
+	return Stats{Others: len(p.Live()), Sent: p.count.sent.Load(), Lost: p.count.lost.Load(), Received: p.count.received.Load(),
+		Commands: p.count.commands.Load(), Evicted: p.count.evicted.Load(), Retired: p.count.retired.Load()}
+}
+
+// Live gives the starts of the other gateways that live, as far as is known here.
+func (p *Peers) Live() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, o := range p.others {
+		if !o.gone {
+			out = append(out, o.start)
+		}
+	}
+	return out
+}
+
+// announce writes signs of life.
+func (p *Peers) announce(ctx context.Context) error {
+	tick := time.NewTicker(p.Heartbeat)
+	defer tick.Stop()
+	for {
+		b := beacon{Beat: p.beats.Add(1)}
+		if a := p.address.Load(); a != nil {
+			b.Address = *a
+		}
+		if raw, err := json.Marshal(b); err != nil {
+			return err
+		} else if !p.Tables.Gateways.Offer(p.Start, raw) {
+			p.Logger.Warn("peers: no sign of life could be written: the log takes nothing")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// gatewayChanged follows the table of gateways. Time passes with our own signs of life, as they come back out of the
+// log: while the log stands still, nobody is gone.
+func (p *Peers) gatewayChanged(_, rec table.Record) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer p.notify()
+	if rec.Key == p.Start {
+		if rec.Value == nil && !p.leaving.Load() {
+			p.Logger.Warn("peers: others took this gateway for gone; it says again what it has")
+			p.audience.again()
+			p.claimAgain()
+		}
+		if rec.Value == nil {
+			return
+		}
+		for _, o := range p.others {
+			if o.missed++; o.missed == p.MissedMax && !o.gone {
+				o.gone = true
+				p.Logger.Warn("peers: a gateway gives no sign of life", "gateway", o.start)
+			}
+		}
+		return
+	}
+	if rec.Value == nil {
+		if o := p.others[rec.Key]; o != nil {
+			o.gone = true
+		}
+		return
+	}
+	var b beacon
+	if err := json.Unmarshal(rec.Value, &b); err != nil {
+		p.Logger.Error("peers: a gateway's sign of life cannot be read", "gateway", rec.Key, "error", err)
+		return
+	}
+	o := p.others[rec.Key]
+	if o == nil {
+		o = &other{start: rec.Key}
+		p.others[rec.Key] = o
+	}
+	o.missed, o.gone, o.address = 0, false, b.Address
+}
+
+func (p *Peers) notify() {
+	select {
+	case p.moved <- struct{}{}:
+	default:
+	}
+}
+
+// retire takes away what gateways that are gone have left in the tables. Of those that live, the first by name does it;
+// if it dies on it, the next one goes on.
+func (p *Peers) retire(ctx context.Context) error {
+	tick := time.NewTicker(p.Heartbeat)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		for _, start := range p.mine() {
+			if err := p.forget(ctx, start); err != nil {
+				p.Logger.Warn("peers: what a gateway that is gone has left could not be taken away; trying again", "gateway", start, "error", err)
+				break
+			}
+			p.count.retired.Add(1)
+			p.Logger.Info("peers: what a gateway that is gone has left is taken away", "gateway", start)
+		}
+	}
+}
+
+// mine gives the starts that are gone, if this gateway is the one to see to them.
+func (p *Peers) mine() (gone []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, o := range p.others {
+		if !o.gone && o.start < p.Start {
+			return nil
+		}
+		if o.gone {
+			gone = append(gone, o.start)
+		}
+	}
+	return gone
+}
+
+// forget takes a start out of all tables, out of that of gateways last: then it is known to be done.
+func (p *Peers) forget(ctx context.Context, start string) error {
+	puts := pool.New().WithContext(ctx).WithMaxGoroutines(256).WithFirstError()
+	for _, t := range []*table.Table{p.Tables.Sessions, p.Tables.Audiences} {
+		for _, rec := range t.Scan("") {
+			if strings.HasSuffix(rec.Key, "/"+start) {
+				puts.Go(func(ctx context.Context) error { _, err := t.Put(ctx, rec.Key, nil); return err })
+			}
+		}
+	}
+	if err := puts.Wait(); err != nil {
+		return err
+	}
+	if _, err := p.Tables.Gateways.Put(ctx, start, nil); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.others[start]; o != nil && o.gone {
+		o.close()
+		delete(p.others, start)
+	}
+	return nil
+}
+
+// leave takes this gateway out of the tables.
+func (p *Peers) leave(ctx context.Context) error {
+	p.leaving.Store(true)
+	p.mu.Lock()
+	for _, o := range p.others {
+		o.close()
+	}
+	p.mu.Unlock()
+	if err := p.forget(ctx, p.Start); err != nil {
+		return fmt.Errorf("peers: not everything of this gateway could be taken out of the tables; the others will: %w", err)
+	}
+	return nil
+}
+
+// escape makes a name that may hold anything a part of a key.
+func escape(name string) string { return url.PathEscape(name) }
