@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -90,7 +91,7 @@ type apacheBroker struct {
 
 func (w *world) startApache(dir string, nodes int) (broker, error) {
 	c := apache.New()
-	c.Brokers, c.Dir, c.Settings = nodes, filepath.Join(dir, "kafka"), map[string]string{
+	c.Brokers, c.Dir, c.Restarts, c.Settings = nodes, filepath.Join(dir, "kafka"), true, map[string]string{
 		"group.min.session.timeout.ms": "500", "group.initial.rebalance.delay.ms": "0",
 		// A broker that fell is known to have fallen soon; the default is nine seconds.
 		"broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "300",
@@ -121,14 +122,14 @@ func (w *world) startApache(dir string, nodes int) (broker, error) {
 
 func (b *apacheBroker) nodes() int { return b.Cluster.Brokers }
 func (b *apacheBroker) kill(ctx context.Context, node int, down time.Duration) error {
-	if err := b.Cluster.Kill(node + 1); err != nil {
+	if err := fell(b.Cluster.Kill(node + 1)); err != nil {
 		return err
 	}
 	wait(ctx, down)
 	return b.rise(ctx, node)
 }
 func (b *apacheBroker) restart(ctx context.Context, node int, down time.Duration) error {
-	if err := b.Cluster.Stop(node + 1); err != nil {
+	if err := fell(b.Cluster.Stop(node + 1)); err != nil {
 		return err
 	}
 	wait(ctx, down)
@@ -140,11 +141,19 @@ func (b *apacheBroker) rise(ctx context.Context, node int) error {
 	return b.Cluster.Restart(ctx, node+1)
 }
 func (b *apacheBroker) pause(ctx context.Context, node int, lasts time.Duration) error {
-	if err := b.Cluster.Pause(node + 1); err != nil {
+	if err := fell(b.Cluster.Pause(node + 1)); err != nil {
 		return err
 	}
 	wait(ctx, lasts)
-	return b.Cluster.Resume(node + 1)
+	return fell(b.Cluster.Resume(node + 1))
+}
+
+// fell takes it well that a broker is down: a full disk has ended it before we could.
+func fell(err error) error {
+	if errors.Is(err, apache.ErrDown) {
+		return nil
+	}
+	return err
 }
 func (b *apacheBroker) end() error {
 	b.stop()

@@ -45,6 +45,9 @@ type Cluster struct {
 	Settings map[string]string
 	// Cache is where the jars are kept; "" is DefaultCache.
 	Cache string
+	// Restarts has a broker that ended by itself, as one does whose disk is full, started again a second later, as a
+	// supervisor would. Without it Run ends with what the broker said last.
+	Restarts bool
 	// StartWait bounds the time from the start of the brokers until they serve.
 	StartWait time.Duration
 
@@ -63,7 +66,7 @@ func New() *Cluster { return &Cluster{Brokers: 1, HeapBytes: 256 << 20, StartWai
 const brokersMax = 9
 
 // Run runs the brokers until ctx ends, then stops them; their data is removed if it has no directory. A broker that
-// ends without being told to ends them all. One Run at a time.
+// ends without being told to ends them all, unless Restarts is set. One Run at a time.
 //
 // An error that Is ErrMissing says that Java or Maven is not installed.
 func (c *Cluster) Run(ctx context.Context) (err error) {
@@ -148,7 +151,7 @@ func (c *Cluster) prepare(dir, program, jars string) error {
 	c.nodes = nil
 	for i := range c.Brokers {
 		n := &node{
-			id: i + 1, dir: filepath.Join(dir, "broker-"+strconv.Itoa(i+1)), java: program, jars: jars, clusterID: c.clusterID,
+			id: i + 1, restarts: c.Restarts, dir: filepath.Join(dir, "broker-"+strconv.Itoa(i+1)), java: program, jars: jars, clusterID: c.clusterID,
 			heap: c.HeapBytes, scratch: c.Dir == "", start: make(chan struct{}, 1), listen: addrs[i], addr: advertised[i], internal: ports[c.Brokers+i], controller: ports[i],
 		}
 		c.nodes = append(c.nodes, n)
@@ -291,7 +294,8 @@ func (c *Cluster) Pause(id int) error { return c.on(id, (*node).pause) }
 // Resume lets a paused broker go on.
 func (c *Cluster) Resume(id int) error { return c.on(id, (*node).resume) }
 
-// Restart starts a broker that is down, on its data, and returns when it serves again.
+// Restart starts a broker that is down, on its data, and returns when it serves again. With Restarts, it may have been
+// started meanwhile.
 func (c *Cluster) Restart(ctx context.Context, id int) error {
 	if err := c.on(id, (*node).restart); err != nil {
 		return err

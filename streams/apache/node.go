@@ -25,6 +25,7 @@ type node struct {
 	id                         int
 	dir, java, jars, clusterID string
 	heap                       int
+	restarts                   bool   // started again when it has ended by itself
 	scratch                    bool   // nobody will read the data again
 	listen, addr               string // for clients: where it listens, what they are told
 	internal, controller       string // for the brokers among each other
@@ -36,6 +37,9 @@ type node struct {
 	ended chan struct{} // closed when proc has ended
 	told  bool          // to end
 }
+
+// restartPause is how long a broker that fell by itself stays down.
+const restartPause = time.Second
 
 // stopMax is how long a broker may take to stop in order.
 const stopMax = 15 * time.Second
@@ -82,11 +86,17 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	for {
-		if err := n.runOnce(ctx); err != nil || ctx.Err() != nil {
+		err := n.runOnce(ctx)
+		if ctx.Err() != nil || err != nil && !n.restarts {
 			return err
+		}
+		var fallen <-chan time.Time
+		if err != nil {
+			fallen = time.After(restartPause)
 		}
 		select {
 		case <-n.start:
+		case <-fallen:
 		case <-ctx.Done():
 			return nil
 		}
@@ -121,6 +131,10 @@ func (n *node) runOnce(ctx context.Context) error {
 	}
 	ended := make(chan struct{})
 	n.proc, n.ended, n.told = cmd.Process, ended, false
+	select {
+	case <-n.start: // ordered while it was being started anyway
+	default:
+	}
 	n.mu.Unlock()
 
 	stop := context.AfterFunc(ctx, n.end)
@@ -147,14 +161,15 @@ func (n *node) end() {
 	_ = n.stop()
 }
 
-var errDown = errors.New("it does not run")
+// ErrDown says that a broker is down already.
+var ErrDown = errors.New("it does not run")
 
 // signal sends a signal to the process that runs. The channel is closed when that process has ended.
 func (n *node) signal(sig syscall.Signal, ending bool) (ended chan struct{}, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.proc == nil {
-		return nil, errDown
+		return nil, ErrDown
 	}
 	n.told = n.told || ending
 	return n.ended, n.proc.Signal(sig)
@@ -188,6 +203,9 @@ func (n *node) resume() error { _, err := n.signal(syscall.SIGCONT, false); retu
 func (n *node) restart() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.proc != nil && n.restarts {
+		return nil
+	}
 	if n.proc != nil {
 		return errors.New("it runs: Kill or Stop comes first")
 	}
