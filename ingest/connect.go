@@ -1,7 +1,10 @@
 package ingest
 
 import (
+	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
 	"errors"
 	"strings"
 	"time"
@@ -9,142 +12,188 @@ import (
 	"hearthline/ingest/identity"
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/reason"
+	"hearthline/ingest/session"
 )
 
 // connect handles CONNECT. A refusal is answered with its code and ends the connection.
-func (s *session) connect(body []byte) error {
+func (c *connection) connect(body []byte) error {
 	p, err := mqtt.ParseConnect(body)
 	if p.Version == mqtt.V5 {
-		s.version = mqtt.V5
+		c.terms.Version = mqtt.V5
 	} else {
-		s.version = mqtt.V311
+		c.terms.Version = mqtt.V311
 	}
-	s.explains = !p.Props.Has(mqtt.PropRequestProblem) || p.Props.RequestProblem == 1
+	c.explains = !p.Props.Has(mqtt.PropRequestProblem) || p.Props.RequestProblem == 1
 	if err != nil {
 		var pe *mqtt.ProtocolError
 		if errors.As(err, &pe) && (p.Version == mqtt.V311 || p.Version == mqtt.V5 || pe.Code == mqtt.CodeUnsupportedVersion) {
-			return s.refuse(pe.Code, pe.What, reason.Protocol)
+			return c.refuse(pe.Code, pe.What, reason.Protocol)
 		}
 		return err
 	}
+	if p.Props.Has(mqtt.PropAuthData) && !p.Props.Has(mqtt.PropAuthMethod) {
+		return c.refuse(mqtt.CodeProtocolError, "authentication data without a method", reason.Protocol)
+	}
 	if p.Props.Has(mqtt.PropAuthMethod) {
-		return s.refuse(mqtt.CodeBadAuthMethod, "only user name and password are known here", reason.Protocol)
+		return c.refuse(mqtt.CodeBadAuthMethod, "only user name and password are known here", reason.Protocol)
 	}
 	if !p.HasUser || !p.HasPassword {
-		return s.refuse(mqtt.CodeBadCredentials, "a user name and a password are needed", reason.Credentials)
+		return c.refuse(mqtt.CodeBadCredentials, "a user name and a password are needed", reason.Credentials)
 	}
-	id, err := s.g.door.Admit(string(p.User), string(p.Password), s.from)
+	id, err := c.g.door.Admit(string(p.User), string(p.Password), c.from)
 	switch {
 	case errors.Is(err, identity.ErrAttempts):
-		return s.refuse(mqtt.CodeRate, err.Error(), reason.Credentials)
+		return c.refuse(mqtt.CodeRate, err.Error(), reason.Credentials)
 	case errors.Is(err, identity.ErrBusy):
-		return s.refuse(mqtt.CodeBusy, err.Error(), reason.Rate)
+		return c.refuse(mqtt.CodeBusy, err.Error(), reason.Rate)
 	case err != nil:
-		return s.refuse(mqtt.CodeBadCredentials, err.Error(), reason.Credentials)
+		return c.refuse(mqtt.CodeBadCredentials, err.Error(), reason.Credentials)
 	}
-	if s.g.draining() {
-		return s.refuse(mqtt.CodeBusy, "the gateway is going down", reason.Draining)
+	if c.g.draining() {
+		return c.refuse(mqtt.CodeBusy, "the gateway is going down", reason.Draining)
 	}
-	if code, why := s.takeWill(&p, id); code != mqtt.CodeSuccess {
-		return s.refuse(code, why, reason.Topic)
+	will, code, why := takeWill(&p, id)
+	if code != mqtt.CodeSuccess {
+		return c.refuse(code, why, reason.Topic)
 	}
-	return s.welcome(&p, id)
+	return c.welcome(&p, id, will)
 }
 
-// takeWill checks the will and keeps it.
-func (s *session) takeWill(p *mqtt.ConnectPacket, id *identity.Identity) (code byte, why string) {
+// takeWill checks the will.
+func takeWill(p *mqtt.ConnectPacket, id *identity.Identity) (will *session.Will, code byte, why string) {
 	w := p.Will
 	if w == nil {
-		return mqtt.CodeSuccess, ""
+		return nil, mqtt.CodeSuccess, ""
 	}
 	topic := string(w.Topic)
-	switch {
-	case w.Qos > 1:
-		return mqtt.CodeQoSUnsupported, "a will of QoS 2"
-	case w.Retain && s.version == mqtt.V5:
-		return mqtt.CodeRetainUnsupported, "a retained will"
-	case mqtt.BadTopic(topic) != "":
-		return mqtt.CodeTopicName, "the will's topic " + mqtt.BadTopic(topic)
+	if bad := mqtt.BadTopic(topic); bad != "" {
+		return nil, mqtt.CodeTopicName, "the will's topic " + bad
 	}
 	if _, no := id.MayPublish(string(p.ClientID), topic); no != nil {
-		return mqtt.CodeNotAuthorized, "the will's topic " + no.Detail
+		return nil, mqtt.CodeNotAuthorized, "the will's topic " + no.Detail
 	}
 	if _, _, ok := telemetryTopic(topic); ok {
-		return mqtt.CodeTopicName, "the will's topic is a telemetry topic: a will is no reading"
+		return nil, mqtt.CodeTopicName, "the will's topic is a telemetry topic: a will is no reading"
 	}
-	s.will = &mqtt.Message{Topic: topic, Qos: w.Qos, Payload: append([]byte(nil), w.Payload...), Props: willProps(&w.Props)}
-	return mqtt.CodeSuccess, ""
+	m := mqtt.Message{Topic: topic, Qos: w.Qos, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...), Props: w.Props.Forwarded(nil)}
+	return &session.Will{Message: m, Expiry: w.Props.MessageExpiry, Delay: w.Props.WillDelay}, mqtt.CodeSuccess, ""
 }
 
-// willProps are the properties of a will that go out with it: all but the delay, which only matters to a session that
-// outlives its connection.
-func willProps(p *mqtt.Properties) []byte {
-	var out []byte
-	c := mqtt.Cursor{B: p.Raw}
-	for len(c.B) > 0 {
-		before := c.B
-		id := byte(c.Varint())
-		var skip mqtt.Properties
-		skip.Value(&c, id)
-		if id != mqtt.PropWillDelay {
-			out = append(out, before[:len(before)-len(c.B)]...)
-		}
+// publishWill publishes what a client left behind.
+func (g *Gateway) publishWill(m *mqtt.Message) {
+	g.count.wills.Add(1)
+	home, ok := session.HomeOf(m.Topic)
+	if !ok {
+		return // taken for a home once, by takeWill
 	}
-	return out
+	if m.Retain {
+		g.retain(home, m)
+	}
+	g.fanOut(home, m, nil)
 }
 
-func (s *session) welcome(p *mqtt.ConnectPacket, id *identity.Identity) error {
-	g := s.g
-	ok := mqtt.Connack{ReceiveMaximum: g.ReceiveMaximum, PacketMax: g.packetMax(), AliasMax: topicAliasMax, SessionExpires: p.Props.SessionExpiry > 0}
-	s.clientID = string(p.ClientID)
-	if s.clientID == "" {
-		if s.version == mqtt.V311 && !p.Clean {
-			return s.refuse(mqtt.CodeClientID, "a client id is needed when the session is to be kept", reason.Protocol)
+// sessionExpiry is how long a session may outlive its connection, of what its client asks for; seconds.
+func (g *Gateway) sessionExpiry(asked uint32) uint32 {
+	return min(asked, uint32(g.SessionExpiryMax/time.Second)) // #nosec G115 -- checked by Validate
+}
+
+// welcome lets a client in that has shown who it is.
+func (c *connection) welcome(p *mqtt.ConnectPacket, id *identity.Identity, will *session.Will) error {
+	g := c.g
+	ok := mqtt.Connack{ReceiveMaximum: g.ReceiveMaximum, PacketMax: g.packetMax(), AliasMax: topicAliasMax}
+	client := string(p.ClientID)
+	if client == "" {
+		if c.terms.Version == mqtt.V311 && !p.Clean {
+			return c.refuse(mqtt.CodeClientID, "a client id is needed when the session is to be kept", reason.Protocol)
 		}
-		s.clientID = "hearthline-" + strings.ToLower(rand.Text())
-		ok.Assigned = s.clientID
+		client = "hearthline-" + strings.ToLower(rand.Text())
+		ok.Assigned = client
 	}
-	if len(s.clientID) > 256 {
-		return s.refuse(mqtt.CodeClientID, "a client id of more than 256 bytes", reason.Protocol)
+	if len(client) > 256 {
+		return c.refuse(mqtt.CodeClientID, "a client id of more than 256 bytes", reason.Protocol)
 	}
-	s.keepAlive = time.Duration(p.KeepAlive) * time.Second
-	if s.version == mqtt.V5 && (s.keepAlive == 0 || s.keepAlive > g.KeepAliveMax) {
-		s.keepAlive = g.KeepAliveMax
+	c.keepAlive = time.Duration(p.KeepAlive) * time.Second
+	if c.terms.Version == mqtt.V5 && (c.keepAlive == 0 || c.keepAlive > g.KeepAliveMax) {
+		c.keepAlive = g.KeepAliveMax
 		ok.KeepAlive = int(g.KeepAliveMax / time.Second)
 	}
-	s.peerPacketMax, s.outWindow = 1<<28, outWindowMax
-	if p.Props.Has(mqtt.PropMaximumPacketSize) {
-		s.peerPacketMax = int(p.Props.MaximumPacket)
+	if p.Props.Has(mqtt.PropRequestResponse) && p.Props.RequestResponse == 1 {
+		ok.ResponseInfo = responseInfo(id, client)
 	}
-	if p.Props.Has(mqtt.PropReceiveMaximum) {
-		s.outWindow = min(outWindowMax, int(p.Props.ReceiveMaximum))
+	expiry := c.agree(p)
+	if c.terms.Version == mqtt.V5 && expiry != p.Props.SessionExpiry {
+		ok.TellExpiry, ok.Expiry = true, expiry
 	}
 	if id.Sessions.Add(1) > int64(g.UserConnections) {
 		id.Sessions.Add(-1)
-		return s.refuse(mqtt.CodeQuota, "too many connections of this user", reason.Connections)
+		return c.refuse(mqtt.CodeQuota, "too many connections of this user", reason.Connections)
 	}
-	s.lastPacket = time.Now()
-	s.id = id
+	entry := session.Entry{
+		Key: session.Key{User: id.Subject, Client: client}, Clean: p.Clean, Expiry: expiry, Will: will, Terms: &c.terms,
+		May: func(filter string) bool { _, no := id.MaySubscribe(client, filter); return no == nil },
+		Welcome: func(present bool) error {
+			ok.Present = present
+			return c.answer(1024, func(b []byte) []byte { return mqtt.AppendConnack(b, c.terms.Version, &ok) })
+		},
+	}
+	s, tookOver, err := g.registry.Claim(context.Background(), &entry)
+	if tookOver {
+		g.count.takeovers.Add(1)
+	}
+	if err != nil {
+		id.Sessions.Add(-1)
+		if errors.Is(err, errSlow) {
+			return err
+		}
+		g.Logger.Warn("gateway: a session cannot be found; its client is sent away", "client", client, "err", err)
+		return c.refuse(mqtt.CodeUnavailable, "the session cannot be found now; try again", reason.BackPressure)
+	}
+	c.lastPacket = time.Since(epoch)
+	c.id, c.session = id, s
 	g.count.connections.Add(1)
-	// CONNACK is added before the session can be found: nothing may be sent before it.
-	if err := s.answer(128, func(b []byte) []byte { return mqtt.AppendConnack(b, s.version, &ok) }); err != nil {
-		return err
-	}
-	g.remember(s)
+	g.remember(c)
 	return nil
 }
 
+// agree sets the terms of a connection, and gives how long the session will outlive it, seconds.
+func (c *connection) agree(p *mqtt.ConnectPacket) (expiry uint32) {
+	c.terms.Link, c.terms.PacketMax, c.terms.Window = c.link, 1<<28, session.WindowMax
+	if p.Props.Has(mqtt.PropMaximumPacketSize) {
+		c.terms.PacketMax = int(p.Props.MaximumPacket)
+	}
+	if p.Props.Has(mqtt.PropReceiveMaximum) {
+		c.terms.Window = min(session.WindowMax, p.Props.ReceiveMaximum)
+	}
+	c.terms.AliasMax = p.Props.AliasMaximum
+	asked := p.Props.SessionExpiry
+	if c.terms.Version == mqtt.V311 && !p.Clean {
+		asked = session.Forever
+	}
+	c.persists = asked > 0
+	return c.g.sessionExpiry(asked)
+}
+
+// responseInfo is a prefix for response topics that nobody else is given (MQTT 5, section 3.2.2.3.15).
+func responseInfo(id *identity.Identity, client string) string {
+	home := id.OnlyHome()
+	if home == "" {
+		return "" // which of its homes is not known
+	}
+	sum := sha256.Sum256([]byte(id.Subject + "\x00" + client))
+	return "homes/" + home + "/responses/" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10])) + "/"
+}
+
 // refuse answers CONNECT with a reason and ends the connection.
-func (s *session) refuse(code byte, why string, cause reason.Reason) error {
-	s.g.count.connectsRefused.Add(1)
+func (c *connection) refuse(code byte, why string, cause reason.Reason) error {
+	c.g.count.connectsRefused.Add(1)
 	if cause != reason.Credentials { // the door has counted those
-		s.g.count.refused[cause].Add(1)
+		c.g.count.refused[cause].Add(1)
 	}
-	c := mqtt.Connack{Code: code}
-	if s.explains {
-		c.Why = why
+	said := mqtt.Connack{Code: code}
+	if c.explains {
+		said.Why = why
 	}
-	s.link.Add(16+len(why), func(b []byte) []byte { return mqtt.AppendConnack(b, s.version, &c) })
+	c.link.Add(16+len(why), func(b []byte) []byte { return mqtt.AppendConnack(b, c.terms.Version, &said) })
 	return &refused{why: why}
 }
 

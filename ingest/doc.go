@@ -22,15 +22,31 @@
 //	homes/{home}/devices/{device}/telemetry        one reading, or an array of them, as JSON
 //	homes/{home}/devices/{device}/telemetry/senml  SenML in JSON, RFC 8428
 //	homes/{home}/devices/{device}/telemetry/arrow  an Arrow IPC stream
-//	homes/{home}/…                                 anything else is live only: it goes to those of the home's clients
-//	                                               that have subscribed on this gateway, and is kept nowhere
+//	homes/{home}/…                                 anything else goes to those of the home's clients that have subscribed
 //
 // An MQTT 5 content type of application/json, application/x-ndjson, application/senml+json or
 // application/vnd.apache.arrow.stream overrules what the topic says. Telemetry goes to subscribers too.
 //
-// QoS 0 and 1, no retained messages (3.1.1: the flag is ignored), no sessions that outlive their connection, no shared
-// subscriptions or subscription identifiers; CONNACK says so. QoS 2 ends the connection (0x9B). Wills are published
-// to the home's subscribers when a connection ends without DISCONNECT; their delay is not kept, and a will is no reading.
+// QoS 0, 1 and 2, both ways. A PUBACK or PUBREC of telemetry means that the log has it; a QoS 2 message that is sent again,
+// on whatever connection of its session, is not taken again.
+//
+//	sessions        outlive their connection as long as the client asks for (3.1.1 without clean session: session_expiry_max,
+//	                which bounds all), with subscriptions, packet ids of QoS 2, and QoS 1 and 2 messages: up to session_queue_max
+//	                that wait. In flight are at most 64, sent again first and in order. They belong to the user: another
+//	                user's client id is another session. Where they are kept is [session.Store]'s matter; without one
+//	                they end with this process
+//	subscriptions   no local, retain as published, retain handling, identifiers; a session gets a message once, with all of
+//	                these that match. $share/{group}/{filter} within a home: in turn to members that are connected
+//	retained        the last of each topic, telemetry too, in bounds for each home ([session.Retained])
+//	wills           of any QoS, retained or not, after min(will delay, session expiry); none when the client is back before,
+//	                or the gateway goes down; a will is no reading
+//	message expiry  counted down, for waiting and retained messages too
+//	topic aliases   16 in; out for a connection's first 16 topics, as far as the client allows
+//	flow control    receive maximum and maximum packet size, both ways; server keep alive; messages larger than a client takes
+//	                are not sent to it
+//	request/response  properties are handed on; response information is a topic prefix that nobody else is given
+//
+// Enhanced authentication (AUTH) is refused (0x8C).
 // Messages that arrive while the log does not take more are not read (3.1.1) or held back by the receive maximum (5).
 //
 //	what is wrong                             MQTT 5                        MQTT 3.1.1
@@ -41,6 +57,10 @@
 //	payload: some rows unusable               PUBACK 0x00 and a reason      PUBACK; counted
 //	packet over the limit                     DISCONNECT 0x95               connection closed
 //	subscription outside the home             SUBACK 0x87                   SUBACK 0x80
+//	too many subscriptions                    SUBACK 0x97                   SUBACK 0x80
+//	too many retained messages                PUBACK 0x97; telemetry is taken, not retained   sent on, not retained; counted
+//	more messages at once than allowed        DISCONNECT 0x93               not read until there is room
+//	session cannot be loaded                  CONNACK 0x88                  CONNACK 3
 //	same client id again, same user           DISCONNECT 0x8E               connection closed
 //	gateway going down                        DISCONNECT 0x8B               connection closed
 //

@@ -24,6 +24,7 @@ import (
 	"hearthline/ingest/hook"
 	"hearthline/ingest/identity"
 	"hearthline/ingest/payload"
+	"hearthline/ingest/session"
 	"hearthline/ingest/wire"
 )
 
@@ -72,10 +73,23 @@ type Gateway struct {
 	WriteTimeout     time.Duration `yaml:"write_timeout"`        // of one write
 	KeepAliveMax     time.Duration `yaml:"keep_alive_max"`       // What MQTT 5 clients are held to; 3.1.1 clients to what they said
 	Loop             string        `yaml:"loop"`                 // What drives connections: epoll (Linux) costs least, goroutines runs everywhere
-	ReceiveMaximum   int           `yaml:"receive_maximum"`      // QoS 1 messages of one connection that may wait for the log
+	ReceiveMaximum   int           `yaml:"receive_maximum"`      // QoS 1 and 2 messages of one connection that may wait for the log, or for their PUBREL
 	DrainTimeout     time.Duration `yaml:"drain_timeout"`        // from the end of Run's context to its return, at most
 
+	SessionExpiryMax     time.Duration `yaml:"session_expiry_max"`      // how long a session outlives its connection, at most; 3.1.1 clients without clean session are given all of it; 0: no session does
+	SessionsMax          int           `yaml:"sessions_max"`            // sessions of clients that are away; beyond, the one that expires first ends
+	UserSessionsMax      int           `yaml:"user_sessions_max"`       // likewise, of one user
+	SessionQueueMax      int           `yaml:"session_queue_max"`       // QoS 1 and 2 messages that wait for one client, away or slow
+	SessionQueueBytesMax int           `yaml:"session_queue_bytes_max"` // of them, and of those sent and not acknowledged
+	QueuedBytesMax       int           `yaml:"queued_bytes_max"`        // of all clients together
+	SubscriptionsMax     int           `yaml:"subscriptions_max"`       // topic filters of one session
+	RetainedMax          int           `yaml:"retained_max"`            // retained messages of one home
+	RetainedBytesMax     int           `yaml:"retained_bytes_max"`      // of them
+	RetainedAllBytesMax  int           `yaml:"retained_all_bytes_max"`  // of all homes together
+
 	Publisher  Publisher          `yaml:"-"`
+	Sessions   session.Store      `yaml:"-"` // where sessions are kept while their clients are away; nil: in this process alone
+	Retained   session.Retained   `yaml:"-"` // where retained messages are kept; nil: in this process alone
 	TooLarge   func(error) bool   `yaml:"-"` // says of Publisher's error that smaller batches would pass; may be nil
 	Partitions int                `yaml:"-"` // of the stream
 	Instance   string             `yaml:"-"` // unique among the gateways of a stream, and stable; the host's name by default
@@ -102,11 +116,10 @@ type Gateway struct {
 	certificate atomic.Pointer[tls.Certificate]
 	certMark    identity.FileMark
 
-	sessionsMu sync.Mutex
-	sessions   map[string]*session
-	audienceMu sync.RWMutex
-	audience   map[string]map[*session][]subscription // by home
-	listeners  atomic.Int64                           // subscriptions, all together
+	registry      session.Registry
+	audience      *session.Audience
+	connectionsMu sync.Mutex
+	connections   map[*connection]struct{} // of clients whose CONNECT was accepted
 }
 
 // Addresses are those the gateway listens on; nil for a door that is not open.
@@ -123,6 +136,8 @@ func New() *Gateway {
 		IdempotencyKeysMax: 100_000, IdempotencyBytesMax: 128 << 20, IdempotencyTime: 24 * time.Hour,
 		ConnectionsMax: 100_000, UserConnections: 100, HandshakesMax: 2 * runtime.GOMAXPROCS(0), HandshakeTimeout: 10 * time.Second, ConnectTimeout: 5 * time.Second,
 		PacketTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second, KeepAliveMax: 20 * time.Minute, Loop: wire.Best, ReceiveMaximum: 256,
+		SessionExpiryMax: 24 * time.Hour, SessionsMax: 100_000, UserSessionsMax: 100, SessionQueueMax: 1024, SessionQueueBytesMax: 1 << 20, QueuedBytesMax: 256 << 20,
+		SubscriptionsMax: 32, RetainedMax: 1024, RetainedBytesMax: 1 << 20, RetainedAllBytesMax: 256 << 20,
 		DrainTimeout: 20 * time.Second,
 		Now:          time.Now,
 	}
@@ -200,6 +215,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	}
 	server := g.Serve(&doors, mqtt, web)
 	doors.Go(g.reload)
+	doors.Go(func() { g.registry.Run(g.open) })
 	g.state.Store(stateUp)
 	if g.Ready != nil {
 		g.Ready(Addresses{MQTT: address(mqtt), HTTP: address(web)})
@@ -237,6 +253,9 @@ func (g *Gateway) drain(doors, logs *conc.WaitGroup, closeDoors func(), server *
 	}
 	doors.Wait()
 	g.tasks.Wait()
+	if err := g.registry.SaveAll(g.live); err != nil {
+		g.Logger.Warn("gateway: what was kept for clients that are away is lost", "err", err)
+	}
 	for _, p := range g.partitions {
 		p.close()
 	}
@@ -258,10 +277,8 @@ func (g *Gateway) prepare() error {
 		return err
 	}
 	g.handshakes = make(chan struct{}, g.HandshakesMax)
-	g.sessions = make(map[string]*session)
-	g.audienceMu.Lock()
-	g.audience = make(map[string]map[*session][]subscription)
-	g.audienceMu.Unlock()
+	g.connections = make(map[*connection]struct{})
+	g.prepareSessions()
 	g.door = identity.NewDoor(g.Credentials, g.limiters, g.count.loginFailed)
 	if _, err := g.door.Load(); err != nil {
 		return err
@@ -284,6 +301,20 @@ func (g *Gateway) prepare() error {
 	var err error
 	g.loop, err = wire.NewLoop(g.Loop, wire.Settings{Stop: g.stop, BytesMax: g.packetMax()})
 	return err
+}
+
+// storeTime bounds one call of the store of sessions: a CONNECT waits for it.
+const storeTime = 5 * time.Second
+
+func (g *Gateway) prepareSessions() {
+	if g.Retained == nil {
+		g.Retained = &session.Memory{HomeMax: g.RetainedMax, HomeBytesMax: g.RetainedBytesMax, BytesMax: g.RetainedAllBytesMax}
+	}
+	g.audience = session.NewAudience(g.SubscriptionsMax)
+	r := &g.registry
+	r.AwayMax, r.UserAwayMax, r.QueueMax, r.QueueBytesMax, r.BytesMax = g.SessionsMax, g.UserSessionsMax, g.SessionQueueMax, g.SessionQueueBytesMax, g.QueuedBytesMax
+	r.Store, r.StoreTime, r.Audience, r.Publish, r.Logger = g.Sessions, storeTime, g.audience, g.publishWill, g.Logger
+	r.Open()
 }
 
 func (g *Gateway) check() error {
@@ -330,6 +361,9 @@ func (g *Gateway) Validate() error {
 		{"decompressed_bytes_max", g.DecompressedBytesMax, 1 << 30}, {"http_waiting_bytes_max", g.HTTPWaitingBytesMax, 1 << 36}, {"http_rows_max", g.HTTPRowsMax, 1 << 24}, {"outbound_bytes_max", g.OutboundBytesMax, 1 << 30},
 		{"idempotency_keys_max", g.IdempotencyKeysMax, 1 << 24}, {"idempotency_bytes_max", g.IdempotencyBytesMax, 1 << 36},
 		{"connections_max", g.ConnectionsMax, 1 << 24}, {"user_connections_max", g.UserConnections, 1 << 24}, {"handshakes_max", g.HandshakesMax, 1 << 16}, {"receive_maximum", g.ReceiveMaximum, 65535},
+		{"sessions_max", g.SessionsMax, 1 << 24}, {"user_sessions_max", g.UserSessionsMax, 1 << 24}, {"session_queue_max", g.SessionQueueMax, 1 << 20},
+		{"session_queue_bytes_max", g.SessionQueueBytesMax, 1 << 30}, {"queued_bytes_max", g.QueuedBytesMax, 1 << 36}, {"subscriptions_max", g.SubscriptionsMax, 1 << 16},
+		{"retained_max", g.RetainedMax, 1 << 24}, {"retained_bytes_max", g.RetainedBytesMax, 1 << 30}, {"retained_all_bytes_max", g.RetainedAllBytesMax, 1 << 36},
 	} {
 		if n.value < 1 || n.value > n.max {
 			return fmt.Errorf("%s is %d; want 1 to %d", n.name, n.value, n.max)
@@ -351,6 +385,9 @@ func (g *Gateway) Validate() error {
 	}
 	if least := max(g.HTTPPayloadBytesMax, g.DecompressedBytesMax) + bodyStep; g.HTTPWaitingBytesMax < least {
 		return fmt.Errorf("http_waiting_bytes_max is %d, less than one request may take (%d)", g.HTTPWaitingBytesMax, least)
+	}
+	if g.SessionExpiryMax < 0 || g.SessionExpiryMax > 365*24*time.Hour {
+		return fmt.Errorf("session_expiry_max is %s; want 0 to a year (8760h)", g.SessionExpiryMax)
 	}
 	if g.Linger < 0 || g.KeepAliveMax < time.Second || g.KeepAliveMax > 65535*time.Second {
 		return fmt.Errorf("linger %s or keep_alive_max %s out of range", g.Linger, g.KeepAliveMax)

@@ -62,5 +62,5 @@ func TestOneConnectionOfSeveralHomes(t *testing.T) {
 		t.Error(m.TopicName)
 	}
 	family.conn.Close()
-	eventually(t, "nothing of it is left", func() bool { return r.listeners.Load() == 1 })
+	eventually(t, "nothing of it is left", func() bool { return r.audience.Len() == 1 })
 }

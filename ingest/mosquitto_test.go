@@ -63,7 +63,7 @@ func TestMosquittoSubscribes(t *testing.T) {
 			if err := sub.Start(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "it has subscribed", func() bool { return r.listeners.Load() == 1 })
+			eventually(t, "it has subscribed", func() bool { return r.audience.Len() == 1 })
 			if out, err := r.pub(version, "anna", "-q", "1", "-t", "homes/h1/devices/lamp/telemetry", "-m", `{"metric":"power","value":1}`); err != nil {
 				t.Fatal(err, out)
 			}

@@ -113,14 +113,14 @@ func (q quiet) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// serveMQTT hands a connection over to the loop, until session.End.
+// serveMQTT hands a connection over to the loop, until connection.End.
 func (g *Gateway) serveMQTT(c *tls.Conn, w *wire.Wire) {
 	l := &wire.Link{Tls: c, Wire: w, Tasks: &g.tasks, BytesMax: g.OutboundBytesMax, Timeout: g.WriteTimeout}
 	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
 	if err != nil {
 		host = c.RemoteAddr().String()
 	}
-	g.loop.Serve(l, &session{g: g, link: l, from: host, connectBy: time.Now().Add(g.ConnectTimeout)})
+	g.loop.Serve(l, &connection{g: g, link: l, from: host, lastPacket: time.Since(epoch)})
 }
 
 // reloadEvery is how often the credentials and certificate files are looked at.
@@ -156,19 +156,19 @@ func (g *Gateway) reload() {
 // evictGone ends the connections of identities that are no longer valid.
 func (g *Gateway) evictGone(now time.Time) {
 	type gone struct {
-		s   *session
+		c   *connection
 		why error
 	}
 	var out []gone
-	g.sessionsMu.Lock()
-	for _, s := range g.sessions {
-		if err := s.id.Gone(now); err != nil {
-			out = append(out, gone{s, err})
+	g.connectionsMu.Lock()
+	for c := range g.connections {
+		if err := c.id.Gone(now); err != nil {
+			out = append(out, gone{c, err})
 		}
 	}
-	g.sessionsMu.Unlock()
+	g.connectionsMu.Unlock()
 	for _, x := range out {
-		x.s.evict(mqtt.CodeNotAuthorized, x.why.Error())
+		x.c.evict(mqtt.CodeNotAuthorized, x.why.Error())
 	}
 }
 

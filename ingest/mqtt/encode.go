@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"encoding/binary"
+	"math"
 	"time"
 )
 
@@ -39,21 +40,28 @@ func appendReason(b []byte, why string) []byte {
 	return appendText(append(b, PropReasonString), why)
 }
 
-// Connack is what a CONNACK says (section 3.2). Sessions are never present: the gateway keeps none yet.
+// Connack is what a CONNACK says (section 3.2).
 type Connack struct {
 	Code           byte
+	Present        bool   // a session was found
 	Why            string // reason string of a refusal
 	Assigned       string // client id the gateway chose
+	ResponseInfo   string // what a client that asked for it begins its response topics with
 	ReceiveMaximum int
 	PacketMax      int
 	AliasMax       int
-	KeepAlive      int  // seconds the server demands; 0: as the client said
-	SessionExpires bool // the client asked for a session to be kept, and is told that it is not
+	KeepAlive      int    // seconds the server demands; 0: as the client said
+	TellExpiry     bool   // the session expires otherwise than the client asked for: after
+	Expiry         uint32 // seconds
 }
 
 func AppendConnack(b []byte, version byte, c *Connack) []byte {
+	flags := byte(0)
+	if c.Present {
+		flags = 1
+	}
 	if version != V5 {
-		return append(b, TypeConnack<<4, 2, 0, connack311(c.Code))
+		return append(b, TypeConnack<<4, 2, flags, connack311(c.Code))
 	}
 	var p []byte
 	if c.Code != CodeSuccess {
@@ -62,7 +70,7 @@ func AppendConnack(b []byte, version byte, c *Connack) []byte {
 		}
 	} else {
 		p = binary.BigEndian.AppendUint16(append(p, PropReceiveMaximum), uint16(c.ReceiveMaximum))
-		p = append(p, PropMaximumQoS, 1, PropRetainAvailable, 0, PropSubIDAvailable, 0, PropSharedAvailable, 0)
+		p = append(p, PropRetainAvailable, 1, PropWildcardAvailable, 1, PropSubIDAvailable, 1, PropSharedAvailable, 1) // no maximum QoS: it is 2
 		p = binary.BigEndian.AppendUint32(append(p, PropMaximumPacketSize), uint32(c.PacketMax))
 		p = binary.BigEndian.AppendUint16(append(p, PropTopicAliasMaximum), uint16(c.AliasMax))
 		if c.Assigned != "" {
@@ -71,11 +79,14 @@ func AppendConnack(b []byte, version byte, c *Connack) []byte {
 		if c.KeepAlive > 0 {
 			p = binary.BigEndian.AppendUint16(append(p, PropServerKeepAlive), uint16(c.KeepAlive))
 		}
-		if c.SessionExpires {
-			p = binary.BigEndian.AppendUint32(append(p, PropSessionExpiry), 0)
+		if c.TellExpiry {
+			p = binary.BigEndian.AppendUint32(append(p, PropSessionExpiry), c.Expiry)
+		}
+		if c.ResponseInfo != "" {
+			p = appendText(append(p, PropResponseInformation), c.ResponseInfo)
 		}
 	}
-	return appendFrame(b, TypeConnack<<4, []byte{0, c.Code}, appendVarint(nil, len(p)), p)
+	return appendFrame(b, TypeConnack<<4, []byte{flags, c.Code}, appendVarint(nil, len(p)), p)
 }
 
 // connack311 is the return code of version 3.1.1 (its section 3.2.2.3) that comes closest.
@@ -93,14 +104,16 @@ func connack311(code byte) byte {
 	return 3
 }
 
-func AppendPuback(b []byte, version byte, id uint16, code byte, why string) []byte {
+// AppendAck appends a PUBACK, PUBREC, PUBREL or PUBCOMP (sections 3.4 to 3.7).
+func AppendAck(b []byte, version, kind byte, id uint16, code byte, why string) []byte {
+	head := kind<<4 | fixedFlags(kind)
 	if version != V5 || code == CodeSuccess && why == "" {
-		return append(b, TypePuback<<4, 2, byte(id>>8), byte(id))
+		return append(b, head, 2, byte(id>>8), byte(id))
 	}
 	if why == "" {
-		return append(b, TypePuback<<4, 3, byte(id>>8), byte(id), code)
+		return append(b, head, 3, byte(id>>8), byte(id), code)
 	}
-	return appendFrame(b, TypePuback<<4, []byte{byte(id >> 8), byte(id), code}, appendReason(nil, why))
+	return appendFrame(b, head, []byte{byte(id >> 8), byte(id), code}, appendReason(nil, why))
 }
 
 // AppendSuback appends a SUBACK or UNSUBACK with one code a filter. An UNSUBACK of version 3.1.1 has none.
@@ -113,7 +126,7 @@ func AppendSuback(b []byte, version, kind byte, id uint16, codes []byte) []byte 
 		return appendFrame(b, kind<<4, head)
 	}
 	for i, c := range codes {
-		if c > 1 {
+		if c > 2 {
 			codes[i] = 0x80
 		}
 	}
@@ -137,27 +150,79 @@ type Message struct {
 	Props   []byte    `json:"properties,omitempty"` // Properties to hand on to version 5 receivers, encoded: without alias, expiry and subscription identifiers
 }
 
+// Sending is what a PUBLISH says to one receiver, besides the message.
+type Sending struct {
+	Qos         byte
+	Dup, Retain bool
+	ID          uint16   // of QoS 1 and 2
+	Alias       uint16   // Zero: none
+	Aliased     bool     // the receiver knows the alias: the topic is left out
+	IDs         []uint32 // of the subscriptions that it matches
+	Now         time.Time
+}
+
+// Size is the length of the message's PUBLISH, at most, but for subscription identifiers.
+func (m *Message) Size() int {
+	return 5 + 2 + len(m.Topic) + 2 + 4 + 3 + 5 + len(m.Props) + len(m.Payload)
+}
+
 // Expired says that nobody must get the message any more.
 func (m *Message) Expired(now time.Time) bool { return !m.Expires.IsZero() && !now.Before(m.Expires) }
 
-// Size is the length of the PUBLISH that appendPublish makes, at most.
-func (m *Message) Size() int { return 5 + 2 + len(m.Topic) + 2 + 4 + len(m.Props) + len(m.Payload) }
-
-func AppendPublish(b []byte, version byte, m *Message, qos byte, id uint16) []byte {
-	n := 2 + len(m.Topic) + len(m.Payload)
-	if qos > 0 {
+// AppendPublish appends a PUBLISH (section 3.3). The message expiry that it tells is what is left of it.
+func AppendPublish(b []byte, version byte, m *Message, to *Sending) []byte {
+	topic := m.Topic
+	if to.Aliased {
+		topic = ""
+	}
+	var own [24]byte
+	props := own[:0]
+	n := 2 + len(topic) + len(m.Payload)
+	if to.Qos > 0 {
 		n += 2
 	}
 	if version == V5 {
-		n += len(appendVarint(nil, len(m.Props))) + len(m.Props)
+		props = appendSending(props, m, to)
+		n += varintSize(len(props)+len(m.Props)) + len(props) + len(m.Props)
 	}
-	b = appendVarint(append(b, TypePublish<<4|qos<<1), n)
-	b = appendText(b, m.Topic)
-	if qos > 0 {
-		b = binary.BigEndian.AppendUint16(b, id)
+	head := byte(TypePublish<<4) | to.Qos<<1
+	if to.Dup {
+		head |= 8
+	}
+	if to.Retain {
+		head |= 1
+	}
+	b = appendText(appendVarint(append(b, head), n), topic)
+	if to.Qos > 0 {
+		b = binary.BigEndian.AppendUint16(b, to.ID)
 	}
 	if version == V5 {
-		b = append(appendVarint(b, len(m.Props)), m.Props...)
+		b = appendVarint(b, len(props)+len(m.Props))
+		b = append(append(b, props...), m.Props...)
 	}
 	return append(b, m.Payload...)
+}
+
+// appendSending appends the properties that differ from one receiver to the other.
+func appendSending(p []byte, m *Message, to *Sending) []byte {
+	if !m.Expires.IsZero() {
+		left := max(0, m.Expires.Sub(to.Now)+time.Second-1) / time.Second
+		p = binary.BigEndian.AppendUint32(append(p, PropMessageExpiry), uint32(min(left, math.MaxUint32)))
+	}
+	if to.Alias > 0 {
+		p = binary.BigEndian.AppendUint16(append(p, PropTopicAlias), to.Alias)
+	}
+	for _, id := range to.IDs {
+		p = appendVarint(append(p, PropSubscriptionID), int(id))
+	}
+	return p
+}
+
+func varintSize(n int) int {
+	size := 1
+	for n >= 0x80 {
+		n >>= 7
+		size++
+	}
+	return size
 }

@@ -3,6 +3,7 @@
 package mqtt
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"unicode/utf8"
@@ -37,16 +38,18 @@ const (
 // Reason codes (section 2.4).
 const (
 	CodeSuccess            = 0x00
-	CodeGrantedQoS1        = 0x01
 	CodeDisconnectWithWill = 0x04
+	CodeNoMatch            = 0x10
 	CodeNoSubscription     = 0x11
 	CodeUnspecified        = 0x80
 	CodeMalformed          = 0x81
 	CodeProtocolError      = 0x82
+	CodeImplementation     = 0x83
 	CodeUnsupportedVersion = 0x84
 	CodeClientID           = 0x85
 	CodeBadCredentials     = 0x86
 	CodeNotAuthorized      = 0x87
+	CodeUnavailable        = 0x88
 	CodeBusy               = 0x89
 	CodeShuttingDown       = 0x8B
 	CodeBadAuthMethod      = 0x8C
@@ -54,16 +57,15 @@ const (
 	CodeTakenOver          = 0x8E
 	CodeTopicFilter        = 0x8F
 	CodeTopicName          = 0x90
+	CodeIDInUse            = 0x91
+	CodeUnknownID          = 0x92
 	CodeReceiveMaximum     = 0x93
 	CodeTopicAlias         = 0x94
 	CodeTooLarge           = 0x95
 	CodeQuota              = 0x97
+	CodeAdministrative     = 0x98
 	CodePayloadFormat      = 0x99
-	CodeRetainUnsupported  = 0x9A
-	CodeQoSUnsupported     = 0x9B
-	CodeSharedUnsupported  = 0x9E
 	CodeRate               = 0x9F
-	CodeSubIDsUnsupported  = 0xA1
 )
 
 // ProtocolError ends a connection: the reason code is what a version 5 client is told.
@@ -218,12 +220,12 @@ type ConnectPacket struct {
 	KeepAlive                uint16
 	ClientID, User, Password []byte
 	HasUser, HasPassword     bool
-	Will                     *will
+	Will                     *Will
 	Props                    Properties
 }
 
-// will is the message a client leaves behind.
-type will struct {
+// Will is the message a client leaves behind.
+type Will struct {
 	Topic, Payload []byte
 	Qos            byte
 	Retain         bool
@@ -260,7 +262,7 @@ func ParseConnect(body []byte) (p ConnectPacket, err error) {
 	}
 	p.ClientID = c.text()
 	if flags&4 != 0 {
-		p.Will = &will{Qos: willQoS, Retain: flags&0x20 != 0}
+		p.Will = &Will{Qos: willQoS, Retain: flags&0x20 != 0}
 		if p.Version == V5 {
 			p.Will.Props.parse(&c, inWill)
 		}
@@ -279,21 +281,21 @@ func ParseConnect(body []byte) (p ConnectPacket, err error) {
 // PublishPacket is a PUBLISH (section 3.3). Byte slices point into the packet.
 type PublishPacket struct {
 	Topic, Payload []byte
-	Id             uint16 // zero for QoS 0
+	ID             uint16 // zero for QoS 0
 	Qos            byte
-	Retain, dup    bool
+	Retain, Dup    bool
 	Props          Properties
 }
 
 func ParsePublish(version, flags byte, body []byte, p *PublishPacket) error {
-	*p = PublishPacket{Qos: flags >> 1 & 3, Retain: flags&1 != 0, dup: flags&8 != 0}
-	if p.Qos == 3 || p.Qos == 0 && p.dup {
+	*p = PublishPacket{Qos: flags >> 1 & 3, Retain: flags&1 != 0, Dup: flags&8 != 0}
+	if p.Qos == 3 || p.Qos == 0 && p.Dup {
 		return Broken(CodeMalformed, "publish flags %04b", flags)
 	}
 	c := Cursor{B: body}
 	p.Topic = c.text()
 	if p.Qos > 0 {
-		if p.Id = c.u16(); p.Id == 0 && c.err == nil {
+		if p.ID = c.u16(); p.ID == 0 && c.err == nil {
 			return Broken(CodeProtocolError, "packet identifier 0")
 		}
 	}
@@ -307,31 +309,47 @@ func ParsePublish(version, flags byte, body []byte, p *PublishPacket) error {
 	return c.err
 }
 
-// ackPacket is a PUBACK (section 3.4).
-type ackPacket struct {
-	Id   uint16
+// AckPacket is a PUBACK, PUBREC, PUBREL or PUBCOMP (sections 3.4 to 3.7).
+type AckPacket struct {
+	ID   uint16
 	Code byte
 }
 
-func ParseAck(version byte, body []byte) (p ackPacket, err error) {
+// ParseAck reads the acknowledgement of a kind.
+func ParseAck(version, kind byte, body []byte) (p AckPacket, err error) {
 	c := Cursor{B: body}
-	p.Id = c.u16()
+	p.ID = c.u16()
 	if version == V5 && len(c.B) > 0 {
 		p.Code = c.u8()
+		if !ackCode(kind, p.Code) {
+			c.fail("reason code 0x%02X in a packet of type %d", p.Code, kind)
+		}
 		if len(c.B) > 0 {
 			var props Properties
 			props.parse(&c, inAck)
 		}
 	}
-	if c.err == nil && p.Id == 0 {
+	if c.err == nil && p.ID == 0 {
 		return p, Broken(CodeProtocolError, "packet identifier 0")
 	}
 	return p, c.done()
 }
 
+// ackCode says whether a reason code may stand in an acknowledgement of a kind.
+func ackCode(kind, code byte) bool {
+	if kind == TypePubrel || kind == TypePubcomp {
+		return code == CodeSuccess || code == CodeUnknownID
+	}
+	switch code {
+	case CodeSuccess, CodeNoMatch, CodeUnspecified, CodeImplementation, CodeNotAuthorized, CodeTopicName, CodeIDInUse, CodeQuota, CodePayloadFormat:
+		return true
+	}
+	return false
+}
+
 // subscribePacket is a SUBSCRIBE or UNSUBSCRIBE (sections 3.8, 3.10). options is empty for the latter.
 type subscribePacket struct {
-	Id      uint16
+	ID      uint16
 	Filters [][]byte
 	Options []byte
 	Props   Properties
@@ -339,13 +357,17 @@ type subscribePacket struct {
 
 // Subscription options (section 3.8.3.1).
 const (
-	SubQoS     = 0b0000_0011
-	SubNoLocal = 0b0000_0100
+	SubQoS            = 0b0000_0011
+	SubNoLocal        = 0b0000_0100
+	SubAsPublished    = 0b0000_1000
+	SubRetainHandling = 0b0011_0000
+	SubRetainIfNew    = 0b0001_0000
+	SubRetainNever    = 0b0010_0000
 )
 
 func ParseSubscribe(version byte, body []byte, un bool) (p subscribePacket, err error) {
 	c := Cursor{B: body}
-	if p.Id = c.u16(); p.Id == 0 && c.err == nil {
+	if p.ID = c.u16(); p.ID == 0 && c.err == nil {
 		return p, Broken(CodeProtocolError, "packet identifier 0")
 	}
 	if version == V5 {
@@ -361,8 +383,13 @@ func ParseSubscribe(version byte, body []byte, un bool) (p subscribePacket, err 
 			continue
 		}
 		o := c.u8()
-		if o&3 == 3 || version == V311 && o&^3 != 0 || o&0xc0 != 0 || o>>4&3 == 3 {
+		switch {
+		case version == V311 && o > 2, o&0xc0 != 0:
 			c.fail("subscription options %08b", o)
+		case o&SubQoS == 3 || o&SubRetainHandling == SubRetainHandling, o&SubNoLocal != 0 && bytes.HasPrefix(p.Filters[len(p.Filters)-1], []byte(sharePrefix)):
+			if c.err == nil { // what does not fit at all is malformed
+				return p, Broken(CodeProtocolError, "subscription options %08b", o)
+			}
 		}
 		p.Options = append(p.Options, o)
 	}
@@ -372,14 +399,26 @@ func ParseSubscribe(version byte, body []byte, un bool) (p subscribePacket, err 
 	return p, c.done()
 }
 
-// ParseDisconnect gives the reason code of a DISCONNECT (section 3.14).
+// ParseDisconnect gives the reason code of a client's DISCONNECT (section 3.14).
 func ParseDisconnect(version byte, body []byte) (code byte, props Properties, err error) {
 	c := Cursor{B: body}
 	if version == V5 && len(c.B) > 0 {
-		code = c.u8()
+		if code = c.u8(); !disconnectCode(code) {
+			c.fail("reason code 0x%02X in a DISCONNECT", code)
+		}
 		if len(c.B) > 0 {
 			props.parse(&c, inDisconnect)
 		}
 	}
 	return code, props, c.done()
+}
+
+// disconnectCode says whether a client may give a reason code in its DISCONNECT.
+func disconnectCode(code byte) bool {
+	switch code {
+	case CodeSuccess, CodeDisconnectWithWill, CodeUnspecified, CodeMalformed, CodeProtocolError, CodeImplementation, CodeTopicName,
+		CodeReceiveMaximum, CodeTopicAlias, CodeTooLarge, CodeRate, CodeQuota, CodeAdministrative, CodePayloadFormat:
+		return true
+	}
+	return false
 }

@@ -4,32 +4,33 @@ import "hearthline/ingest/names"
 
 // Identifiers of MQTT 5 properties (section 2.2.2.2).
 const (
-	PropPayloadFormat     = 0x01
-	PropMessageExpiry     = 0x02
-	PropContentType       = 0x03
-	PropResponseTopic     = 0x08
-	PropCorrelationData   = 0x09
-	PropSubscriptionID    = 0x0B
-	PropSessionExpiry     = 0x11
-	PropAssignedClientID  = 0x12
-	PropServerKeepAlive   = 0x13
-	PropAuthMethod        = 0x15
-	PropAuthData          = 0x16
-	PropRequestProblem    = 0x17
-	PropWillDelay         = 0x18
-	PropRequestResponse   = 0x19
-	PropReasonString      = 0x1F
-	PropReceiveMaximum    = 0x21
-	PropTopicAliasMaximum = 0x22
-	PropTopicAlias        = 0x23
-	PropMaximumQoS        = 0x24
-	PropRetainAvailable   = 0x25
-	PropUser              = 0x26
-	PropMaximumPacketSize = 0x27
-	PropWildcardAvailable = 0x28
-	PropSubIDAvailable    = 0x29
-	PropSharedAvailable   = 0x2A
-	PropLast              = PropSharedAvailable
+	PropPayloadFormat       = 0x01
+	PropMessageExpiry       = 0x02
+	PropContentType         = 0x03
+	PropResponseTopic       = 0x08
+	PropCorrelationData     = 0x09
+	PropSubscriptionID      = 0x0B
+	PropSessionExpiry       = 0x11
+	PropAssignedClientID    = 0x12
+	PropServerKeepAlive     = 0x13
+	PropAuthMethod          = 0x15
+	PropAuthData            = 0x16
+	PropRequestProblem      = 0x17
+	PropWillDelay           = 0x18
+	PropRequestResponse     = 0x19
+	PropResponseInformation = 0x1A
+	PropReasonString        = 0x1F
+	PropReceiveMaximum      = 0x21
+	PropTopicAliasMaximum   = 0x22
+	PropTopicAlias          = 0x23
+	PropMaximumQoS          = 0x24
+	PropRetainAvailable     = 0x25
+	PropUser                = 0x26
+	PropMaximumPacketSize   = 0x27
+	PropWildcardAvailable   = 0x28
+	PropSubIDAvailable      = 0x29
+	PropSharedAvailable     = 0x2A
+	PropLast                = PropSharedAvailable
 )
 
 // Where a property may stand, among the packets that clients send.
@@ -84,12 +85,15 @@ type Properties struct {
 	ResponseTopic   []byte
 	ReceiveMaximum  uint16
 	TopicAlias      uint16
-	aliasMaximum    uint16
+	AliasMaximum    uint16
 	MaximumPacket   uint32
-	SessionExpiry   uint32
+	SessionExpiry   uint32 // seconds
+	MessageExpiry   uint32 // seconds
+	WillDelay       uint32 // seconds
+	SubscriptionID  uint32
 	payloadFormat   byte
 	RequestProblem  byte
-	requestResponse byte
+	RequestResponse byte
 }
 
 func (p *Properties) Has(id byte) bool { return p.seen>>id&1 != 0 }
@@ -158,15 +162,21 @@ func (p *Properties) Value(c *Cursor, id byte) {
 	case PropTopicAlias:
 		p.TopicAlias = uint16(number)
 	case PropTopicAliasMaximum:
-		p.aliasMaximum = uint16(number)
+		p.AliasMaximum = uint16(number)
 	case PropMaximumPacketSize:
 		p.MaximumPacket = number
 	case PropSessionExpiry:
 		p.SessionExpiry = number
+	case PropMessageExpiry:
+		p.MessageExpiry = number
+	case PropWillDelay:
+		p.WillDelay = number
+	case PropSubscriptionID:
+		p.SubscriptionID = number
 	case PropRequestProblem:
 		p.RequestProblem = byte(number)
 	case PropRequestResponse:
-		p.requestResponse = byte(number)
+		p.RequestResponse = byte(number)
 	}
 	p.within(c, id, number)
 }
@@ -191,9 +201,10 @@ func (p *Properties) within(c *Cursor, id byte, number uint32) {
 	}
 }
 
-// Forwarded appends the properties of a PUBLISH that its receivers must get (section 3.3.2.3): all but the alias.
+// Forwarded appends the properties of a PUBLISH or a will that its receivers must get as they are (section 3.3.2.3): all
+// but alias and will delay, which are not for them, and message expiry, which is told anew.
 func (p *Properties) Forwarded(to []byte) []byte {
-	if !p.Has(PropTopicAlias) {
+	if !p.Has(PropTopicAlias) && !p.Has(PropMessageExpiry) && !p.Has(PropWillDelay) {
 		return append(to, p.Raw...)
 	}
 	c := Cursor{B: p.Raw}
@@ -202,7 +213,7 @@ func (p *Properties) Forwarded(to []byte) []byte {
 		id := byte(c.Varint())
 		var skip Properties
 		skip.Value(&c, id)
-		if id != PropTopicAlias {
+		if id != PropTopicAlias && id != PropMessageExpiry && id != PropWillDelay {
 			to = append(to, before[:len(before)-len(c.B)]...)
 		}
 	}

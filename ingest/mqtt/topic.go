@@ -66,3 +66,22 @@ func Matches(filter, topic string) bool {
 		}
 	}
 }
+
+// sharePrefix begins the filters of shared subscriptions (section 4.8.2).
+const sharePrefix = "$share/"
+
+// Shared takes $share/{group}/{filter} apart. group is "" for a filter that is not shared. bad says why it is neither.
+func Shared(filter string) (group, rest, bad string) {
+	after, ok := strings.CutPrefix(filter, sharePrefix)
+	if !ok {
+		return "", filter, ""
+	}
+	group, rest, ok = strings.Cut(after, "/")
+	switch {
+	case group == "" || strings.ContainsAny(group, "+#"):
+		return "", "", "has no share name, or one with a wildcard"
+	case !ok || rest == "":
+		return "", "", "is shared and has no filter"
+	}
+	return group, rest, ""
+}

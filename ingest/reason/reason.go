@@ -23,7 +23,6 @@ const (
 	Device                     // names a device that the identity does not hold
 	Payload                    // a payload over its limit
 	Topic                      // a topic outside the own home
-	QoS                        // QoS 2
 	Rate                       // over the identity's rate
 	Credentials                // unknown user or wrong password
 	BackPressure               // the log did not take it in time
@@ -35,13 +34,14 @@ const (
 	Repeated                   // an idempotency key that is in use, or was used for something else
 	Signature                  // a webhook's signature that is missing, wrong or too old
 	Envelope                   // a CloudEvent whose attributes cannot be used
+	Quota                      // as many subscriptions, or retained messages, as there may be
 	Count                      // how many there are
 )
 
 var reasonNames = [Count]string{
 	"malformed", "missing", "value", "not_finite", "field", "name", "too_long", "time", "home", "device", "payload",
-	"topic", "qos", "rate", "credentials", "back_pressure", "slow_consumer", "protocol", "connections", "draining", "media",
-	"idempotency", "signature", "envelope",
+	"topic", "rate", "credentials", "back_pressure", "slow_consumer", "protocol", "connections", "draining", "media",
+	"idempotency", "signature", "envelope", "quota",
 }
 
 func (r Reason) String() string {

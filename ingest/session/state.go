@@ -54,7 +54,8 @@ type Delivery struct {
 // Will is a message that a client leaves behind.
 type Will struct {
 	Message mqtt.Message `json:"message"`
-	Delay   uint32       `json:"delay,omitempty"` // seconds
+	Expiry  uint32       `json:"expiry,omitempty"` // seconds from its publication on that it is worth something; 0: for ever
+	Delay   uint32       `json:"delay,omitempty"`  // seconds
 }
 
 // Store keeps sessions while their clients are away, for other gateways and other lives of this one. A gateway without

@@ -1,0 +1,389 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"hearthline/ingest/mqtt"
+)
+
+// Registry holds the sessions of one gateway: those of its clients, and those whose clients are away. Its exported fields are set
+// before its first use.
+type Registry struct {
+	AwayMax       int           // sessions whose clients are away; beyond, the one that expires first ends
+	UserAwayMax   int           // of one user, likewise
+	QueueMax      int           // QoS 1 and 2 messages that wait for one client, besides those in flight
+	QueueBytesMax int           // of them, with those in flight
+	BytesMax      int           // of all sessions together
+	Store         Store         // may be nil
+	StoreTime     time.Duration // of one call
+	Audience      *Audience
+	Publish       func(m *mqtt.Message) // of a will; not called under a lock
+	Logger        *slog.Logger
+
+	bytes  atomic.Int64
+	seed   maphash.Seed
+	saving [64]sync.Mutex // held while a session is saved, loaded or deleted, so that its last word stands
+
+	mu       sync.Mutex // taken after a session's, never before
+	sessions map[Key]*Session
+	awayOf   map[string]int        // by user
+	ends     map[Key]chan struct{} // sessions being deleted from the store
+	due      heap
+	wake     chan struct{} // capacity 1
+}
+
+// Open makes the registry ready.
+func (r *Registry) Open() {
+	r.seed = maphash.MakeSeed()
+	r.sessions, r.awayOf = make(map[Key]*Session), make(map[string]int)
+	r.ends = make(map[Key]chan struct{})
+	r.wake = make(chan struct{}, 1)
+}
+
+// Entry is a CONNECT, as the registry sees it.
+type Entry struct {
+	Key    Key
+	Clean  bool
+	Expiry uint32 // seconds that the session outlives this connection
+	Will   *Will
+	Terms  *Terms
+	// Welcome adds the CONNACK; nothing is sent to the client before it. It is called under a lock.
+	Welcome func(present bool) error
+	// May says whether the client may subscribe to a filter, or see a topic: what it could before it went away it may
+	// not now.
+	May func(filter string) bool
+}
+
+// Claim gives a client its session: the one it has, wherever that is, or a new one. A connection that the session had is
+// told to go (0x8E); the session stays, unless a clean start or its expiry of 0 ends it. tookOver says that there was one.
+func (r *Registry) Claim(ctx context.Context, e *Entry) (s *Session, tookOver bool, err error) {
+	for {
+		s := r.open(e.Key)
+		s.mu.Lock()
+		if s.gone {
+			s.mu.Unlock()
+			continue
+		}
+		loaded, err := r.load(ctx, s)
+		if err != nil {
+			r.leaveUnbegun(s)
+			return nil, tookOver, err
+		}
+		old := s.at
+		if old != nil {
+			evict(old, mqtt.CodeTakenOver, "another connection uses this client id")
+			tookOver = true
+		}
+		if s.begun && (e.Clean || old != nil && s.expiry == 0) {
+			r.finish(s)
+			continue
+		}
+		var will *Will
+		if old != nil && s.will != nil && s.will.Delay == 0 {
+			will = s.will
+		}
+		if err := e.Welcome(s.begun); err != nil {
+			r.leaveUnbegun(s)
+			return nil, tookOver, err
+		}
+		r.attach(s, e)
+		s.mu.Unlock()
+		r.publish(will)
+		r.resubscribe(s, e, loaded)
+		return s, tookOver, nil
+	}
+}
+
+// open gives the session of a key, a new one if there is none.
+func (r *Registry) open(key Key) *Session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.sessions[key]
+	if s == nil {
+		s = &Session{Key: key, owner: r}
+		r.sessions[key] = s
+	}
+	return s
+}
+
+// load looks for the state of a session that is new here. Callers hold the session's lock: nobody else knows it.
+func (r *Registry) load(ctx context.Context, s *Session) (found bool, err error) {
+	if s.begun || r.Store == nil {
+		return false, nil
+	}
+	r.mu.Lock()
+	ends := r.ends[s.Key]
+	r.mu.Unlock()
+	if ends != nil {
+		<-ends
+	}
+	saving := r.lockStore(s.Key)
+	defer saving.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, r.StoreTime)
+	defer cancel()
+	st, err := r.Store.Load(ctx, s.Key)
+	if err != nil {
+		return false, fmt.Errorf("load the session of client %q: %w", s.Key.Client, err)
+	}
+	if st == nil || st.expired(time.Now()) {
+		return false, nil
+	}
+	s.restore(st)
+	return true, nil
+}
+
+func (st *State) expired(now time.Time) bool {
+	return !st.Away.IsZero() && st.Expiry != Forever && now.Sub(st.Away) >= time.Duration(st.Expiry)*time.Second
+}
+
+// leaveUnbegun forgets a session that never had a connection, and leaves alone one that had. Callers hold the session's lock,
+// which is given up.
+func (r *Registry) leaveUnbegun(s *Session) {
+	unbegun := !s.begun
+	s.gone = unbegun
+	s.mu.Unlock()
+	if unbegun {
+		r.remove(s)
+	}
+}
+
+// attach gives a session its connection. Callers hold the session's lock.
+func (r *Registry) attach(s *Session, e *Entry) {
+	s.at, s.will, s.expiry, s.begun = e.Terms, e.Will, e.Expiry, true
+	if s.out != nil {
+		s.out.sent = 0
+		s.keep(e.May)
+	}
+	r.unpark(s)
+	s.pump(time.Now())
+	s.at.Link.FlushApart()
+}
+
+// resubscribe puts the subscriptions of a session that was away into force, where they are not (it was loaded), and ends those
+// that the client may not have any more.
+func (r *Registry) resubscribe(s *Session, e *Entry, loaded bool) {
+	for _, sub := range s.Subscriptions() {
+		_, filter, _ := mqtt.Shared(sub.Filter)
+		home, ok := HomeOf(filter)
+		switch {
+		case !ok || !e.May(filter):
+			r.Audience.Unsubscribe(home, s, sub.Filter)
+		case loaded:
+			r.Audience.Subscribe(home, s, sub)
+		}
+	}
+}
+
+// Leave is called when a connection has ended: the session ends too, or rests. willed says that the will is to be
+// published, at once, after its delay, or when the session ends.
+func (r *Registry) Leave(s *Session, t *Terms, willed bool) {
+	s.mu.Lock()
+	if s.gone || s.at != t { // another connection has it
+		s.mu.Unlock()
+		return
+	}
+	s.at = nil
+	if !willed {
+		s.will = nil
+	}
+	if s.expiry == 0 {
+		r.finish(s)
+		return
+	}
+	var will *Will
+	if s.will != nil && s.will.Delay == 0 {
+		will, s.will = s.will, nil
+	}
+	s.rest = &resting{since: time.Now(), changed: true, index: -1}
+	tooMany := r.park(s)
+	s.mu.Unlock()
+	r.publish(will)
+	for _, old := range tooMany {
+		r.end(old)
+	}
+	if err := r.save(context.Background(), s); err != nil {
+		r.Logger.Warn("gateway: a session is held by this gateway alone", "err", err)
+	}
+}
+
+// end ends a session at once: the user that it belongs to is no more.
+func (r *Registry) end(s *Session) {
+	s.mu.Lock()
+	if s.gone || s.at != nil {
+		s.mu.Unlock()
+		return
+	}
+	r.finish(s)
+}
+
+// finish ends a session. Callers hold its lock, which is given up.
+func (r *Registry) finish(s *Session) {
+	s.gone, s.at = true, nil
+	r.unpark(s)
+	subs, will, out := s.subs, s.will, s.out
+	s.subs, s.will, s.out, s.in = nil, nil, nil, nil
+	if out != nil {
+		out.hold(r, -out.bytes)
+	}
+	s.mu.Unlock()
+	ended := r.ending(s)
+	defer ended()
+	r.Audience.forget(s, subs)
+	if out != nil {
+		r.Audience.passOn(out.flight, out.queue)
+	}
+	r.publish(will)
+	if r.Store == nil {
+		return
+	}
+	saving := r.lockStore(s.Key)
+	defer saving.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), r.StoreTime)
+	defer cancel()
+	if err := r.Store.Delete(ctx, s.Key); err != nil {
+		r.Logger.Warn("gateway: a session that has ended could not be deleted; it will be found expired", "client", s.Key.Client, "err", err)
+	}
+}
+
+// publish publishes a will, if there is one.
+func (r *Registry) publish(w *Will) {
+	if w == nil {
+		return
+	}
+	if w.Expiry > 0 {
+		w.Message.Expires = time.Now().Add(time.Duration(w.Expiry) * time.Second)
+	}
+	r.Publish(&w.Message)
+}
+
+// ending removes a session that is being ended. Until done is called, no other session of its key is loaded: it
+// would find what is about to be deleted.
+func (r *Registry) ending(s *Session) (done func()) {
+	r.mu.Lock()
+	if r.sessions[s.Key] == s {
+		delete(r.sessions, s.Key)
+	}
+	if r.Store == nil {
+		r.mu.Unlock()
+		return func() {}
+	}
+	over, before := make(chan struct{}), r.ends[s.Key]
+	r.ends[s.Key] = over
+	r.mu.Unlock()
+	return func() {
+		if before != nil {
+			<-before
+		}
+		r.mu.Lock()
+		if r.ends[s.Key] == over {
+			delete(r.ends, s.Key)
+		}
+		r.mu.Unlock()
+		close(over)
+	}
+}
+
+func (r *Registry) remove(s *Session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sessions[s.Key] == s {
+		delete(r.sessions, s.Key)
+	}
+}
+
+// Surrender lets go of a session for another gateway, which has its client now: its connection here is told to go (0x8E),
+// and its state is given out. nil says that it is not here.
+func (r *Registry) Surrender(key Key) *State {
+	r.mu.Lock()
+	s := r.sessions[key]
+	r.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	if s.gone || !s.begun {
+		s.mu.Unlock()
+		return nil
+	}
+	var will *Will
+	if s.at != nil {
+		evict(s.at, mqtt.CodeTakenOver, "another connection uses this client id")
+		s.rest = &resting{since: time.Now(), index: -1}
+		if s.will != nil && s.will.Delay == 0 {
+			will, s.will = s.will, nil
+		}
+	}
+	st := s.state()
+	s.gone, s.at = true, nil
+	if s.out != nil {
+		s.out.hold(r, -s.out.bytes)
+	}
+	r.unpark(s)
+	s.mu.Unlock()
+	r.remove(s)
+	r.Audience.forget(s, st.Subscriptions)
+	r.publish(will)
+	return st
+}
+
+// lockStore makes the calls of the store for one session come one after the other.
+func (r *Registry) lockStore(key Key) *sync.Mutex {
+	mu := &r.saving[maphash.Comparable(r.seed, key)%uint64(len(r.saving))]
+	mu.Lock()
+	return mu
+}
+
+// save stores a session whose client is away, if it has changed since it was.
+func (r *Registry) save(ctx context.Context, s *Session) error {
+	if r.Store == nil {
+		return nil
+	}
+	saving := r.lockStore(s.Key)
+	defer saving.Unlock()
+	s.mu.Lock()
+	if s.gone || s.rest == nil || !s.rest.changed {
+		s.mu.Unlock()
+		return nil
+	}
+	st := s.state()
+	s.rest.changed = false
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, r.StoreTime)
+	defer cancel()
+	if err := r.Store.Save(ctx, st); err != nil {
+		s.mu.Lock()
+		if s.rest != nil {
+			s.rest.changed = true
+		}
+		s.mu.Unlock()
+		return fmt.Errorf("save the session of client %q: %w", s.Key.Client, err)
+	}
+	return nil
+}
+
+// SaveAll stores the sessions that rest here and have changed since they were stored: messages were kept for them.
+func (r *Registry) SaveAll(ctx context.Context) error {
+	r.mu.Lock()
+	all := make([]*Session, 0, len(r.due.all))
+	all = append(all, r.due.all...)
+	r.mu.Unlock()
+	var errs error
+	for _, s := range all {
+		errs = errors.Join(errs, r.save(ctx, s))
+	}
+	return errs
+}
+
+// Len is the number of sessions, and how many of their clients are away.
+func (r *Registry) Len() (all, away int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.sessions), len(r.due.all)
+}

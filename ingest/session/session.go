@@ -1,0 +1,111 @@
+package session
+
+import (
+	"sync"
+	"time"
+
+	"hearthline/ingest/mqtt"
+)
+
+// Link is a connection's way out, as [hearthline/ingest/wire.Link] is one. Its methods do not wait for the client.
+type Link interface {
+	Add(size int, encode func(b []byte) []byte) bool
+	FlushApart()
+	FinishApart()
+}
+
+// Terms are what one connection of a client takes. A session knows its connection by them.
+type Terms struct {
+	Link      Link
+	PacketMax int    // bytes of a packet that the client takes
+	Window    uint16 // QoS 1 and 2 messages that it takes at once
+	AliasMax  uint16 // topic aliases that it keeps
+	Version   byte
+
+	aliases map[string]uint16 // given out on this connection; guarded by the session's lock
+}
+
+// Session is the state of one client, which its connection comes and goes with. Its methods may be called by any goroutine.
+type Session struct {
+	Key   Key
+	owner *Registry
+
+	mu     sync.Mutex
+	at     *Terms // nil while the client is away
+	will   *Will
+	out    *outbox  // nil while nothing was ever on its way
+	in     *inbox   // nil unless the client sends QoS 2
+	rest   *resting // nil unless it is away
+	subs   []Subscription
+	expiry uint32
+	last   uint16 // packet id given out
+	begun  bool   // it was loaded, or has had a connection
+	gone   bool   // it has ended
+}
+
+// resting is what is known of a session whose client is away.
+type resting struct {
+	since   time.Time
+	changed bool // since it was saved
+	index   int  // in the registry's heap
+	due     time.Time
+}
+
+// Expire changes how long the session outlives its connection: a DISCONNECT may say so.
+func (s *Session) Expire(seconds uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expiry = seconds
+}
+
+// Subscriptions are those the session holds.
+func (s *Session) Subscriptions() []Subscription {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Subscription(nil), s.subs...)
+}
+
+// state is the session as it is stored. Messages that wait for the log to take them are not part of it: their client sends
+// them again. Callers hold mu.
+func (s *Session) state() *State {
+	st := &State{Key: s.Key, Expiry: s.expiry, Will: s.will}
+	if s.rest != nil {
+		st.Away = s.rest.since
+	}
+	st.Subscriptions = append(st.Subscriptions, s.subs...)
+	if s.in != nil {
+		st.Received = append(st.Received, s.in.received...)
+	}
+	if s.out != nil {
+		st.Flight = append(st.Flight, s.out.flight...)
+		st.Queue = append(st.Queue, s.out.queue...)
+	}
+	return st
+}
+
+// restore takes over a stored state. Callers hold mu.
+func (s *Session) restore(st *State) {
+	s.begun, s.expiry, s.will, s.subs = true, st.Expiry, st.Will, st.Subscriptions
+	if len(st.Received) > 0 {
+		s.in = &inbox{received: st.Received}
+	}
+	if len(st.Flight)+len(st.Queue) > 0 {
+		s.out = &outbox{flight: st.Flight, queue: st.Queue}
+		for _, all := range [][]Delivery{st.Flight, st.Queue} {
+			for i := range all {
+				s.out.hold(s.owner, all[i].size())
+			}
+		}
+		if n := len(st.Flight); n > 0 {
+			s.last = st.Flight[n-1].ID
+		}
+	}
+}
+
+// evict ends a connection in favour of another one, or for good.
+func evict(t *Terms, code byte, why string) {
+	if t.Version == mqtt.V5 {
+		t.Link.Add(8+len(why), func(b []byte) []byte { return mqtt.AppendDisconnect(b, code, why) })
+	}
+	t.Link.FinishApart()
+}
