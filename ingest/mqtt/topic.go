@@ -45,26 +45,24 @@ func BadFilter(f string) string {
 	return names.BadRunes(f, false)
 }
 
-// Matches says whether a topic name is in a filter.
+// Matches says whether a topic name is in a filter. The filter is one ([BadFilter]).
 func Matches(filter, topic string) bool {
-	for {
-		if filter == "#" {
+	j := 0
+	for i := 0; i < len(filter); i++ {
+		switch c := filter[i]; {
+		case c == '#':
 			return true
-		}
-		f, frest, fmore := strings.Cut(filter, "/")
-		t, trest, tmore := strings.Cut(topic, "/")
-		if f != "+" && f != t {
-			return false
-		}
-		switch {
-		case fmore && tmore:
-			filter, topic = frest, trest
-		case fmore:
-			return frest == "#" // a/# is also a
+		case c == '+':
+			for j < len(topic) && topic[j] != '/' {
+				j++
+			}
+		case j < len(topic) && topic[j] == c:
+			j++
 		default:
-			return !tmore
+			return j == len(topic) && filter[i:] == "/#" // a/# is also a
 		}
 	}
+	return j == len(topic)
 }
 
 // sharePrefix begins the filters of shared subscriptions (section 4.8.2).
