@@ -51,6 +51,7 @@ type up struct {
 	taps       *console.Taps
 	books      *ledger
 	nodes      []*service // units and sinks
+	sources    []*service
 	gw, simRun *service
 	started    time.Time
 }
@@ -150,7 +151,7 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 		return err
 	}
 	defer func() {
-		for _, n := range u.nodes {
+		for _, n := range append(u.nodes, u.sources...) {
 			n.stop() // each takes a moment to leave its group: all at once
 		}
 		u.endAll()
@@ -282,6 +283,11 @@ func (u *up) startNodes(ctx context.Context) error {
 		restarted := func() { u.meter.Node(name).Restarts.Add(1) }
 		u.nodes = append(u.nodes, u.supervise(ctx, name, restarted, func(ctx context.Context) error { return run(ctx, name) }))
 	}
+	for i := range u.plan.Spec.Sources {
+		name := u.plan.Spec.Sources[i].Name
+		restarted := func() { u.meter.Node(name).Restarts.Add(1) }
+		u.sources = append(u.sources, u.supervise(ctx, name, restarted, func(ctx context.Context) error { return u.runSource(ctx, r, name) }))
+	}
 	for _, s := range u.plan.Sinks {
 		node(s.Name, r.Sink)
 	}
@@ -364,6 +370,9 @@ func (u *up) drain(ctx context.Context, screen *screen) error {
 	screen.say("draining: homes stop, then the gateway, then what is under way reaches the sinks")
 	if u.simRun != nil {
 		u.simRun.end()
+	}
+	for _, s := range u.sources {
+		s.end() // what they have not read yet stays where it is
 	}
 	u.gw.end()
 	if u.gw.err != nil {

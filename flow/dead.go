@@ -92,6 +92,16 @@ func (d *DeadBuilder) Message(stage string, from Origin, reason string) {
 	d.add(deadLetter{time: from.Watermark, received: from.Watermark, stage: stage, reason: reason, from: from, body: "null"})
 }
 
+// Foreign adds one dead letter for a row of a message that others wrote, -1 for all of it. text is what of it is kept: it
+// becomes a JSON string.
+func (d *DeadBuilder) Foreign(node string, from Origin, row int, reason, text string) {
+	body, err := json.Marshal(text) // what is no UTF-8 in it is replaced
+	if err != nil {
+		body = []byte("null")
+	}
+	d.add(deadLetter{time: from.Watermark, received: from.Watermark, stage: node, reason: reason, from: from, row: row, body: string(body)})
+}
+
 type deadLetter struct {
 	time, received     Micros
 	stage, reason      string

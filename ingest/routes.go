@@ -39,16 +39,4 @@ const (
 )
 
 // formatOf finds the format of a media type without parameters.
-func formatOf(media string) (payload.Format, bool) {
-	switch media {
-	case mediaJSON:
-		return payload.FormatJSON, true
-	case mediaLines, "application/ndjson", "application/jsonl":
-		return payload.FormatLines, true
-	case mediaSenML:
-		return payload.FormatSenML, true
-	case mediaArrow:
-		return payload.FormatArrow, true
-	}
-	return 0, false
-}
+func formatOf(media string) (payload.Format, bool) { return payload.FormatOf(media) }

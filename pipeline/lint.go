@@ -77,6 +77,9 @@ func (p *planner) writers() {
 	if g := p.spec.Gateway; g.To != "" {
 		p.write(gatewayNode, g.To, flow.EventSchema, g.at.of("to"), "gateway.to")
 	}
+	if len(p.spec.Sources) > 0 {
+		p.write(gatewayNode, SourceDead, flow.DeadSchema, p.spec.Sources[0].Pos, "sources")
+	}
 	for i := range p.spec.Stages {
 		s := &p.spec.Stages[i]
 		if s.ToAny != "" {

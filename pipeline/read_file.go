@@ -20,17 +20,18 @@ import (
 // descriptions of the JSON Schema.
 
 type fileShape struct {
-	Pipeline   string              `yaml:"pipeline" need:"true" doc:"Name of the pipeline: lower case letters, digits and -. Its Kafka consumer groups start with it."`
-	Partitions int                 `yaml:"partitions" doc:"Partitions of every stream. A home's rows stay in one, in order. The most tasks that can share a stage's work."`
-	Kafka      kafkaShape          `yaml:"kafka" doc:"Where the streams are."`
-	Gateway    gatewayShape        `yaml:"gateway" need:"true" doc:"The connection tier: where data comes in."`
-	Stages     entries[stageShape] `yaml:"stages" doc:"The stages, by name, in the order of the data."`
-	Together   []names             `yaml:"together" doc:"Groups of stages that run in one task each, with no Kafka between them."`
-	Sinks      entries[sinkShape]  `yaml:"sinks" doc:"The sinks, by name."`
-	Checkpoint checkpointShape     `yaml:"checkpoint" doc:"How often a task writes its state, 100ms to 1h: what came after the last checkpoint is read again after a crash. Or a mapping that says where, too."`
-	Durability string              `yaml:"durability" doc:"What an acknowledgement outlives: process, the death of any process; power, a power cut of the machine too. It is the embedded broker that waits for the disk then; a cluster of brokers is durable by its replicas." enum:"process,power"`
-	Console    consoleShape        `yaml:"console" doc:"The web page, its API and /metrics."`
-	Deploy     yaml.Node           `yaml:"deploy" doc:"What render needs to know: image, replicas and resources, by node."`
+	Pipeline   string               `yaml:"pipeline" need:"true" doc:"Name of the pipeline: lower case letters, digits and -. Its Kafka consumer groups start with it."`
+	Partitions int                  `yaml:"partitions" doc:"Partitions of every stream. A home's rows stay in one, in order. The most tasks that can share a stage's work."`
+	Kafka      kafkaShape           `yaml:"kafka" doc:"Where the streams are."`
+	Gateway    gatewayShape         `yaml:"gateway" need:"true" doc:"The connection tier: where data comes in."`
+	Sources    entries[sourceShape] `yaml:"sources" doc:"Kafka topics that others write, by name: their messages become rows of the gateway's stream."`
+	Stages     entries[stageShape]  `yaml:"stages" doc:"The stages, by name, in the order of the data."`
+	Together   []names              `yaml:"together" doc:"Groups of stages that run in one task each, with no Kafka between them."`
+	Sinks      entries[sinkShape]   `yaml:"sinks" doc:"The sinks, by name."`
+	Checkpoint checkpointShape      `yaml:"checkpoint" doc:"How often a task writes its state, 100ms to 1h: what came after the last checkpoint is read again after a crash. Or a mapping that says where, too."`
+	Durability string               `yaml:"durability" doc:"What an acknowledgement outlives: process, the death of any process; power, a power cut of the machine too. It is the embedded broker that waits for the disk then; a cluster of brokers is durable by its replicas." enum:"process,power"`
+	Console    consoleShape         `yaml:"console" doc:"The web page, its API and /metrics."`
+	Deploy     yaml.Node            `yaml:"deploy" doc:"What render needs to know: image, replicas and resources, by node."`
 }
 
 type kafkaShape struct {
@@ -71,6 +72,29 @@ type gatewayShape struct {
 	Settings yaml.Node `yaml:"settings"`
 	At       places
 }
+
+type sourceShape struct {
+	Topic   string        `yaml:"topic" need:"true" doc:"The topic."`
+	Brokers names         `yaml:"brokers" doc:"host:port of the brokers, as a list or separated by commas; the pipeline's own where it is not said."`
+	TLS     *streams.TLS  `yaml:"tls" doc:"Encrypt the connections to those brokers; {} trusts the authorities of the system."`
+	SASL    *streams.SASL `yaml:"sasl" doc:"Log in to those brokers."`
+	Group   string        `yaml:"group" doc:"Consumer group; PIPELINE.source.NAME where it is not said."`
+	Begin   string        `yaml:"begin" doc:"Where a group begins that has committed nothing: first, with the oldest message, or last, with what comes from now on." enum:"first,last"`
+	Format  string        `yaml:"format" doc:"How messages are written that have no content-type header." enum:"json,lines,senml,arrow"`
+	Home    string        `yaml:"home" doc:"Where the home stands: row, in each row; key, the message's key; header:NAME, a header of it."`
+	Device  string        `yaml:"device" doc:"Where the device stands, likewise."`
+	Linger  time.Duration `yaml:"linger" doc:"How long the first message of a batch waits for others, 1ms to 1m."`
+	At      places
+}
+
+// decodeNode gives the defaults, which a mapping by name has no place for.
+func (s *sourceShape) decodeNode(d *decoder, n *yaml.Node, path string) {
+	s.Begin, s.Format, s.Home, s.Device, s.Linger = "first", "json", "row", "row", 100*time.Millisecond
+	d.value(n, reflect.ValueOf((*sourceFields)(s)).Elem(), path, field{})
+}
+
+// sourceFields is what decodes the mapping: a type without decodeNode.
+type sourceFields sourceShape
 
 type consoleShape struct {
 	Listen    string `yaml:"listen" doc:"Address of the web page, host:port. Where others than this machine reach it, it needs a token."`
@@ -266,6 +290,9 @@ func (d *decoder) spec(root *yaml.Node, s *Spec) {
 
 	before := len(d.findings)
 	d.gateway(shape.Gateway, s)
+	for _, e := range shape.Sources {
+		s.Sources = append(s.Sources, d.source(e, s))
+	}
 	for _, e := range shape.Stages {
 		s.Stages = append(s.Stages, d.stage(e))
 	}
@@ -274,7 +301,7 @@ func (d *decoder) spec(root *yaml.Node, s *Spec) {
 	}
 	d.together(shape.Together, s)
 	s.broken = len(d.findings) > before || slices.ContainsFunc(d.findings, func(f Finding) bool {
-		for _, key := range []string{"gateway", "stages", "sinks", "together"} {
+		for _, key := range []string{"gateway", "sources", "stages", "sinks", "together"} {
 			if !strings.Contains(f.Path, ".settings") && (f.Path == key || strings.HasPrefix(f.Path, key+".") || strings.HasPrefix(f.Path, key+"[")) {
 				return true
 			}

@@ -22,6 +22,7 @@ type Spec struct {
 	Partitions int    // of every stream; a home's rows stay in one
 	Kafka      Kafka
 	Gateway    Gateway
+	Sources    []Source   // in the order of the file
 	Stages     []Stage    // in the order of the file
 	Together   [][]string // names of stages that run in one task, with no Kafka between them
 	Sinks      []Sink     // in the order of the file

@@ -21,6 +21,7 @@ const (
 	batchHeaderBytes = 61
 
 	attrCompression   = 0x07
+	attrAppendTime    = 0x08 // the broker's time stands for all records
 	attrTransactional = 0x10
 	attrControl       = 0x20
 
@@ -33,6 +34,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // message is one Kafka record.
 type message struct {
 	offset  int64
+	millis  int64 // when it was written, by its producer or broker; 0 in what is to be written
 	key     []byte
 	value   []byte
 	headers []header
@@ -117,6 +119,7 @@ type batchView struct {
 	attributes uint16
 	producerID int64
 	count      int
+	millis     int64 // of the first record; of all where the broker stamps them
 }
 
 var errPartial = errors.New("the record batch is cut off")
@@ -143,6 +146,10 @@ func cutBatch(b []byte) (v batchView, rest []byte, err error) {
 		attributes: be.Uint16(b[21:]),
 		producerID: int64(be.Uint64(b[43:])),
 		count:      int(int32(be.Uint32(b[57:]))),
+		millis:     int64(be.Uint64(b[27:])),
+	}
+	if v.attributes&attrAppendTime != 0 {
+		v.millis = int64(be.Uint64(b[35:]))
 	}
 	delta := int64(int32(be.Uint32(b[23:])))
 	if v.base < 0 || delta < 0 || v.base+delta < v.base {
@@ -177,7 +184,7 @@ func (v *batchView) messages(limit int) ([]message, error) {
 	p := cursor{b: body}
 	out := make([]message, 0, v.count)
 	for range v.count {
-		m, err := p.message(v.base)
+		m, err := p.message(v)
 		if err != nil {
 			return nil, err
 		}
@@ -256,7 +263,7 @@ func (c *cursor) bytes() ([]byte, error) {
 	return b, nil
 }
 
-func (c *cursor) message(base int64) (m message, err error) {
+func (c *cursor) message(v *batchView) (m message, err error) {
 	body, err := c.bytes()
 	if err != nil {
 		return m, err
@@ -266,14 +273,18 @@ func (c *cursor) message(base int64) (m message, err error) {
 		return m, errShort
 	}
 	r.b = r.b[1:] // attributes
-	if _, err = r.varint(); err != nil {
+	later, err := r.varint()
+	if err != nil {
 		return m, err
+	}
+	if m.millis = v.millis; v.attributes&attrAppendTime == 0 {
+		m.millis += later
 	}
 	delta, err := r.varint()
 	if err != nil {
 		return m, err
 	}
-	m.offset = base + delta
+	m.offset = v.base + delta
 	if m.key, err = r.bytes(); err != nil {
 		return m, err
 	}

@@ -10,16 +10,18 @@ import (
 	kcompress "github.com/segmentio/kafka-go/compress"
 )
 
+const someMillis = 1_700_000_000_000
+
 func someMessages() []message {
 	return []message{
-		{offset: 0, value: []byte("one"), headers: []header{{"a", []byte("1")}, {"b", nil}}},
-		{offset: 1, key: []byte("k"), value: bytes.Repeat([]byte("x"), 1000)},
-		{offset: 2},
+		{offset: 0, millis: someMillis, value: []byte("one"), headers: []header{{"a", []byte("1")}, {"b", nil}}},
+		{offset: 1, millis: someMillis, key: []byte("k"), value: bytes.Repeat([]byte("x"), 1000)},
+		{offset: 2, millis: someMillis},
 	}
 }
 
 func someBatch() []byte {
-	b := appendBatch(nil, someMessages(), 1_700_000_000_000)
+	b := appendBatch(nil, someMessages(), someMillis)
 	stamp(b, 42, 1, 7)
 	return b
 }

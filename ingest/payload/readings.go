@@ -28,6 +28,21 @@ const (
 	FormatArrow               // Arrow IPC stream
 )
 
+// FormatOf finds the format of a media type without parameters.
+func FormatOf(media string) (Format, bool) {
+	switch media {
+	case "application/json":
+		return FormatJSON, true
+	case "application/x-ndjson", "application/ndjson", "application/jsonl":
+		return FormatLines, true
+	case "application/senml+json":
+		return FormatSenML, true
+	case "application/vnd.apache.arrow.stream":
+		return FormatArrow, true
+	}
+	return 0, false
+}
+
 // Decode reads a payload. Rows that cannot be used come with refused set; the error, a *refusal, is for a payload
 // of which nothing can be used.
 func (d *Decoder) Decode(f Format, payload []byte, s *Scope) ([]Row, error) {
