@@ -85,7 +85,8 @@ func (s *Server) prepare() (Endpoints, error) {
 	v := configValues{
 		Data: filepath.Join(dir, dataDir), Users: filepath.Join(dir, usersFile),
 		Host: host, HTTPPort: httpPort, TCPPort: tcpPort, Database: s.Database,
-		Admin: hash(keys.Admin), Writer: hash(keys.Writer), Dashboard: hash(keys.Dashboard),
+		KeepFree: keepFree(dir),
+		Admin:    hash(keys.Admin), Writer: hash(keys.Writer), Dashboard: hash(keys.Dashboard),
 	}
 	for name, t := range map[string]*template.Template{configFile: configXML, usersFile: usersXML} {
 		var b strings.Builder
@@ -107,6 +108,7 @@ func (s *Server) prepare() (Endpoints, error) {
 func hash(password string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(password))) }
 
 type configValues struct {
+	KeepFree                 uint64 // bytes
 	Data, Users              string
 	Host, HTTPPort, TCPPort  string
 	Database                 string
@@ -120,6 +122,13 @@ func xmlTemplate(name, text string) *template.Template {
 		return b.String(), err
 	}
 	return template.Must(template.New(name).Funcs(template.FuncMap{"x": escape}).Parse(text))
+}
+
+// keepFree is how many bytes of its disk the engine leaves alone: a fiftieth of it, 64 MiB at least and 1 GiB at most. Below that
+// it refuses inserts, which then wait in Kafka, and merges nothing. It must not find the disk full: version 26.7.3 of the
+// library may then keep a merged part whose files are empty, and forget the parts it was made of.
+func keepFree(dir string) uint64 {
+	return min(max(diskSize(dir)/50, 64<<20), 1<<30)
 }
 
 // The library reads the level of its log from <log-level>, the binary from <logger>. The caches are small beside
@@ -140,6 +149,7 @@ var configXML = xmlTemplate(configFile, `<clickhouse>
   <mark_cache_size>134217728</mark_cache_size>
   <max_server_memory_usage_to_ram_ratio>0.6</max_server_memory_usage_to_ram_ratio>
   <shutdown_wait_unfinished>2</shutdown_wait_unfinished>
+  <storage_configuration><disks><default><keep_free_space_bytes>{{.KeepFree}}</keep_free_space_bytes></default></disks></storage_configuration>
   <send_crash_reports><enabled>false</enabled></send_crash_reports>
 </clickhouse>
 `)
