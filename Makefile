@@ -65,6 +65,7 @@ outage: tools ## ClickHouse gone for ten minutes at full load: memory of every p
 .PHONY: bench
 bench: tools ## benchmarks of every room (compare runs with benchstat)
 	go test -run '^$$' -bench . -benchmem ./...
+	go test ./cli -run '^TestConnections$$' -count=1 -v -timeout 1h -connections 10000 -connections-publish 10s $(ARGS) # beside mosquitto
 
 # What the tests need beside Go: real MQTT clients, and a C compiler for the race detector.
 .PHONY: tools

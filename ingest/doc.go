@@ -64,6 +64,17 @@
 //	same client id again, same user           DISCONNECT 0x8E               connection closed
 //	gateway going down                        DISCONNECT 0x8B               connection closed
 //
+// # WebSocket
+//
+// GET /mqtt on the HTTP door is MQTT over wss: subprotocol mqtt, binary frames of at most a packet's size, which need not
+// meet packets; no compression. Pings are answered. A web page must be of the same host, or one of websocket_origins: its
+// browser says which, other clients say none. What is no WebSocket gets a problem document (403 for a page, 426, 400), what breaks
+// RFC 6455 a close code: 1002, 1003 for text frames, 1009 for frames that are too long.
+//
+// # What a connection costs
+//
+// One that says nothing has no goroutine and no buffer ([wire.Loop]): docs/connections.md.
+//
 // # HTTP
 //
 // POST /v1/telemetry takes application/json (an object or an array), application/x-ndjson, application/senml+json and

@@ -64,6 +64,8 @@ type Gateway struct {
 	IdempotencyBytesMax int                   `yaml:"idempotency_bytes_max"` // they may take
 	IdempotencyTime     time.Duration         `yaml:"idempotency_time"`      // for which they are
 
+	WebSocketOrigins []string `yaml:"websocket_origins"` // of web pages that may speak MQTT over wss, such as https://app.example.com, besides those of the same host; "*" for all
+
 	ConnectionsMax   int           `yaml:"connections_max"`      // open at a time, MQTT and HTTP together
 	UserConnections  int           `yaml:"user_connections_max"` // of MQTT, of one user: one stolen password must not take them all
 	HandshakesMax    int           `yaml:"handshakes_max"`       // computed at a time
@@ -216,6 +218,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	server := g.Serve(&doors, mqtt, web)
 	doors.Go(g.reload)
 	doors.Go(func() { g.registry.Run(g.open) })
+	doors.Go(g.rest)
 	g.state.Store(stateUp)
 	if g.Ready != nil {
 		g.Ready(Addresses{MQTT: address(mqtt), HTTP: address(web)})

@@ -89,8 +89,6 @@ func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 	shaken := newHanded(web.Addr())
 	doors.Go(func() {
 		g.accept(web, server.TLSConfig, func(c *tls.Conn, w *wire.Wire) {
-			defer g.count.sockets.Add(-1)
-			defer g.contain(c)
 			w.Mode = wire.WireBlocking
 			w.Closed = make(chan struct{})
 			select {
@@ -98,6 +96,9 @@ func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 				<-w.Closed // counted as open until net/http has closed it
 			case <-shaken.done:
 				c.Close()
+			}
+			if !w.Left { // a WebSocket is counted until its session ends
+				g.count.sockets.Add(-1)
 			}
 		})
 	})
@@ -115,12 +116,18 @@ func (q quiet) Write(p []byte) (int, error) {
 
 // serveMQTT hands a connection over to the loop, until connection.End.
 func (g *Gateway) serveMQTT(c *tls.Conn, w *wire.Wire) {
+	s := g.newConnection(c, w)
+	g.loop.Serve(s.link, s)
+}
+
+// newConnection is a client that has not said anything yet.
+func (g *Gateway) newConnection(c *tls.Conn, w *wire.Wire) *connection {
 	l := &wire.Link{Tls: c, Wire: w, Tasks: &g.tasks, BytesMax: g.OutboundBytesMax, Timeout: g.WriteTimeout}
 	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
 	if err != nil {
 		host = c.RemoteAddr().String()
 	}
-	g.loop.Serve(l, &connection{g: g, link: l, from: host, lastPacket: time.Since(epoch)})
+	return &connection{g: g, link: l, from: host, lastPacket: time.Since(epoch)}
 }
 
 // reloadEvery is how often the credentials and certificate files are looked at.

@@ -14,15 +14,18 @@ import (
 // connection is the one of a client of anna's.
 func (r *rig) connection(client string) *connection {
 	r.t.Helper()
-	r.connectionsMu.Lock()
-	defer r.connectionsMu.Unlock()
-	for c := range r.connections {
-		if c.session.Key.Client == client && c.id.User == "anna" {
-			return c
+	var found *connection
+	eventually(r.t, client+" is connected", func() bool {
+		r.connectionsMu.Lock()
+		defer r.connectionsMu.Unlock()
+		for c := range r.connections {
+			if c.session.Key.Client == client && c.id.User == "anna" {
+				found = c
+			}
 		}
-	}
-	r.t.Fatalf("client %q is not connected", client)
-	return nil
+		return found != nil
+	})
+	return found
 }
 
 func TestPacketIdentifiersOfBothWaysAreApart(t *testing.T) {
@@ -105,8 +108,8 @@ func TestKeepAlive(t *testing.T) {
 		}
 	})
 	t.Run("none for 3.1.1 when it says so", func(t *testing.T) {
-		p := r.connect(4, "anna", "k", func(pk *packets.Packet) { pk.Connect.Keepalive = 0 })
-		if c := r.connection("k"); c.keepAlive != 0 {
+		p := r.connect(4, "anna", "forever", func(pk *packets.Packet) { pk.Connect.Keepalive = 0 })
+		if c := r.connection("forever"); c.keepAlive != 0 {
 			t.Error(c.keepAlive)
 		}
 		p.conn.Close()

@@ -16,6 +16,7 @@ type Link struct {
 	Tasks    *conc.WaitGroup
 	BytesMax int           // waiting to be written
 	Timeout  time.Duration // of one write
+	Frame    Framing       // What goes around what is added; nil: nothing
 
 	// behind is not nil where writing never blocks: it then holds what the socket does not take yet.
 	behind interface {
@@ -31,6 +32,17 @@ type Link struct {
 	closed  bool
 	gone    chan struct{} // see Gone
 }
+
+// Framing puts what is sent in frames of another protocol.
+type Framing interface {
+	// Head appends what goes before size bytes, at most HeadMax.
+	Head(b []byte, size int) []byte
+	// Last appends what is sent before the connection is closed.
+	Last(b []byte) []byte
+}
+
+// HeadMax bounds what a Framing puts before a packet, bytes.
+const HeadMax = 10
 
 var outBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
 
@@ -60,11 +72,37 @@ func (l *Link) Add(size int, encode func(b []byte) []byte) bool {
 	if l.closing || l.closed || len(l.out)+size > l.BytesMax {
 		return false
 	}
+	l.room()
+	if l.Frame == nil {
+		l.out = encode(l.out)
+		return true
+	}
+	// The head comes before what tells its size: there is room for the longest, and the packet moves up to what it has.
+	at := len(l.out)
+	l.out = encode(append(l.out, make([]byte, HeadMax)...))
+	packet := l.out[at+HeadMax:]
+	head := l.Frame.Head(l.out[:at], len(packet))
+	l.out = append(head, packet...)
+	return true
+}
+
+// AddBare appends what is no packet, and has no frame put around it.
+func (l *Link) AddBare(b []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing || l.closed || len(l.out)+len(b) > l.BytesMax {
+		return false
+	}
+	l.room()
+	l.out = append(l.out, b...)
+	return true
+}
+
+// room takes a buffer if there is none. Callers hold mu.
+func (l *Link) room() {
 	if l.out == nil {
 		l.out = (*outBuffers.Get().(*[]byte))[:0]
 	}
-	l.out = encode(l.out)
-	return true
 }
 
 // Flush writes what was added, on this goroutine, unless another one is at it.
@@ -154,18 +192,24 @@ func (l *Link) resume() {
 
 // Finish writes what was added and closes, without waiting for the client longer than one write's timeout.
 func (l *Link) Finish() {
-	l.mu.Lock()
-	l.closing = true
-	l.mu.Unlock()
+	l.last()
 	l.Flush()
 }
 
 // FinishApart is Finish for callers that serve more than this connection.
 func (l *Link) FinishApart() {
-	l.mu.Lock()
-	l.closing = true
-	l.mu.Unlock()
+	l.last()
 	l.FlushApart()
+}
+
+func (l *Link) last() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.Frame != nil && !l.closing && !l.closed {
+		l.room()
+		l.out = l.Frame.Last(l.out)
+	}
+	l.closing = true
 }
 
 // close ends the connection at once, and wakes its reader.

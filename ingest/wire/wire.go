@@ -23,8 +23,17 @@ type Wire struct {
 	Mode wireMode
 	Slot *Slot
 
-	Closed chan struct{} // of a blocking wire: closed by Close
+	Closed chan struct{} // of a blocking wire: closed by Close, and by Leave
+	Left   bool          // Leave was called; to be read when Closed is closed
 	once   sync.Once     // of Closed
+}
+
+// Leave ends what is done with a blocking wire before it is closed: somebody else goes on with it.
+func (w *Wire) Leave() {
+	w.once.Do(func() {
+		w.Left = true
+		close(w.Closed)
+	})
 }
 
 // Close implements net.Conn.

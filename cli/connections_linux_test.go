@@ -1,0 +1,175 @@
+package cli
+
+import (
+	"crypto/tls"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"hearthline/cli/clitest"
+	"hearthline/ingest/identity"
+	"hearthline/ingest/wire"
+)
+
+// How many connections, and for how long they publish. `make bench` has 10,000; what runs with every other test shows
+// that it works.
+var (
+	connectionsN  = flag.Int("connections", 300, "TestConnections: idle connections, and those that all come back at once")
+	connectionsOf = flag.Duration("connections-publish", time.Second, "TestConnections: how long is published")
+	connectionsTo = flag.String("connections-only", "", "TestConnections: the only server to look at, by its name in the table")
+)
+
+// TestConnections sets the gateway beside mosquitto: the same clients, certificate, users and messages, each server in a
+// process of its own, and only that process is counted. mosquitto acknowledges at once and keeps nothing; the gateway acknowledges
+// what the broker has (acks=all), which runs beside the clients in the process of this test.
+func TestConnections(t *testing.T) {
+	certs, err := identity.DevCertificates(filepath.Join(t.TempDir(), "certificates"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var users []identity.DevUser
+	for i := range 16 {
+		users = append(users, identity.DevUser{User: fmt.Sprintf("hub%02d", i), Home: fmt.Sprintf("home%02d", i)})
+	}
+	var rows []*measured
+	for _, s := range []struct {
+		name  string
+		start func(*testing.T, identity.Certificates, []identity.DevUser) *contestant
+	}{
+		{"mosquitto", startMosquitto},
+		{"hearthline", func(t *testing.T, c identity.Certificates, u []identity.DevUser) *contestant {
+			return startGateway(t, c, u, wire.Best)
+		}},
+		{"hearthline, goroutines", func(t *testing.T, c identity.Certificates, u []identity.DevUser) *contestant {
+			return startGateway(t, c, u, wire.Goroutines)
+		}},
+	} {
+		if *connectionsTo != "" && *connectionsTo != s.name {
+			continue
+		}
+		t.Run(s.name, func(t *testing.T) {
+			c := s.start(t, certs, users)
+			c.name = s.name
+			rows = append(rows, c.measure(t))
+		})
+	}
+	printConnections(t, rows)
+}
+
+// contestant is a server in a process of its own, and how to come in.
+type contestant struct {
+	name      string
+	pid       int
+	addr      string
+	roots     string
+	users     []identity.DevUser
+	passwords map[string]string
+	settle    func() // has it give memory back to the system
+}
+
+// startGateway runs the gateway of the product's own plan.
+func startGateway(t *testing.T, certs identity.Certificates, users []identity.DevUser, loop string) *contestant {
+	c := &clitest.Cluster{Installation: clitest.New(t), Broker: clitest.FreeAddr(t)}
+	plan, err := os.ReadFile(c.Pipeline)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := fmt.Sprintf("    loop: %s\n    connections_max: 1000000\n    user_connections_max: 1000000\n    messages_per_second: 0\n    bytes_per_second: 0\n", loop)
+	c.Write(strings.Replace(string(plan), "    linger: ", settings+"    linger: ", 1))
+	file, passwords, err := identity.DevCredentials(filepath.Join(c.Dir, "users"), users...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker := c.StartBroker()
+	t.Cleanup(func() { broker.End(t) })
+	c.Env = []string{"HEARTHLINE_KAFKA=" + c.Broker, "HEARTHLINE_MQTT=" + c.MQTT, "HEARTHLINE_HTTP=" + c.HTTP, "HEARTHLINE_CERTIFICATE=" + certs.Certificate,
+		"HEARTHLINE_KEY=" + certs.Key, "HEARTHLINE_CREDENTIALS=" + file, "HEARTHLINE_INSTANCE=g1"}
+	r := c.Role("gateway")
+	waitForPort(t, c.MQTT)
+	return &contestant{pid: r.Cmd.Process.Pid, addr: c.MQTT, roots: certs.CA, users: users, passwords: passwords}
+}
+
+// measured is one row of the table.
+type measured struct {
+	name       string
+	idle       float64       // KB of resident memory an idle connection
+	accept     time.Duration // CPU of TCP, TLS, CONNECT and its end, a connection
+	acceptX    time.Duration // the same for clients without the post-quantum key exchange
+	back       time.Duration // until all are back
+	again      int           // attempts that were refused and tried again
+	one, many  float64       // QoS 1 messages a second of CPU: 1 and 64 in flight
+	oneP, more time.Duration // median time to the acknowledgement
+}
+
+func (c *contestant) measure(t *testing.T) *measured {
+	m := &measured{name: c.name}
+	f := newFleet(t, c)
+	defer f.close()
+	f.connect(min(*connectionsN, 1500), nil) // what is made once is made: caches, arenas, verified passwords
+	f.close()
+	c.rest()
+	rss, cpu := c.memory(t), c.cpu(t)
+	f.connect(*connectionsN, nil)
+	m.accept = (c.cpu(t) - cpu) / time.Duration(*connectionsN)
+	c.rest()
+	m.idle = float64(c.memory(t)-rss) / float64(*connectionsN)
+
+	f.drop()
+	start := time.Now()
+	m.again = f.connect(*connectionsN, nil)
+	m.back = time.Since(start)
+	f.close()
+	c.rest()
+
+	cpu = c.cpu(t)
+	f.connect(*connectionsN, []tls.CurveID{tls.X25519})
+	m.acceptX = (c.cpu(t) - cpu) / time.Duration(*connectionsN)
+	f.close()
+
+	f.connect(min(*connectionsN, 1000), nil)
+	m.one, m.oneP = f.publish(1)
+	f.close()
+	f.connect(32, nil)
+	m.many, m.more = f.publish(64)
+	return m
+}
+
+// rest waits until the server has done what it does after a storm: the gateway collects garbage and gives memory back
+// once connections have stopped coming.
+func (c *contestant) rest() {
+	least, since := c.quietMemory(), time.Now()
+	for begun := time.Now(); time.Since(since) < 6*time.Second && time.Since(begun) < time.Minute; time.Sleep(250 * time.Millisecond) {
+		if now := c.quietMemory(); now < least-64 {
+			least, since = now, time.Now()
+		}
+		if *connectionsN < 1000 {
+			return // memory means nothing then
+		}
+	}
+}
+
+func printConnections(t *testing.T, rows []*measured) {
+	var out strings.Builder
+	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(w, "server\tKB/idle conn\taccept, CPU\taccept, X25519\t%d back in\ttried again\tQoS 1, 1 in flight\t(median)\t64 in flight\t(median)\t\n", *connectionsN)
+	line := func(m *measured, than *measured) {
+		us := func(d time.Duration) string { return fmt.Sprintf("%d µs", d.Microseconds()) }
+		fmt.Fprintf(w, "%s\t%.1f\t%s\t%s\t%.1f s\t%d\t%.0f /core-s\t%.1f ms\t%.0f /core-s\t%.1f ms\t\n", m.name, m.idle, us(m.accept), us(m.acceptX), m.back.Seconds(), m.again,
+			m.one, m.oneP.Seconds()*1e3, m.many, m.more.Seconds()*1e3)
+		if than != nil && than != m {
+			fmt.Fprintf(w, "  to %s\t%.2f\t%.2f\t%.2f\t%.2f\t\t%.2f\t\t%.2f\t\t\n", than.name, m.idle/than.idle, float64(m.accept)/float64(than.accept),
+				float64(m.acceptX)/float64(than.acceptX), float64(m.back)/float64(than.back), m.one/than.one, m.many/than.many)
+		}
+	}
+	for _, m := range rows {
+		line(m, rows[0])
+	}
+	w.Flush()
+	t.Logf("%d cores, shared with the clients and the broker; memory and CPU are the server's alone\n%s", runtime.NumCPU(), out.String())
+}
