@@ -43,7 +43,7 @@ func (p *peer) write(b ...byte) {
 // encode writes a packet by mochi's codec.
 func encode(t testing.TB, version byte, pk packets.Packet) []byte {
 	t.Helper()
-	pk.ProtocolVersion = version
+	pk.ProtocolVersion, pk.Mods.AllowResponseInfo = version, true
 	var buf bytes.Buffer
 	var err error
 	switch pk.FixedHeader.Type {

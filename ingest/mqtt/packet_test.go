@@ -38,7 +38,7 @@ func seeds() []packets.Packet {
 // encode writes a packet by mochi's codec.
 func encode(t testing.TB, version byte, pk packets.Packet) []byte {
 	t.Helper()
-	pk.ProtocolVersion = version
+	pk.ProtocolVersion, pk.Mods.AllowResponseInfo = version, true
 	var buf bytes.Buffer
 	err := map[byte]func(*bytes.Buffer) error{
 		packets.Connect: pk.ConnectEncode, packets.Publish: pk.PublishEncode, packets.Puback: pk.PubackEncode, packets.Pubrec: pk.PubrecEncode, packets.Pubrel: pk.PubrelEncode,

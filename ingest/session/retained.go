@@ -12,7 +12,7 @@ import (
 // Retained keeps the last retained message of each topic.
 type Retained interface {
 	// Set keeps a message as the last of its topic, in place of the one before; one without a payload only removes that.
-	// The message is borrowed. The error is ErrRetainedFull when there is no room for it, and nothing has changed.
+	// Home and message are borrowed. The error is ErrRetainedFull when there is no room for it, and nothing has changed.
 	Set(home string, m *mqtt.Message) error
 	// Match calls f with every message of the home whose topic the filter takes and that has not expired. It does not wait
 	// for anything; f must not call back. The messages are shared, and not to be changed.
@@ -62,7 +62,7 @@ func (r *Memory) Set(home string, m *mqtt.Message) error {
 	if r.homes == nil {
 		r.homes = make(map[string]*retainedHome)
 	}
-	r.homes[home] = h
+	r.homes[strings.Clone(home)] = h
 	kept := clone(m)
 	kept.Retain = true
 	h.topics[kept.Topic] = kept

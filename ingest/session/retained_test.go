@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"hearthline/ingest/mqtt"
+	"hearthline/ingest/names"
 )
 
 func matched(r Retained, home, filter string) []string {
@@ -31,6 +32,17 @@ func TestRetainedKeepsTheLastOfATopic(t *testing.T) {
 		}
 	}
 	borrowed.Payload[0] = '9'
+	name := []byte("z")
+	if err := r.Set(names.View(name), message("homes/z/x", "1")); err != nil {
+		t.Fatal(err)
+	}
+	name[0] = 'q'
+	if got := matched(r, "z", "homes/z/x"); len(got) != 1 {
+		t.Error("the home's name was not copied")
+	}
+	if err := r.Set("z", message("homes/z/x", "")); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		home, filter string
 		want         []string
