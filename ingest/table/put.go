@@ -18,31 +18,53 @@ type Place struct {
 // waits for room in the queue and for the log as long as ctx does; given up, the record may yet come to stand there. An
 // error that Is [ErrFull] asks for fewer keys, or for a larger bytes_max.
 func (t *Table) Put(ctx context.Context, key string, value []byte) (Place, error) {
+	w, err := t.Begin(ctx, key, value)
+	if err != nil {
+		return Place{}, err
+	}
+	return w.Wait(ctx)
+}
+
+// Putting is a record on its way into the log.
+type Putting struct {
+	t    *Table
+	part *part
+	put  *put
+}
+
+// Begin is the first half of [Table.Put]: the record has its turn, before all that this process puts later into the same
+// partition. Wait is the other half.
+func (t *Table) Begin(ctx context.Context, key string, value []byte) (*Putting, error) {
 	g := group(key)
 	p := t.part(g)
 	if n := len(key) + len(value); n > t.RecordMax || g == "" {
-		return Place{}, fmt.Errorf("put into table %s: %d bytes, at most %d: %w", t.Name, n, t.RecordMax, ErrTooLong)
+		return nil, fmt.Errorf("put into table %s: %d bytes, at most %d: %w", t.Name, n, t.RecordMax, ErrTooLong)
 	}
 	if value != nil && t.bytes.Load() > int64(t.BytesMax) {
 		if _, held := t.Get(key); !held {
-			return Place{}, fmt.Errorf("put into table %s: %w: %d bytes; bytes_max is %d", t.Name, ErrFull, t.bytes.Load(), t.BytesMax)
+			return nil, fmt.Errorf("put into table %s: %w: %d bytes; bytes_max is %d", t.Name, ErrFull, t.bytes.Load(), t.BytesMax)
 		}
 	}
 	t.count.puts.Add(1)
 	w := &put{record: Record{Key: key, Value: value}, done: make(chan error, 1)}
 	select {
 	case p.queue <- w:
+		return &Putting{t, p, w}, nil
 	case <-ctx.Done():
-		return Place{}, fmt.Errorf("put into table %s: %w", t.Name, ctx.Err())
+		return nil, fmt.Errorf("put into table %s: %w", t.Name, ctx.Err())
 	}
+}
+
+// Wait returns where the record stands, once it is durable. It is called once.
+func (w *Putting) Wait(ctx context.Context) (Place, error) {
 	select {
-	case err := <-w.done:
+	case err := <-w.put.done:
 		if err != nil {
-			return Place{}, fmt.Errorf("put into table %s: %w", t.Name, err)
+			return Place{}, fmt.Errorf("put into table %s: %w", w.t.Name, err)
 		}
-		return Place{p.number, w.record.Offset}, nil
+		return Place{w.part.number, w.put.record.Offset}, nil
 	case <-ctx.Done():
-		return Place{}, fmt.Errorf("put into table %s: %w", t.Name, ctx.Err())
+		return Place{}, fmt.Errorf("put into table %s: %w", w.t.Name, ctx.Err())
 	}
 }
 

@@ -1,0 +1,350 @@
+package commands
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"hearthline/ingest/identity"
+	"hearthline/ingest/reason"
+	"hearthline/ingest/table"
+)
+
+// Limits of the HTTP API.
+const (
+	listMax     = 1000 // commands of one answer; the newest
+	acceptWait  = 10 * time.Second
+	aliveEvery  = 15 * time.Second // a stream that has nothing to say says so, and looks whether its reader may still read
+	writeWait   = 10 * time.Second
+	requestMore = 4 << 10 // bytes of a request beside its arguments
+)
+
+// Authenticate says whom a request speaks for. When it does not know, it has answered.
+type Authenticate func(http.ResponseWriter, *http.Request) *identity.Identity
+
+// Routes adds the API to a door.
+func (c *Commands) Routes(mux *http.ServeMux, who Authenticate) {
+	route := func(pattern string, serve func(http.ResponseWriter, *http.Request, *identity.Identity) error) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			id := who(w, r)
+			if id == nil {
+				return
+			}
+			if err := serve(w, r, id); err != nil {
+				refuse(w, err)
+			}
+		})
+	}
+	route("POST /v1/devices/{device}/commands", c.post)
+	route("GET /v1/devices/{device}/commands", c.list)
+	route("GET /v1/devices/{device}/commands/{id}", c.get)
+	route("GET /v1/devices/{device}/commands/{id}/events", c.events)
+	route("GET /v1/devices/{device}/commands/events", c.events)
+	route("GET /v1/homes/{home}/commands", c.list)
+	route("GET /v1/homes/{home}/commands/events", c.events)
+}
+
+// problem is an answer that is no success (RFC 9457).
+type problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitempty"`
+	retry  bool
+}
+
+func (p *problem) Error() string { return p.Detail }
+
+func refused(status int, name, detail string) *problem {
+	return &problem{Type: "/problems/" + name, Title: http.StatusText(status), Status: status, Detail: detail}
+}
+
+// refuse answers a request that failed.
+func refuse(w http.ResponseWriter, err error) {
+	var p *problem
+	switch {
+	case errors.As(err, &p):
+	case errors.Is(err, ErrInvalid):
+		p = refused(http.StatusBadRequest, "command", err.Error())
+	case errors.Is(err, ErrConflict):
+		p = refused(http.StatusConflict, "id-used", err.Error())
+	case errors.Is(err, ErrTooMany):
+		p = refused(http.StatusTooManyRequests, "too-many", err.Error())
+		p.retry = true
+	default:
+		p = refused(http.StatusServiceUnavailable, "unavailable", "the log does not take the command in time; send it again, with its id")
+		p.retry = true
+	}
+	if p.retry {
+		w.Header().Set("Retry-After", "5")
+	}
+	answer(w, p.Status, "application/problem+json", p)
+}
+
+func answer(w http.ResponseWriter, status int, media string, v any) {
+	w.Header().Set("Content-Type", media)
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // the client is gone if this fails
+}
+
+// homeOf is the home a request speaks of: that of its path, query or body, or the only one of the identity.
+func homeOf(r *http.Request, id *identity.Identity, body string) (string, error) {
+	for _, home := range []string{r.PathValue("home"), r.URL.Query().Get("home"), body, id.OnlyHome()} {
+		if home != "" {
+			return home, nil
+		}
+	}
+	return "", refused(http.StatusBadRequest, "home", "these credentials hold several homes: say which, as home in the query")
+}
+
+// may turns a refusal into an answer.
+func may(no *reason.Refusal) error {
+	if no != nil {
+		return refused(http.StatusForbidden, "forbidden", no.Detail)
+	}
+	return nil
+}
+
+func (c *Commands) post(w http.ResponseWriter, r *http.Request, id *identity.Identity) error {
+	limit := int64(c.ArgumentsMax*2 + requestMore) // arguments may come with spaces between them
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		return refused(http.StatusRequestEntityTooLarge, "too-large", fmt.Sprintf("the body cannot be read, or has more than %d bytes", limit))
+	}
+	asked, err := ParseRequest(data)
+	if err != nil {
+		return err
+	}
+	home, err := homeOf(r, id, asked.Home)
+	if err != nil {
+		return err
+	}
+	device := r.PathValue("device")
+	if err := may(id.MayCommand(home, device)); err != nil {
+		return err
+	}
+	if now := time.Now(); !id.Messages.AllowN(now, 1) {
+		p := refused(http.StatusTooManyRequests, "rate", "over the rate of these credentials")
+		p.retry = true
+		return p
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), acceptWait)
+	defer cancel()
+	cmd, created, err := c.Submit(ctx, asked, home, device, id.User, nil)
+	if err != nil {
+		return err
+	}
+	status := http.StatusOK // it was known
+	if created {
+		status = http.StatusAccepted
+	}
+	w.Header().Set("Location", fmt.Sprintf("/v1/devices/%s/commands/%s?home=%s", url.PathEscape(device), cmd.ID, url.QueryEscape(home)))
+	answer(w, status, "application/json", cmd)
+	return nil
+}
+
+func (c *Commands) get(w http.ResponseWriter, r *http.Request, id *identity.Identity) error {
+	home, err := homeOf(r, id, "")
+	if err != nil {
+		return err
+	}
+	if err := may(id.MaySee(home, r.PathValue("device"))); err != nil {
+		return err
+	}
+	cmd, ok := c.Get(home, r.PathValue("device"), r.PathValue("id"))
+	if !ok {
+		return refused(http.StatusNotFound, "not-found", "no such command, or it ended long ago")
+	}
+	answer(w, http.StatusOK, "application/json", cmd)
+	return nil
+}
+
+// list answers the newest commands, the newest first.
+func (c *Commands) list(w http.ResponseWriter, r *http.Request, id *identity.Identity) error {
+	home, device, err := c.place(r, id)
+	if err != nil {
+		return err
+	}
+	limit := 100
+	if text := r.URL.Query().Get("limit"); text != "" {
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > listMax {
+			return refused(http.StatusBadRequest, "limit", fmt.Sprintf("limit is %.20q; want 1 to %d", text, listMax))
+		}
+	}
+	all := []*Command{}
+	for _, rec := range c.Table.Scan(prefixOf(home, device, "")) {
+		if cmd, err := decode(rec.Value); err == nil && id.MaySee(home, cmd.Device) == nil {
+			all = append(all, cmd)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Command) int { return b.Created.Compare(a.Created) })
+	answer(w, http.StatusOK, "application/json", map[string]any{"commands": all[:min(limit, len(all))]})
+	return nil
+}
+
+// place is what a request speaks of: a home, and perhaps a device of it.
+func (c *Commands) place(r *http.Request, id *identity.Identity) (home, device string, err error) {
+	device = r.PathValue("device")
+	if home, err = homeOf(r, id, ""); err != nil {
+		return "", "", err
+	}
+	return home, device, may(id.MaySee(home, device))
+}
+
+func prefixOf(home, device, id string) string {
+	prefix := home + "/"
+	if device != "" {
+		prefix += device + "/"
+	}
+	return prefix + id
+}
+
+// events streams the steps of commands (Server-Sent Events; WHATWG HTML, section 9.2). An event's id is its offset in the
+// table. A client that comes back with Last-Event-ID is told how far each command has come since; steps in between are
+// left out.
+func (c *Commands) events(w http.ResponseWriter, r *http.Request, id *identity.Identity) error {
+	home, device, err := c.place(r, id)
+	if err != nil {
+		return err
+	}
+	since := int64(-1)
+	if text := r.Header.Get("Last-Event-ID"); text != "" {
+		if since, err = strconv.ParseInt(text, 10, 64); err != nil {
+			return refused(http.StatusBadRequest, "last-event-id", "Last-Event-ID is not one of this stream")
+		}
+	}
+	s := &stream{c: c, w: w, id: id, home: home, one: r.PathValue("id"), since: since}
+	s.prefix = prefixOf(home, device, s.one)
+	if _, ok := c.Table.Get(s.prefix); s.one != "" && !ok {
+		return refused(http.StatusNotFound, "not-found", "no such command, or it ended long ago")
+	}
+	if c.streams.Add(1) > int64(c.StreamsMax) {
+		c.streams.Add(-1)
+		p := refused(http.StatusServiceUnavailable, "unavailable", "too many event streams are open here")
+		p.retry = true
+		return p
+	}
+	defer c.streams.Add(-1)
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Accel-Buffering", "no")
+	// The door's limit on reading a request would end the stream.
+	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	_ = s.run(r.Context()) // its reader is gone, or may not read on: there is nobody to tell
+	return nil
+}
+
+// stream is one event stream.
+type stream struct {
+	c      *Commands
+	w      http.ResponseWriter
+	id     *identity.Identity
+	home   string
+	one    string // id of the only command; "" for many
+	prefix string
+	since  int64 // offset of the last event; -1: none
+	joined bool  // what stood at the beginning has been sent
+
+}
+
+var errDone = errors.New("the command has ended")
+
+func (s *stream) run(ctx context.Context) error {
+	for {
+		watch := s.c.Table.Watch(s.prefix)
+		err := s.follow(ctx, watch)
+		watch.Close()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// follow sends what stands, and then what changes, until something fails; nil when it was too slow, and looks anew.
+func (s *stream) follow(ctx context.Context, watch *table.Watcher) error {
+	standing := s.c.Table.Scan(s.prefix)
+	slices.SortFunc(standing, func(a, b table.Record) int { return int(a.Offset - b.Offset) })
+	first := s.since < 0 && !s.joined
+	for _, rec := range standing {
+		if first && s.one == "" && stateOf(rec.Value).Final() {
+			continue // who looks on from now on is told what is under way
+		}
+		if err := s.send(rec); err != nil {
+			return err
+		}
+	}
+	s.joined = true
+	if err := s.write(": following\n\n"); err != nil {
+		return err
+	}
+	alive := time.NewTicker(aliveEvery)
+	defer alive.Stop()
+	for {
+		select {
+		case change, ok := <-watch.C:
+			if !ok {
+				return nil
+			}
+			if err := s.send(change.New); err != nil {
+				return err
+			}
+		case <-alive.C:
+			if err := s.write(": alive\n\n"); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *stream) send(rec table.Record) error {
+	if rec.Value == nil || rec.Offset <= s.since || s.one != "" && rec.Key != s.prefix {
+		return nil
+	}
+	cmd, err := decode(rec.Value)
+	if err != nil {
+		return nil // said in the log when it came
+	}
+	if s.id.MaySee(s.home, cmd.Device) != nil {
+		return nil
+	}
+	raw, err := json.Marshal(cmd)
+	if err != nil {
+		return err
+	}
+	if err := s.write(fmt.Sprintf("event: command\nid: %d\ndata: %s\n\n", rec.Offset, raw)); err != nil {
+		return err
+	}
+	s.since = rec.Offset
+	if s.one != "" && cmd.State.Final() {
+		return errDone
+	}
+	return nil
+}
+
+// write sends an event, unless the reader's credentials are no longer good.
+func (s *stream) write(text string) error {
+	now := time.Now()
+	if err := s.id.Gone(now); err != nil {
+		return err
+	}
+	control := http.NewResponseController(s.w)
+	if err := control.SetWriteDeadline(now.Add(writeWait)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(s.w, text); err != nil {
+		return err
+	}
+	return control.Flush()
+}
