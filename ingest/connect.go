@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -37,10 +38,9 @@ func (c *connection) connect(body []byte) error {
 	if p.Props.Has(mqtt.PropAuthMethod) {
 		return c.refuse(mqtt.CodeBadAuthMethod, "only user name and password are known here", reason.Protocol)
 	}
-	if !p.HasUser || !p.HasPassword {
-		return c.refuse(mqtt.CodeBadCredentials, "a user name and a password are needed", reason.Credentials)
-	}
-	id, err := c.g.door.Admit(string(p.User), string(p.Password), c.from)
+	ctx, cancel := context.WithTimeout(c.g.open, c.g.ConnectTimeout)
+	defer cancel()
+	id, err := c.g.door.Admit(ctx, identity.Proof{User: string(p.User), Password: string(p.Password), Chains: c.link.Tls.ConnectionState().VerifiedChains, Address: c.from})
 	switch {
 	case errors.Is(err, identity.ErrAttempts):
 		return c.refuse(mqtt.CodeRate, err.Error(), reason.Credentials)
@@ -109,6 +109,9 @@ func (c *connection) welcome(p *mqtt.ConnectPacket, id *identity.Identity, will 
 		client = "hearthline-" + strings.ToLower(rand.Text())
 		ok.Assigned = client
 	}
+	if !g.clientIDFits(id.User, client) {
+		return c.refuse(mqtt.CodeClientID, "the client id does not belong to these credentials", reason.Protocol)
+	}
 	if len(client) > 256 {
 		return c.refuse(mqtt.CodeClientID, "a client id of more than 256 bytes", reason.Protocol)
 	}
@@ -124,7 +127,7 @@ func (c *connection) welcome(p *mqtt.ConnectPacket, id *identity.Identity, will 
 	if c.terms.Version == mqtt.V5 && expiry != p.Props.SessionExpiry {
 		ok.TellExpiry, ok.Expiry = true, expiry
 	}
-	if id.Sessions.Add(1) > int64(g.UserConnections) {
+	if id.Sessions.Add(1) > int64(cmp.Or(id.SessionsMax, g.UserConnections)) {
 		id.Sessions.Add(-1)
 		return c.refuse(mqtt.CodeQuota, "too many connections of this user", reason.Connections)
 	}

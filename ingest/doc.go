@@ -4,10 +4,12 @@
 //
 // # Who comes in
 //
-// Every client has a user and a password; the credentials file ([identity.Credential]) binds the user to one home or several, in each to
-// a role and perhaps to some of the home's devices. A client publishes and subscribes only under homes/{home}/ of a home of
-// its own, and no wildcard reaches from one home to another. The file and the server's certificate are read again when they
-// change; clients whose entry is gone or changed are sent away.
+// A client proves who it is by a user and a password, by a JSON Web Token (MQTT: as the password; HTTP: Bearer), by an API key (HTTP:
+// Bearer, or X-API-Key), or by a certificate of a device authority. Each speaks for one home or several, in each with a role and perhaps for some
+// of the home's devices: by the entry of the credentials file ([identity.Credential]), by the token's claims ([identity.Issuer]), or by the name
+// in the certificate ([identity.ClientCertificates]). A client publishes and subscribes only under homes/{home}/ of a home of its own,
+// and no wildcard reaches from one home to another. All these files, the issuers' keys and the server's certificate are read again when
+// they change; whoever is revoked, expired, or has another entry now is sent away within a second or two.
 //
 //	role     publishes                                     subscribes to   may
 //	hub      homes/{home}/#, of its devices where bound    the same        send telemetry, hear and acknowledge commands
@@ -50,7 +52,9 @@
 // Messages that arrive while the log does not take more are not read (3.1.1) or held back by the receive maximum (5).
 //
 //	what is wrong                             MQTT 5                        MQTT 3.1.1
-//	user or password                          CONNACK 0x86                  CONNACK 5
+//	user, password, token, certificate        CONNACK 0x86                  CONNACK 5
+//	a client id that is not its own           CONNACK 0x85                  CONNACK 2
+//	revoked, expired, another entry now       DISCONNECT 0x87               connection closed
 //	too many failed attempts, too busy        CONNACK 0x9F, 0x89            CONNACK 3
 //	topic of another home, foreign device     PUBACK 0x87 (QoS 0: DISCONNECT 0x87)   connection closed
 //	payload: malformed, or no row usable      PUBACK 0x99 and a reason      PUBACK; counted
@@ -82,7 +86,7 @@
 // Bearer with user:password as the token. Rows name their device. Rows that cannot be used are refused one by one and
 // the others kept: 200 says {"accepted": n, "refused": m, "rows": [{"row", "reason", "detail"}]}. Only a body that
 // cannot be parsed at all is refused as a whole. Credentials of several homes name the home in every row. Errors are problem documents (RFC 9457): 400 malformed or no row
-// usable, 401, 403 every row of another home or device, 404, 405, 413, 415, 429 with Retry-After, 503 with Retry-After
+// usable, 401 unknown, wrong, revoked or expired, 403 every row of another home or device, 404, 405, 413, 415, 429 with Retry-After, 503 with Retry-After
 // when the log does not take rows in time (they may yet become durable: send them again, with their seq).
 //
 // Idempotency-Key (a quoted string, or plain) makes a request be written once: the same key and body get the first answer

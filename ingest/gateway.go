@@ -3,7 +3,6 @@ package ingest
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/apache/arrow/go/v15/arrow/memory"
 	"github.com/sourcegraph/conc"
-	"golang.org/x/time/rate"
 
 	"hearthline/flow"
 	"hearthline/ingest/hook"
@@ -31,13 +29,12 @@ import (
 // Gateway is the connection tier of one process. Its yaml fields are its settings; [New] fills in their defaults.
 // The fields without a yaml name are set by whoever runs it, before Run.
 type Gateway struct {
-	MQTT        string `yaml:"mqtt"`        // address to listen on, TLS 1.3; "" for none
-	HTTP        string `yaml:"http"`        // address to listen on, TLS 1.3; "" for none
-	Certificate string `yaml:"certificate"` // PEM file: the server's certificate and its chain; read again when it changes
-	Key         string `yaml:"key"`         // PEM file: its key
-	Credentials string `yaml:"credentials"` // file of [Credential]; read again when it changes
-	To          string `yaml:"-"`           // stream to write: what pipeline.yaml says of the gateway
-	Clock       string `yaml:"clock"`       // file that keeps the arrival clock over restarts, so that it never goes back; "" for none
+	Admission `yaml:",inline"`
+
+	MQTT  string `yaml:"mqtt"`  // address to listen on, TLS 1.3; "" for none
+	HTTP  string `yaml:"http"`  // address to listen on, TLS 1.3; "" for none
+	To    string `yaml:"-"`     // stream to write: what pipeline.yaml says of the gateway
+	Clock string `yaml:"clock"` // file that keeps the arrival clock over restarts, so that it never goes back; "" for none
 
 	Linger       time.Duration `yaml:"linger"`        // how long the first row of a batch waits for others
 	RowsMax      int           `yaml:"rows_max"`      // rows of a batch, and of one MQTT message; a batch may exceed it by a message
@@ -100,28 +97,30 @@ type Gateway struct {
 	Ready      func(at Addresses) `yaml:"-"` // called once, when both doors are open
 	Now        func() time.Time   `yaml:"-"` // the system clock, but in tests
 
-	count       counters
-	bodies      atomic.Int64 // Bytes that requests hold
-	strangers   atomic.Int64 // Bytes of webhooks whose signature is not verified yet
-	hooks       map[string]*openHook
-	repeats     *repeats
-	clock       *clock
-	door        *identity.Door
-	live        context.Context // ends when the drain's limit is reached, or everything is done
-	open        context.Context // ends when the drain begins
-	handshakes  chan struct{}
-	loop        wire.Loop      // what drives MQTT connections
-	tasks       conc.WaitGroup // connections and their writes
-	stop        chan struct{}  // Closed when the gateway drains
-	state       atomic.Int32
-	partitions  []*gatherer
-	certificate atomic.Pointer[tls.Certificate]
-	certMark    identity.FileMark
+	count      counters
+	bodies     atomic.Int64 // Bytes that requests hold
+	strangers  atomic.Int64 // Bytes of webhooks whose signature is not verified yet
+	hooks      map[string]*openHook
+	repeats    *repeats
+	clock      *clock
+	door       *identity.Door
+	live       context.Context // ends when the drain's limit is reached, or everything is done
+	open       context.Context // ends when the drain begins
+	handshakes chan struct{}
+	loop       wire.Loop      // what drives MQTT connections
+	tasks      conc.WaitGroup // connections and their writes
+	stop       chan struct{}  // Closed when the gateway drains
+	state      atomic.Int32
+	partitions []*gatherer
+	secrets    secrets // by the goroutine that reloads
+	mqttTLS    *tlsDoor
+	webTLS     *tlsDoor
 
 	registry      session.Registry
 	audience      *session.Audience
 	connectionsMu sync.Mutex
 	connections   map[*connection]struct{} // of clients whose CONNECT was accepted
+	stays         map[*stay]struct{}       // requests under way; under connectionsMu too
 }
 
 // Addresses are those the gateway listens on; nil for a door that is not open.
@@ -217,6 +216,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	}
 	server := g.Serve(&doors, mqtt, web)
 	doors.Go(g.reload)
+	doors.Go(g.watchKeys)
 	doors.Go(func() { g.registry.Run(g.open) })
 	doors.Go(g.rest)
 	g.state.Store(stateUp)
@@ -280,13 +280,14 @@ func (g *Gateway) prepare() error {
 		return err
 	}
 	g.handshakes = make(chan struct{}, g.HandshakesMax)
-	g.connections = make(map[*connection]struct{})
+	g.connections, g.stays = make(map[*connection]struct{}), make(map[*stay]struct{})
 	g.prepareSessions()
-	g.door = identity.NewDoor(g.Credentials, g.limiters, g.count.loginFailed)
-	if _, err := g.door.Load(); err != nil {
+	g.door = g.newDoor()
+	if err := g.door.Load(); err != nil {
 		return err
 	}
-	if err := g.loadCertificate(); err != nil {
+	g.mqttTLS, g.webTLS = g.newTLSDoor("mqtt"), g.newTLSDoor("h2", "http/1.1")
+	if err := g.loadTLS(); err != nil {
 		return err
 	}
 	if err := g.clock.restore(g.Clock); err != nil {
@@ -395,17 +396,7 @@ func (g *Gateway) Validate() error {
 	if g.Linger < 0 || g.KeepAliveMax < time.Second || g.KeepAliveMax > 65535*time.Second {
 		return fmt.Errorf("linger %s or keep_alive_max %s out of range", g.Linger, g.KeepAliveMax)
 	}
-	return g.checkHooks()
-}
-
-func (g *Gateway) limiters() (messages, bytes *rate.Limiter) {
-	limiter := func(perSecond float64, burst int) *rate.Limiter {
-		if perSecond <= 0 {
-			return rate.NewLimiter(rate.Inf, burst)
-		}
-		return rate.NewLimiter(rate.Limit(perSecond), max(1, burst))
-	}
-	return limiter(g.MessagesPerSecond, g.MessagesBurst), limiter(g.BytesPerSecond, max(g.BytesBurst, g.DecompressedBytesMax))
+	return errors.Join(g.Admission.check(), g.checkHooks())
 }
 
 // packetMax is the largest MQTT packet taken: a payload, and room for a topic and properties.

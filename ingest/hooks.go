@@ -42,7 +42,7 @@ func (g *Gateway) openHooks() error {
 	g.hooks = map[string]*openHook{}
 	for name := range g.Hooks {
 		h := &openHook{name: name}
-		h.messages, h.bytes = g.limiters()
+		h.messages, h.bytes = g.limiters(identity.Limits{})
 		g.hooks[name] = h
 	}
 	return g.loadHooks()

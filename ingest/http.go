@@ -86,10 +86,15 @@ func (g *Gateway) telemetryRequest(w http.ResponseWriter, r *http.Request) (*rec
 	if err != nil {
 		return nil, g.refuseRequest(http.StatusBadRequest, "idempotency-key", reason.Repeated, err.Error())
 	}
+	r, done := g.whileValid(w, r, id)
+	defer done()
 	from := g.senderOf(id)
 	held := &allowance{g: g}
 	defer held.release()
 	body, p := g.paidBody(w, r, from, held)
+	if err := id.Gone(g.Now()); err != nil {
+		return nil, g.refuseRequest(http.StatusUnauthorized, "credentials", reason.Credentials, err.Error())
+	}
 	if p != nil {
 		return nil, p
 	}
@@ -129,25 +134,26 @@ func (g *Gateway) paidBody(w http.ResponseWriter, r *http.Request, from *sender,
 	return body, p
 }
 
-// authenticate reads Basic credentials, or Bearer with the same "user:password" as its token, plain.
+// authenticate finds out whom a request speaks for: by Basic, by Bearer with user:password, a token or an API key, by X-API-Key, or by the
+// client's certificate.
 func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (*identity.Identity, *problem) {
-	unauthorized := func(detail string) *problem {
-		w.Header().Set("WWW-Authenticate", `Basic realm="hearthline", charset="UTF-8"`)
-		return problemOf(http.StatusUnauthorized, "credentials", detail)
+	p := identity.Proof{Address: r.RemoteAddr}
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		p.Address = host
 	}
-	user, password, ok := r.BasicAuth()
+	if r.TLS != nil {
+		p.Chains = r.TLS.VerifiedChains
+	}
+	p.User, p.Password, _ = r.BasicAuth()
 	if token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); bearer {
-		user, password, ok = strings.Cut(token, ":")
+		var ok bool
+		if p.User, p.Password, ok = strings.Cut(token, ":"); !ok {
+			p.User, p.Bearer = "", token
+		}
+	} else if p.Password == "" {
+		p.Bearer = r.Header.Get("X-API-Key")
 	}
-	if !ok {
-		g.count.refused[reason.Credentials].Add(1)
-		return nil, unauthorized("a user and a password are needed: Basic, or Bearer user:password")
-	}
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		host = r.RemoteAddr
-	}
-	id, err := g.door.Admit(user, password, host)
+	id, err := g.door.Admit(r.Context(), p)
 	switch {
 	case errors.Is(err, identity.ErrAttempts):
 		p := g.refuseRequest(http.StatusTooManyRequests, "attempts", reason.Credentials, err.Error())
@@ -156,7 +162,9 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (*identit
 	case errors.Is(err, identity.ErrBusy):
 		return nil, g.busy(err.Error(), reason.Rate)
 	case err != nil:
-		return nil, unauthorized(err.Error())
+		w.Header().Add("WWW-Authenticate", `Basic realm="hearthline", charset="UTF-8"`)
+		w.Header().Add("WWW-Authenticate", `Bearer realm="hearthline"`)
+		return nil, problemOf(http.StatusUnauthorized, "credentials", err.Error())
 	}
 	return id, nil
 }

@@ -16,7 +16,7 @@ import (
 // accept takes connections until the listener is closed, shakes hands and calls serve with each, on a goroutine of
 // its own. Connections over the limit are closed before the handshake: it is what costs. serve sees to it that
 // the connection is not counted any more in the end.
-func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Conn, *wire.Wire)) error {
+func (g *Gateway) accept(ln net.Listener, door *tlsDoor, serve func(*tls.Conn, *wire.Wire)) error {
 	var pause time.Duration
 	for {
 		c, err := ln.Accept()
@@ -38,7 +38,7 @@ func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Co
 			continue
 		}
 		g.tasks.Go(func() {
-			conn, w, err := g.shake(c, config)
+			conn, w, err := g.shake(c, door)
 			if err != nil {
 				g.count.sockets.Add(-1)
 				return
@@ -50,10 +50,10 @@ func (g *Gateway) accept(ln net.Listener, config *tls.Config, serve func(*tls.Co
 }
 
 // shake is handshake, with failures counted and panics contained.
-func (g *Gateway) shake(c net.Conn, config *tls.Config) (conn *tls.Conn, w *wire.Wire, err error) {
+func (g *Gateway) shake(c net.Conn, door *tlsDoor) (conn *tls.Conn, w *wire.Wire, err error) {
 	err = wire.ErrClosed // What a panic leaves
 	defer g.contain(c)
-	if conn, w, err = g.handshake(c, config); err != nil {
+	if conn, w, err = g.handshake(c, door); err != nil {
 		g.count.handshakesFailed.Add(1)
 		g.Logger.Debug("gateway: handshake failed", "from", c.RemoteAddr(), "err", err)
 		c.Close()
@@ -70,7 +70,7 @@ func (g *Gateway) contain(c net.Conn) {
 	}
 }
 
-func (g *Gateway) handshake(c net.Conn, config *tls.Config) (*tls.Conn, *wire.Wire, error) {
+func (g *Gateway) handshake(c net.Conn, door *tlsDoor) (*tls.Conn, *wire.Wire, error) {
 	ctx, cancel := context.WithTimeout(g.open, g.HandshakeTimeout)
 	defer cancel()
 	s := &wire.Slot{Ctx: ctx, Free: g.handshakes}
@@ -78,7 +78,7 @@ func (g *Gateway) handshake(c net.Conn, config *tls.Config) (*tls.Conn, *wire.Wi
 	if err != nil {
 		return nil, nil, err
 	}
-	conn := tls.Server(w, config)
+	conn := tls.Server(w, door.now.Load())
 	defer s.Release()
 	if err := s.Acquire(); err != nil {
 		return nil, nil, fmt.Errorf("handshake: no slot in time: %w", err)

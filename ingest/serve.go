@@ -14,9 +14,6 @@ import (
 
 	"github.com/sourcegraph/conc"
 
-	"hearthline/flow/secret"
-	"hearthline/ingest/identity"
-	"hearthline/ingest/mqtt"
 	"hearthline/ingest/wire"
 )
 
@@ -57,19 +54,11 @@ func address(ln net.Listener) net.Addr {
 	return ln.Addr()
 }
 
-func (g *Gateway) tlsConfig(protocols ...string) *tls.Config {
-	return &tls.Config{
-		MinVersion:     tls.VersionTLS13,
-		NextProtos:     protocols,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return g.certificate.Load(), nil },
-	}
-}
-
 // Serve starts both doors.
 func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Server {
 	if mqtt != nil {
 		doors.Go(func() {
-			g.accept(mqtt, g.tlsConfig("mqtt"), g.serveMQTT)
+			g.accept(mqtt, g.mqttTLS, g.serveMQTT)
 		})
 	}
 	if web == nil {
@@ -77,7 +66,7 @@ func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 	}
 	server := &http.Server{
 		Handler:           g.handler(),
-		TLSConfig:         g.tlsConfig("h2", "http/1.1"),
+		TLSConfig:         g.webTLS.now.Load().Clone(), // for its protocols: accept shakes hands
 		ReadHeaderTimeout: g.ConnectTimeout,
 		ReadTimeout:       g.PacketTimeout,
 		WriteTimeout:      g.PacketTimeout + g.StoreTimeout + g.WriteTimeout,
@@ -88,7 +77,7 @@ func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 	}
 	shaken := newHanded(web.Addr())
 	doors.Go(func() {
-		g.accept(web, server.TLSConfig, func(c *tls.Conn, w *wire.Wire) {
+		g.accept(web, g.webTLS, func(c *tls.Conn, w *wire.Wire) {
 			w.Mode = wire.WireBlocking
 			w.Closed = make(chan struct{})
 			select {
@@ -145,9 +134,9 @@ func (g *Gateway) reload() {
 			return
 		case <-tick.C:
 		}
-		_, err := g.door.Load()
-		err = errors.Join(err, g.loadCertificate(), g.loadHooks(), g.clock.save(g.Clock))
-		g.evictGone(time.Now())
+		err := g.door.Load()
+		err = errors.Join(err, g.loadTLS(), g.loadHooks(), g.clock.save(g.Clock))
+		g.evictGone(g.Now())
 		said := ""
 		if err != nil {
 			said = err.Error()
@@ -158,43 +147,4 @@ func (g *Gateway) reload() {
 		}
 		last = said
 	}
-}
-
-// evictGone ends the connections of identities that are no longer valid.
-func (g *Gateway) evictGone(now time.Time) {
-	type gone struct {
-		c   *connection
-		why error
-	}
-	var out []gone
-	g.connectionsMu.Lock()
-	for c := range g.connections {
-		if err := c.id.Gone(now); err != nil {
-			out = append(out, gone{c, err})
-		}
-	}
-	g.connectionsMu.Unlock()
-	for _, x := range out {
-		x.c.evict(mqtt.CodeNotAuthorized, x.why.Error())
-	}
-}
-
-func (g *Gateway) loadCertificate() error {
-	mark, err := identity.MarkOf(g.Certificate)
-	if err != nil {
-		return fmt.Errorf("certificate: %w", err)
-	}
-	if mark == g.certMark {
-		return nil
-	}
-	if err := secret.Private(g.Key); err != nil {
-		return fmt.Errorf("key: %w", err)
-	}
-	cert, err := tls.LoadX509KeyPair(g.Certificate, g.Key)
-	if err != nil {
-		return fmt.Errorf("certificate %s, key %s: %w", g.Certificate, g.Key, err)
-	}
-	g.certificate.Store(&cert)
-	g.certMark = mark
-	return nil
 }

@@ -22,13 +22,28 @@ type Credential struct {
 	User  string `yaml:"user" json:"user"`
 	Grant `yaml:",inline"`
 	Homes []Grant `yaml:"homes,omitempty" json:"homes,omitempty"` // instead of home, role, devices, publish and subscribe
-	Hash  string  `yaml:"hash" json:"hash"`                       // of the password: argon2id in PHC form (see [HashPassword]), or bcrypt
+
+	// How it may prove who it is: one or several of these.
+	Hash        string   `yaml:"hash,omitempty" json:"hash,omitempty"`               // of the password: argon2id in PHC form (see [HashPassword]), or bcrypt
+	Keys        []string `yaml:"keys,omitempty" json:"keys,omitempty"`               // of API keys, for HTTP: see [HashKey]
+	Certificate string   `yaml:"certificate,omitempty" json:"certificate,omitempty"` // the name in its client certificate
+	Token       string   `yaml:"token,omitempty" json:"token,omitempty"`             // the sub of its tokens, where they name no home
+
+	Limits Limits `yaml:"limits,omitempty" json:"limits,omitzero"` // where they differ from the gateway's
+}
+
+// Limits of one identity; what is 0 is as in the gateway's settings.
+type Limits struct {
+	MessagesPerSecond float64 `yaml:"messages_per_second,omitempty" json:"messages_per_second,omitempty"`
+	BytesPerSecond    float64 `yaml:"bytes_per_second,omitempty" json:"bytes_per_second,omitempty"`
+	Connections       int     `yaml:"connections,omitempty" json:"connections,omitempty"` // of MQTT
 }
 
 // Limits of the file: a gateway holds its users in memory.
 const (
 	credentialsMax = 5_000_000
 	homesMax       = 10_000 // of one entry
+	keysOfEntryMax = 16
 )
 
 // ReadCredentials reads a credentials file: a YAML list of [Credential], or JSON lines of it. Unknown keys, users
@@ -45,16 +60,22 @@ func ReadCredentials(r io.Reader) ([]Credential, error) {
 	if len(all) > credentialsMax {
 		return nil, fmt.Errorf("credentials: %d entries; at most %d", len(all), credentialsMax)
 	}
-	users := make(map[string]bool, len(all))
+	given := make(map[[2]string]bool, len(all))
 	for i := range all {
 		c := &all[i]
 		if err := c.check(); err != nil {
 			return nil, fmt.Errorf("credentials: entry %d (user %q): %w", i+1, c.User, err)
 		}
-		if users[c.User] {
-			return nil, fmt.Errorf("credentials: entry %d: user %q is given twice", i+1, c.User)
+		once := [][2]string{{"user", c.User}, {"certificate", c.Certificate}, {"token", c.Token}}
+		for _, k := range c.Keys {
+			once = append(once, [2]string{"key", k})
 		}
-		users[c.User] = true
+		for _, o := range once {
+			if o[1] != "" && given[o] {
+				return nil, fmt.Errorf("credentials: entry %d (user %q): %s %q is given twice", i+1, c.User, o[0], o[1])
+			}
+			given[o] = true
+		}
 	}
 	return all, nil
 }
@@ -87,6 +108,20 @@ func (c *Credential) check() error {
 	}
 	if _, err := c.grants(); err != nil {
 		return err
+	}
+	if len(c.Keys) > keysOfEntryMax {
+		return fmt.Errorf("%d keys; at most %d", len(c.Keys), keysOfEntryMax)
+	}
+	for _, k := range c.Keys {
+		if _, err := parseKeyHash(k); err != nil {
+			return err
+		}
+	}
+	if l := c.Limits; l.MessagesPerSecond < 0 || l.BytesPerSecond < 0 || l.Connections < 0 {
+		return errors.New("limits must be 0 or more")
+	}
+	if c.Hash == "" && (len(c.Keys) > 0 || c.Certificate != "" || c.Token != "") {
+		return nil
 	}
 	return passwordHash(c.Hash).check()
 }

@@ -28,6 +28,11 @@ func TestReadCredentials(t *testing.T) {
 		{"no user", "- {home: h, hash: '" + hash + "'}", "user"},
 		{"role", strings.Replace(good, "user: u", "user: u, role: king", 1), "role"},
 		{"plain password", "- {user: u, home: h, hash: secret}", "argon2id"},
+		{"a key", "- {user: u, home: h, keys: ['" + HashKey("k") + "']}", ""},
+		{"a key of two", "- {user: u, home: h, keys: ['" + HashKey("k") + "']}\n- {user: v, home: h, keys: ['" + HashKey("k") + "']}", "given twice"},
+		{"a key as it is", "- {user: u, home: h, keys: [hl_secret]}", "sha256:"},
+		{"a certificate of two", "- {user: u, home: h, certificate: c}\n- {user: v, home: h, certificate: c}", "given twice"},
+		{"nothing to prove it by", "- {user: u, home: h}", "hash"},
 		{"bcrypt", "- {user: u, home: h, hash: $2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy}", ""},
 		{"half a bcrypt", "- {user: u, home: h, hash: $2a$10$N9qo8uLOickgx2ZMRZoMye}", "whole bcrypt"},
 		{"a dear bcrypt", "- {user: u, home: h, hash: $2a$20$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy}", "cost of 20"},
@@ -52,13 +57,16 @@ func TestReadCredentials(t *testing.T) {
 func TestDoor(t *testing.T) {
 	dir := t.TempDir()
 	file := writeTest(t, dir, "c.yaml", "- {user: anna, home: h1, hash: '"+HashPassword("secret")+"'}\n")
-	d := NewDoor(file, noLimits, func() {})
-	if _, err := d.Load(); err != nil {
+	d := NewDoor(Settings{Credentials: file, Limits: noLimits, Failure: func() {}})
+	if err := d.Load(); err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now()
 	d.now = func() time.Time { return now }
-	admit := func(user, password string) error { _, err := d.Admit(user, password, "192.0.2.1"); return err }
+	admit := func(user, password string) error {
+		_, err := d.Admit(t.Context(), Proof{User: user, Password: password, Address: "192.0.2.1"})
+		return err
+	}
 	if err := admit("anna", "secret"); err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +90,7 @@ func TestDoor(t *testing.T) {
 	if err := admit("anna", "secret"); err != nil {
 		t.Error("who is known to be right suffers for others of the same address:", err)
 	}
-	if _, err := d.Admit("anna", "wrong", "192.0.2.2"); err != errCredentials {
+	if _, err := d.Admit(t.Context(), Proof{User: "anna", Password: "wrong", Address: "192.0.2.2"}); err != errCredentials {
 		t.Error("another address suffers:", err)
 	}
 	now = now.Add(FailureEvery)
@@ -93,10 +101,10 @@ func TestDoor(t *testing.T) {
 		writeTest(t, dir, "c.yaml", "- {user: anna, home: h1, hash: '"+HashPassword("changed!")+"'}\n")
 		os.Chtimes(file, time.Time{}, time.Now().Add(time.Hour))
 		old := d.Users["anna"]
-		if changed, err := d.Load(); err != nil || !changed || old.Gone(now) == nil {
-			t.Fatal(changed, err)
+		if err := d.Load(); err != nil || old.Gone(now) == nil {
+			t.Fatal(err)
 		}
-		if _, err := d.Admit("anna", "secret", "192.0.2.3"); err != errCredentials {
+		if _, err := d.Admit(t.Context(), Proof{User: "anna", Password: "secret", Address: "192.0.2.3"}); err != errCredentials {
 			t.Error(err)
 		}
 	})
@@ -149,12 +157,12 @@ func TestDevelopmentFiles(t *testing.T) {
 	if err != nil || again["a"] != passwords["a"] || again["b"] == "" {
 		t.Error("a restart changed a password", err)
 	}
-	d := NewDoor(file, noLimits, func() {})
-	if _, err := d.Load(); err != nil {
+	d := NewDoor(Settings{Credentials: file, Limits: noLimits, Failure: func() {}})
+	if err := d.Load(); err != nil {
 		t.Fatal(err)
 	}
 	for user, password := range again {
-		if _, err := d.Admit(user, password, "x"); err != nil {
+		if _, err := d.Admit(t.Context(), Proof{User: user, Password: password, Address: "x"}); err != nil {
 			t.Error(user, err)
 		}
 	}
@@ -198,6 +206,6 @@ func writeTest(t *testing.T, dir, name, text string) string {
 	return path
 }
 
-func noLimits() (messages, bytes *rate.Limiter) {
+func noLimits(Limits) (messages, bytes *rate.Limiter) {
 	return rate.NewLimiter(rate.Inf, 0), rate.NewLimiter(rate.Inf, 0)
 }

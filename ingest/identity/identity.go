@@ -84,12 +84,34 @@ type Identity struct {
 	Expires time.Time // of what proved it; zero: never
 	Grants  []Grant   // sorted by home, one each; one at least
 
-	Messages *rate.Limiter // shared by all connections of the subject
-	Bytes    *rate.Limiter
-	Sessions atomic.Int64 // MQTT, open now
+	Messages    *rate.Limiter // shared by all connections of the subject
+	Bytes       *rate.Limiter
+	Sessions    *atomic.Int64 // MQTT, open now; likewise
+	SessionsMax int           // 0: what the gateway allows
 
-	hash passwordHash
-	gone atomic.Pointer[string]
+	entry     *entry                 // of the credentials file; nil of others
+	gone      atomic.Pointer[string] // of an entry that is no more, or another
+	base      *Identity              // the entry's, of one that was proved otherwise than by the entry's secrets
+	by        *signer                // who vouched for it; nil: the credentials file
+	revocable *revocable             // nil where its entry is all that can be revoked
+}
+
+// entry is what of a [Credential] is looked at when somebody comes in, or when the file changes.
+type entry struct {
+	hash               passwordHash
+	keys               []string
+	certificate, token string
+	limits             Limits
+}
+
+func (e *entry) equal(o *entry) bool {
+	return e.hash == o.hash && slices.Equal(e.keys, o.keys) && e.certificate == o.certificate && e.token == o.token && e.limits == o.limits
+}
+
+// provedAnew gives an identity that ends with an entry's, and by what proved it too.
+func (id *Identity) provedAnew() *Identity {
+	return &Identity{User: id.User, Subject: id.Subject, Grants: id.Grants, Messages: id.Messages, Bytes: id.Bytes, Sessions: id.Sessions,
+		SessionsMax: id.SessionsMax, base: id}
 }
 
 // sortGrants brings grants into the order that [Identity.grant] searches.
@@ -106,11 +128,26 @@ func (id *Identity) Gone(now time.Time) error {
 	if why := id.gone.Load(); why != nil {
 		return errors.New(*why)
 	}
+	if id.base != nil {
+		if err := id.base.Gone(now); err != nil {
+			return err
+		}
+	}
+	if id.by != nil && id.by.gone.Load() {
+		return errSigner
+	}
+	if id.revocable != nil {
+		if err := id.revocable.err(); err != nil {
+			return err
+		}
+	}
 	if !id.Expires.IsZero() && !now.Before(id.Expires) {
 		return errExpired
 	}
 	return nil
 }
+
+var errSigner = errors.New("the key or authority behind these credentials is no longer trusted")
 
 var errExpired = errors.New("these credentials have expired")
 

@@ -1,0 +1,86 @@
+package ingest
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/time/rate"
+
+	"hearthline/ingest/identity"
+)
+
+// Admission says who may come in.
+type Admission struct {
+	Certificate        string                      `yaml:"certificate"`         // PEM file: the server's certificate and its chain; read again when it changes
+	Key                string                      `yaml:"key"`                 // PEM file: its key
+	Credentials        string                      `yaml:"credentials"`         // file of users, API keys and the homes of each; read again when it changes
+	Tokens             []identity.Issuer           `yaml:"tokens"`              // whose JSON Web Tokens are taken: by MQTT as the password, by HTTP as Bearer
+	ClientCertificates identity.ClientCertificates `yaml:"client_certificates"` // of devices; a client that shows none needs a password or a token
+	Revocations        string                      `yaml:"revocations"`         // YAML file of what is no longer taken, though signed: {serial}, {name} or {token}; read again when it changes; "" for none
+	ClientID           string                      `yaml:"client_id"`           // What an MQTT client id must be: {user}, or with * at the end what it begins with, as in {user}-*; "" for anything
+	SessionTickets     string                      `yaml:"session_tickets"`     // file with keys that replicas share, for clients to resume TLS on any: 64 hexadecimal digits a line, the first in use; read again when it changes; "" makes them at each start
+	Curves             []string                    `yaml:"curves"`              // of key exchange, the best first: X25519MLKEM768, X25519, P256, P384; none named is Go's choice. X25519 alone takes 3 KB less a connection, and what was recorded can be read by the quantum computers of later years
+}
+
+// check says what is wrong with the settings by themselves.
+func (a *Admission) check() error {
+	issuers := make(map[string]bool)
+	for _, i := range a.Tokens {
+		if err := i.Validate(); err != nil {
+			return fmt.Errorf("tokens: %w", err)
+		}
+		if issuers[i.Issuer] {
+			return fmt.Errorf("tokens: issuer %s is given twice", i.Issuer)
+		}
+		issuers[i.Issuer] = true
+	}
+	if err := a.ClientCertificates.Validate(); err != nil {
+		return err
+	}
+	if c := a.ClientID; c != "" && (!strings.Contains(c, "{user}") || strings.Contains(strings.TrimSuffix(c, "*"), "*")) {
+		return fmt.Errorf("client_id is %q; want a text with {user}, and perhaps * at its end", c)
+	}
+	_, err := a.curves()
+	return err
+}
+
+// clientIDFits says whether a client may use an id. What is bound to its identity cannot be taken over by another, nor squatted.
+func (a *Admission) clientIDFits(user, id string) bool {
+	if a.ClientID == "" {
+		return true
+	}
+	want := strings.ReplaceAll(a.ClientID, "{user}", user)
+	if begin, open := strings.CutSuffix(a.ClientID, "*"); open {
+		return strings.HasPrefix(id, strings.ReplaceAll(begin, "{user}", user))
+	}
+	return id == want
+}
+
+func (g *Gateway) newDoor() *identity.Door {
+	return identity.NewDoor(identity.Settings{
+		Credentials: g.Credentials, Clients: g.ClientCertificates, Issuers: g.Tokens, Revocations: g.Revocations,
+		Limits: g.limiters, Failure: g.count.loginFailed, Now: g.Now,
+	})
+}
+
+// limiters are the rates of one identity.
+func (g *Gateway) limiters(l identity.Limits) (messages, bytes *rate.Limiter) {
+	limiter := func(own, perSecond float64, burst int) *rate.Limiter {
+		switch {
+		case own > 0:
+			return rate.NewLimiter(rate.Limit(own), max(1, burst))
+		case perSecond <= 0:
+			return rate.NewLimiter(rate.Inf, burst)
+		}
+		return rate.NewLimiter(rate.Limit(perSecond), max(1, burst))
+	}
+	return limiter(l.MessagesPerSecond, g.MessagesPerSecond, g.MessagesBurst), limiter(l.BytesPerSecond, g.BytesPerSecond, max(g.BytesBurst, g.DecompressedBytesMax))
+}
+
+// watchKeys keeps the keys of issuers fresh, until the gateway drains.
+func (g *Gateway) watchKeys() {
+	g.door.Watch(g.open, func(err error) {
+		g.count.reloadErrors.Add(1)
+		g.Logger.Error("gateway: keys cannot be read; those read before stay in force for a while", "err", err)
+	})
+}

@@ -1,0 +1,359 @@
+package ingest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"hearthline/ingest/identity"
+)
+
+// world is what stands behind proofs: an authority of devices, an issuer of tokens, and API keys; a rig trusts them.
+type world struct {
+	t      *testing.T
+	dir    string
+	ca     *x509.Certificate
+	caKey  *ecdsa.PrivateKey
+	serial int64
+	keys   map[string]*ecdsa.PrivateKey // of the issuer, by kid
+	apiKey string
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, dir: t.TempDir(), caKey: newKey(t), serial: 1, keys: map[string]*ecdsa.PrivateKey{"old": newKey(t), "new": newKey(t)}, apiKey: identity.NewKey()}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "device CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, w.caKey.Public(), w.caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.ca, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	write(t, w.dir, "devices.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	w.publishCRL()
+	w.publishKeys("old", "new")
+	w.publishUsers(w.apiKey)
+	write(t, w.dir, "revoked.yaml", "")
+	return w
+}
+
+func (w *world) publishUsers(apiKey string) {
+	text := "- {user: anna, home: h1, certificate: hub-1}\n- {user: cloud, home: h1, role: service, keys: ['" + identity.HashKey(apiKey) + "']}\n" +
+		"- {user: bert, home: h1, hash: '$2y$04$1zBFyCyjGevxr6osTSGwMuVFz84z9nDsw1IJvzqCTOFFnsP1ZKlsO', role: viewer}\n"
+	write(w.t, w.dir, "users.yaml", text)
+}
+
+func (w *world) publishKeys(kids ...string) {
+	var set jose.JSONWebKeySet
+	for _, kid := range kids {
+		set.Keys = append(set.Keys, jose.JSONWebKey{Key: w.keys[kid].Public(), KeyID: kid, Algorithm: "ES256"})
+	}
+	data, err := json.Marshal(set)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	write(w.t, w.dir, "keys.json", string(data))
+}
+
+func (w *world) publishCRL(serials ...*big.Int) {
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}
+	for _, s := range serials {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: s, RevocationTime: time.Now()})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, w.ca, w.caKey)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	write(w.t, w.dir, "crl.pem", string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})))
+}
+
+// device issues a certificate.
+func (w *world) device(name string) tls.Certificate {
+	w.t.Helper()
+	w.serial++
+	key := newKey(w.t)
+	template := &x509.Certificate{SerialNumber: big.NewInt(w.serial), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, template, w.ca, key.Public(), w.caKey)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// token signs one of home h1 and a role.
+func (w *world) token(kid, sub, role string, life time.Duration) string {
+	w.t.Helper()
+	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: w.keys[kid], KeyID: kid}}, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out, err := jwt.Signed(s).Claims(map[string]any{"iss": "https://id.example", "aud": "hearthline", "sub": sub, "homes": "h1", "role": role, "exp": time.Now().Add(life).Unix()}).Serialize()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return out
+}
+
+func (w *world) rig(set func(*Gateway)) *rig {
+	return newRig(w.t, func(g *Gateway) {
+		g.Credentials, g.Revocations = filepath.Join(w.dir, "users.yaml"), filepath.Join(w.dir, "revoked.yaml")
+		g.ClientCertificates = identity.ClientCertificates{CA: filepath.Join(w.dir, "devices.pem"), CRL: filepath.Join(w.dir, "crl.pem")}
+		g.Tokens = []identity.Issuer{{Issuer: "https://id.example", Audience: "hearthline", Keys: filepath.Join(w.dir, "keys.json"), Leeway: time.Nanosecond}}
+		if set != nil {
+			set(g)
+		}
+	})
+}
+
+// by connects with a client certificate, or with a password or a token, and gives CONNACK's reason code.
+func (r *rig) by(version byte, cert *tls.Certificate, user, password, client string) (*peer, byte) {
+	r.t.Helper()
+	config := r.tls()
+	if cert != nil {
+		config.Certificates = []tls.Certificate{*cert}
+	}
+	c, err := tls.Dial("tcp", r.at.MQTT.String(), config)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { c.Close() })
+	p := &peer{t: r.t, conn: c, version: version}
+	pk := connectPacketOf(r, user, client)
+	pk.Connect.UsernameFlag, pk.Connect.PasswordFlag, pk.Connect.Password = user != "", password != "", []byte(password)
+	p.send(pk)
+	return p, p.want(packets.Connack).ReasonCode
+}
+
+// ask sends a reading with headers and perhaps a certificate.
+func (r *rig) ask(cert *tls.Certificate, body io.Reader, header ...string) (int, string) {
+	r.t.Helper()
+	config := r.tls()
+	if cert != nil {
+		config.Certificates = []tls.Certificate{*cert}
+	}
+	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequest("POST", "https://"+r.at.HTTP.String()+"/v1/telemetry", body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", mediaJSON)
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	res, err := (&http.Client{Transport: transport, Timeout: 20 * time.Second}).Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	out, err := io.ReadAll(res.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return res.StatusCode, string(out)
+}
+
+func TestEveryProofAtBothDoors(t *testing.T) {
+	w := newWorld(t)
+	r := w.rig(nil)
+	hub, stranger := w.device("hub-1"), newWorld(t).device("hub-1")
+	mqtt := []struct {
+		name           string
+		cert           *tls.Certificate
+		user, password string
+		code           byte
+	}{
+		{"a certificate", &hub, "", "", 0},
+		{"a certificate and its name", &hub, "hub-1", "", 0},
+		{"a certificate and another name", &hub, "bert", "", 0x86},
+		{"nothing", nil, "", "", 0x86},
+		{"a user alone", nil, "anna", "", 0x86},
+		{"a token", nil, "anybody", w.token("new", "carl", "app", time.Hour), 0},
+		{"an old token", nil, "anybody", w.token("new", "carl", "app", -time.Hour), 0x86},
+		{"bcrypt", nil, "bert", "secret", 0},
+		{"bcrypt, wrong", nil, "bert", "Secret", 0x86},
+		{"a password of one without", nil, "anna", "secret", 0x86},
+	}
+	for _, c := range mqtt {
+		if _, code := r.by(5, c.cert, c.user, c.password, "c"); code != c.code {
+			t.Errorf("MQTT, %s: %#x; want %#x", c.name, code, c.code)
+		}
+	}
+	p, err := tls.Dial("tcp", r.at.MQTT.String(), &tls.Config{RootCAs: r.roots, ServerName: "localhost", Certificates: []tls.Certificate{stranger}})
+	if err == nil { // TLS 1.3: the client learns it when it reads
+		p.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_, err = p.Read(make([]byte, 1))
+		p.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "certificate") && !strings.Contains(err.Error(), "authority") {
+		t.Error("a certificate of a stranger's authority:", err)
+	}
+	for _, c := range []struct {
+		name   string
+		cert   *tls.Certificate
+		header []string
+		status int
+	}{
+		{"a certificate", &hub, nil, 200},
+		{"an API key as bearer", nil, []string{"Authorization", "Bearer " + w.apiKey}, 200},
+		{"an API key", nil, []string{"X-API-Key", w.apiKey}, 200},
+		{"a token of a hub", nil, []string{"Authorization", "Bearer " + w.token("old", "hub", "hub", time.Hour)}, 200},
+		{"a token of an app", nil, []string{"Authorization", "Bearer " + w.token("old", "app", "app", time.Hour)}, 403},
+		{"a viewer", nil, []string{"Authorization", "Bearer bert:secret"}, 403},
+		{"another key", nil, []string{"X-API-Key", identity.NewKey()}, 401},
+		{"an old token", nil, []string{"Authorization", "Bearer " + w.token("old", "hub", "hub", -time.Hour)}, 401},
+		{"nothing", nil, nil, 401},
+	} {
+		if status, body := r.ask(c.cert, strings.NewReader(deviceReading), c.header...); status != c.status || strings.Contains(body, w.apiKey) {
+			t.Errorf("HTTP, %s: %d %s; want %d", c.name, status, body, c.status)
+		}
+	}
+}
+
+// However a client has proved who it is: when that is withdrawn, its open connection ends.
+func TestRevocationOfEveryKind(t *testing.T) {
+	w := newWorld(t)
+	r := w.rig(nil)
+	hub, other := w.device("hub-1"), w.device("hub-1")
+	kept := []struct {
+		cert             *tls.Certificate
+		password, client string
+	}{{&other, "", "other"}, {nil, w.token("new", "carl", "app", time.Hour), "kept"}}
+	var open []*peer
+	for _, k := range kept {
+		p, code := r.by(5, k.cert, "", k.password, k.client)
+		if code != 0 {
+			t.Fatalf("%#x", code)
+		}
+		open = append(open, p)
+	}
+	for _, c := range []struct {
+		name     string
+		cert     *tls.Certificate
+		password func() string
+		withdraw func()
+	}{
+		{"a certificate by the list", &hub, func() string { return "" }, func() { w.publishCRL(hub.Leaf.SerialNumber) }},
+		{"a token's key", nil, func() string { return w.token("old", "dora", "app", time.Hour) }, func() { w.publishKeys("new") }},
+		{"a token by its subject", nil, func() string { return w.token("new", "eric", "app", time.Hour) }, func() { write(t, w.dir, "revoked.yaml", "- name: eric\n") }},
+		{"a token by its time", nil, func() string { return w.token("new", "fred", "app", 3*time.Second) }, func() {}},
+	} {
+		for _, version := range []byte{5, 4} {
+			if version == 4 && c.name != "a token by its time" {
+				continue
+			}
+			user, password := "", c.password()
+			if password != "" { // 3.1.1 has no password without a user
+				user = "anybody"
+			}
+			p, code := r.by(version, c.cert, user, password, "c")
+			if code != 0 {
+				t.Fatalf("%s: CONNACK %#x", c.name, code)
+			}
+			c.withdraw()
+			if code, want := p.wantEnd(), map[byte]byte{5: 0x87, 4: 0}[version]; code != want {
+				t.Errorf("%s: DISCONNECT %#x; want %#x", c.name, code, want)
+			}
+			if version == 5 {
+				if _, code := r.by(5, c.cert, user, password, "again"); code != 0x86 {
+					t.Errorf("%s, again: CONNACK %#x", c.name, code)
+				}
+			}
+		}
+	}
+	for _, p := range open {
+		p.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
+		p.want(packets.Pingresp)
+	}
+}
+
+// A request that lasts ends with what it was let in by.
+func TestRevocationEndsALongRequest(t *testing.T) {
+	w := newWorld(t)
+	r := w.rig(nil)
+	body, feed := io.Pipe()
+	type answer struct {
+		status int
+		body   string
+	}
+	done := make(chan answer, 1)
+	go func() {
+		status, body := r.ask(nil, body, "X-API-Key", w.apiKey)
+		done <- answer{status, body}
+	}()
+	if _, err := io.WriteString(feed, deviceReading); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the request is under way", func() bool { r.connectionsMu.Lock(); defer r.connectionsMu.Unlock(); return len(r.stays) == 1 })
+	w.publishUsers(identity.NewKey())
+	select {
+	case a := <-done:
+		if a.status != 401 || !strings.Contains(a.body, "changed") {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it goes on")
+	}
+	eventually(t, "it is forgotten", func() bool { r.connectionsMu.Lock(); defer r.connectionsMu.Unlock(); return len(r.stays) == 0 })
+	if n := len(r.road.events()); n != 0 {
+		t.Errorf("%d rows of it are in the log", n)
+	}
+}
+
+func TestClientIDs(t *testing.T) {
+	for _, c := range []struct {
+		template string
+		fits     map[string]bool
+	}{
+		{"", map[string]bool{"anything": true, "": true}},
+		{"{user}", map[string]bool{"anna": true, "anna2": false, "bert": false, "": false}},
+		{"{user}-*", map[string]bool{"anna-1": true, "anna-": true, "anna": false, "bert-1": false, "": false}},
+	} {
+		t.Run(c.template, func(t *testing.T) {
+			r := newRig(t, func(g *Gateway) { g.ClientID = c.template })
+			for id, fits := range c.fits {
+				p := r.dial()
+				p.send(connectPacketOf(r, "anna", id))
+				if code := p.want(packets.Connack).ReasonCode; (code == 0) != fits || !fits && code != 0x85 {
+					t.Errorf("%q: CONNACK %#x", id, code)
+				}
+			}
+		})
+	}
+	for _, bad := range []string{"x", "*", "{user}*x"} {
+		if err := (&Admission{ClientID: bad}).check(); err == nil {
+			t.Errorf("client_id %q is taken", bad)
+		}
+	}
+}

@@ -1,0 +1,68 @@
+package ingest
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"hearthline/ingest/identity"
+	"hearthline/ingest/mqtt"
+)
+
+// during gives a context that ends, with the reason as its cause, when an identity is no longer valid: for requests that last. done must be
+// called.
+func (g *Gateway) during(ctx context.Context, id *identity.Identity) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stay := &stay{id: id, end: cancel}
+	g.connectionsMu.Lock()
+	g.stays[stay] = struct{}{}
+	g.connectionsMu.Unlock()
+	return ctx, func() {
+		g.connectionsMu.Lock()
+		delete(g.stays, stay)
+		g.connectionsMu.Unlock()
+		cancel(nil)
+	}
+}
+
+// stay is a request of an identity that is under way.
+type stay struct {
+	id  *identity.Identity
+	end context.CancelCauseFunc
+}
+
+// whileValid is during, for a request whose body may come slowly: reading it ends too.
+func (g *Gateway) whileValid(w http.ResponseWriter, r *http.Request, id *identity.Identity) (*http.Request, func()) {
+	ctx, done := g.during(r.Context(), id)
+	stop := context.AfterFunc(ctx, func() {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // a request that has ended needs none
+	})
+	return r.WithContext(ctx), func() {
+		stop()
+		done()
+	}
+}
+
+// evictGone ends the connections and requests of identities that are no longer valid: revoked, expired, or with another entry.
+func (g *Gateway) evictGone(now time.Time) {
+	type gone struct {
+		c   *connection
+		why error
+	}
+	var out []gone
+	g.connectionsMu.Lock()
+	for c := range g.connections {
+		if err := c.id.Gone(now); err != nil {
+			out = append(out, gone{c, err})
+		}
+	}
+	for s := range g.stays {
+		if err := s.id.Gone(now); err != nil {
+			s.end(err)
+		}
+	}
+	g.connectionsMu.Unlock()
+	for _, x := range out {
+		x.c.evict(mqtt.CodeNotAuthorized, x.why.Error())
+	}
+}
