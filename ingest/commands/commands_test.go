@@ -514,15 +514,15 @@ func TestHTTP(t *testing.T) {
 // doorOf authenticates by a credentials file.
 func doorOf(t *testing.T, file string) Authenticate {
 	t.Helper()
-	door := identity.NewDoor(file, func() (*rate.Limiter, *rate.Limiter) {
+	door := identity.NewDoor(identity.Settings{Credentials: file, Failure: func() {}, Limits: func(identity.Limits) (*rate.Limiter, *rate.Limiter) {
 		return rate.NewLimiter(rate.Inf, 1), rate.NewLimiter(rate.Inf, 1)
-	}, func() {})
-	if _, err := door.Load(); err != nil {
+	}})
+	if err := door.Load(); err != nil {
 		t.Fatal(err)
 	}
 	return func(w http.ResponseWriter, r *http.Request) *identity.Identity {
 		user, password, _ := r.BasicAuth()
-		id, err := door.Admit(user, password, "test")
+		id, err := door.Admit(r.Context(), identity.Proof{User: user, Password: password, Address: "test"})
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnauthorized)
 			return nil
