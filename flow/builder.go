@@ -1,8 +1,8 @@
 package flow
 
 import (
-	"maps"
 	"slices"
+	"unsafe"
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
@@ -20,6 +20,8 @@ type EventBuilder struct {
 	attrs                      *array.MapBuilder
 	attrKey, attrValue         *array.StringBuilder
 	rows                       int
+	before                     int // rows of the record before
+	keys                       []string
 	bounds                     Bounds
 }
 
@@ -47,6 +49,9 @@ func NewEventBuilder(mem memory.Allocator) *EventBuilder {
 
 // Append adds one row. It keeps no reference to e.
 func (eb *EventBuilder) Append(e *Event) {
+	if eb.rows == 0 {
+		eb.b.Reserve(eb.before) // most records are about as long as the one before
+	}
 	eb.time.Append(arrow.Timestamp(e.Time))
 	eb.received.Append(arrow.Timestamp(e.Received))
 	appendKey(eb.home, e.Home)
@@ -77,10 +82,16 @@ func (eb *EventBuilder) Append(e *Event) {
 	} else {
 		eb.attrs.Append(true)
 		// In the order of their names: the same event gives the same bytes, whatever map order was.
-		for _, k := range slices.Sorted(maps.Keys(e.Attributes)) {
+		for k := range e.Attributes {
+			eb.keys = append(eb.keys, k)
+		}
+		slices.Sort(eb.keys)
+		for _, k := range eb.keys {
 			eb.attrKey.Append(k)
 			eb.attrValue.Append(e.Attributes[k])
 		}
+		clear(eb.keys)
+		eb.keys = eb.keys[:0]
 	}
 	if eb.rows == 0 {
 		eb.bounds = Bounds{First: e.Time, Last: e.Time}
@@ -92,7 +103,11 @@ func (eb *EventBuilder) Append(e *Event) {
 
 // appendKey panics only on a memo table that cannot grow any more (2³¹ distinct keys in one batch).
 func appendKey(b *array.BinaryDictionaryBuilder, s string) {
-	if err := b.AppendString(s); err != nil {
+	view := []byte{}
+	if s != "" {
+		view = unsafe.Slice(unsafe.StringData(s), len(s)) // #nosec G103 -- read, not kept; AppendString would copy it first
+	}
+	if err := b.Append(view); err != nil {
 		panic(err)
 	}
 }
@@ -108,7 +123,7 @@ func (eb *EventBuilder) Record() (arrow.Record, Bounds) {
 	for _, d := range []*array.BinaryDictionaryBuilder{eb.home, eb.device, eb.metric, eb.unit} {
 		d.ResetFull()
 	}
-	eb.rows, eb.bounds = 0, Bounds{}
+	eb.before, eb.rows, eb.bounds = eb.rows, 0, Bounds{}
 	return rec, bounds
 }
 

@@ -14,8 +14,9 @@ import (
 // Decoder turns payloads into rows. It is used by one goroutine at a time; what decode returns is valid until
 // the next call and borrows the payload.
 type Decoder struct {
-	json jsonReader
-	rows []Row
+	json       jsonReader
+	rows       []Row
+	attributes map[string]string // empty, to be used; may be nil
 }
 
 // Format is how a payload is written.
@@ -46,6 +47,10 @@ func FormatOf(media string) (Format, bool) {
 // Decode reads a payload. Rows that cannot be used come with refused set; the error, a *refusal, is for a payload
 // of which nothing can be used.
 func (d *Decoder) Decode(f Format, payload []byte, s *Scope) ([]Row, error) {
+	if len(d.rows) > 0 && d.rows[0].Attributes != nil {
+		d.attributes = d.rows[0].Attributes // to be used again: most payloads are one reading
+		clear(d.attributes)
+	}
 	clear(d.rows) // attributes and text of the last payload are not kept alive
 	if cap(d.rows) > 4096 {
 		d.rows = nil
@@ -294,7 +299,9 @@ func (d *Decoder) attributesMember(r *Row) error {
 		return d.otherwise(r, "attributes", "an object of strings")
 	}
 	d.json.at++
-	r.Attributes = make(map[string]string, 4)
+	if r.Attributes, d.attributes = d.attributes, nil; r.Attributes == nil {
+		r.Attributes = make(map[string]string, 4)
+	}
 	return d.json.members(func(name string) error {
 		var value string
 		var err error

@@ -140,7 +140,9 @@ func (l *Link) write() {
 		if !ok {
 			return
 		}
-		l.Tls.SetWriteDeadline(time.Now().Add(l.Timeout))
+		if l.behind == nil {
+			l.Tls.SetWriteDeadline(time.Now().Add(l.Timeout))
+		}
 		_, err := l.Tls.Write(out)
 		if cap(out) <= outKeep {
 			outBuffers.Put(&out)
