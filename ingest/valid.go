@@ -34,11 +34,15 @@ type stay struct {
 // whileValid is during, for a request whose body may come slowly: reading it ends too.
 func (g *Gateway) whileValid(w http.ResponseWriter, r *http.Request, id *identity.Identity) (*http.Request, func()) {
 	ctx, done := g.during(r.Context(), id)
+	ran := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(ran)
 		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // a request that has ended needs none
 	})
 	return r.WithContext(ctx), func() {
-		stop()
+		if !stop() {
+			<-ran // net/http takes the request apart when its handler returns
+		}
 		done()
 	}
 }
