@@ -124,6 +124,7 @@ func (c *connection) welcome(p *mqtt.ConnectPacket, id *identity.Identity, will 
 		ok.ResponseInfo = responseInfo(id, client)
 	}
 	expiry := c.agree(p)
+	c.terms.Who = id
 	if c.terms.Version == mqtt.V5 && expiry != p.Props.SessionExpiry {
 		ok.TellExpiry, ok.Expiry = true, expiry
 	}
@@ -155,6 +156,12 @@ func (c *connection) welcome(p *mqtt.ConnectPacket, id *identity.Identity, will 
 	c.id, c.session = id, s
 	g.count.connections.Add(1)
 	g.remember(c)
+	if g.near.mesh != nil {
+		s.Mark.Store(g.near.mesh.Claim(id.Subject, client))
+		for _, sub := range s.Subscriptions() {
+			c.ready(sub.Filter)
+		}
+	}
 	return nil
 }
 

@@ -19,10 +19,13 @@ import (
 	"github.com/sourcegraph/conc"
 
 	"hearthline/flow"
+	"hearthline/ingest/commands"
 	"hearthline/ingest/hook"
 	"hearthline/ingest/identity"
 	"hearthline/ingest/payload"
+	"hearthline/ingest/peers"
 	"hearthline/ingest/session"
+	"hearthline/ingest/table"
 	"hearthline/ingest/wire"
 )
 
@@ -86,16 +89,22 @@ type Gateway struct {
 	RetainedBytesMax     int           `yaml:"retained_bytes_max"`      // of them
 	RetainedAllBytesMax  int           `yaml:"retained_all_bytes_max"`  // of all homes together
 
-	Publisher  Publisher          `yaml:"-"`
-	Sessions   session.Store      `yaml:"-"` // where sessions are kept while their clients are away; nil: in this process alone
-	Retained   session.Retained   `yaml:"-"` // where retained messages are kept; nil: in this process alone
-	TooLarge   func(error) bool   `yaml:"-"` // says of Publisher's error that smaller batches would pass; may be nil
-	Partitions int                `yaml:"-"` // of the stream
-	Instance   string             `yaml:"-"` // unique among the gateways of a stream, and stable; the host's name by default
-	RunID      string             `yaml:"-"` // when set, Run ends with a KindEnd of this run in every partition
-	Logger     *slog.Logger       `yaml:"-"`
-	Ready      func(at Addresses) `yaml:"-"` // called once, when both doors are open
-	Now        func() time.Time   `yaml:"-"` // the system clock, but in tests
+	Peers         peers.Settings    `yaml:"peers"`           // the other gateways
+	Commands      commands.Settings `yaml:"commands"`        // what apps ask of devices
+	TableBytesMax int               `yaml:"table_bytes_max"` // of each table that gateways share, in memory
+
+	Logs       func(table string) table.Log `yaml:"-"` // where what gateways share is kept, each of [Tables]; nil: this one is alone, and takes no commands
+	CommandsTo string                       `yaml:"-"` // stream for the steps of commands; "" for none
+	Publisher  Publisher                    `yaml:"-"`
+	Sessions   session.Store                `yaml:"-"` // where sessions are kept while their clients are away; nil: in this process alone
+	Retained   session.Retained             `yaml:"-"` // where retained messages are kept; nil: in this process alone
+	TooLarge   func(error) bool             `yaml:"-"` // says of Publisher's error that smaller batches would pass; may be nil
+	Partitions int                          `yaml:"-"` // of the stream
+	Instance   string                       `yaml:"-"` // unique among the gateways of a stream, and stable; the host's name by default
+	RunID      string                       `yaml:"-"` // when set, Run ends with a KindEnd of this run in every partition
+	Logger     *slog.Logger                 `yaml:"-"`
+	Ready      func(at Addresses)           `yaml:"-"` // called once, when both doors are open
+	Now        func() time.Time             `yaml:"-"` // the system clock, but in tests
 
 	count      counters
 	bodies     atomic.Int64 // Bytes that requests hold
@@ -118,6 +127,8 @@ type Gateway struct {
 
 	registry      session.Registry
 	audience      *session.Audience
+	near          neighbours
+	producer      string
 	connectionsMu sync.Mutex
 	connections   map[*connection]struct{} // of clients whose CONNECT was accepted
 	stays         map[*stay]struct{}       // requests under way; under connectionsMu too
@@ -139,6 +150,7 @@ func New() *Gateway {
 		PacketTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second, KeepAliveMax: 20 * time.Minute, Loop: wire.Best, ReceiveMaximum: 256,
 		SessionExpiryMax: 24 * time.Hour, SessionsMax: 100_000, UserSessionsMax: 100, SessionQueueMax: 1024, SessionQueueBytesMax: 1 << 20, QueuedBytesMax: 256 << 20,
 		SubscriptionsMax: 32, RetainedMax: 1024, RetainedBytesMax: 1 << 20, RetainedAllBytesMax: 256 << 20,
+		Peers: peers.Defaults(), Commands: commands.Defaults(), TableBytesMax: 512 << 20,
 		DrainTimeout: 20 * time.Second,
 		Now:          time.Now,
 	}
@@ -194,6 +206,10 @@ func (g *Gateway) Run(ctx context.Context) error {
 		return fmt.Errorf("gateway: %w", err)
 	}
 	defer g.state.Store(stateDown)
+	defer g.stopNeighbours()
+	if err := g.startNeighbours(ctx); err != nil {
+		return fmt.Errorf("gateway: %w", err)
+	}
 	mqtt, web, err := g.listenBoth()
 	if err != nil {
 		return fmt.Errorf("gateway: %w", err)
@@ -223,7 +239,12 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if g.Ready != nil {
 		g.Ready(Addresses{MQTT: address(mqtt), HTTP: address(web)})
 	}
-	<-ctx.Done()
+	var lost error
+	select {
+	case <-ctx.Done():
+	case lost = <-g.near.failed:
+		lost = fmt.Errorf("gateway: what gateways share is lost: %w", lost)
+	}
 
 	limit := time.AfterFunc(g.DrainTimeout, func() {
 		giveUp(fmt.Errorf("the drain took longer than %s", g.DrainTimeout))
@@ -232,6 +253,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	g.drain(&doors, &logs, closeDoors, server, mqtt, web)
 	if err := g.clock.save(g.Clock); err != nil {
 		g.Logger.Warn("gateway: the arrival clock could not be kept", "err", err)
+	}
+	if lost != nil {
+		return lost
 	}
 	if err := errors.Join(results...); err != nil {
 		return fmt.Errorf("gateway: not everything could be published; what was not is not acknowledged: %w", err)
@@ -281,6 +305,11 @@ func (g *Gateway) prepare() error {
 	}
 	g.handshakes = make(chan struct{}, g.HandshakesMax)
 	g.connections, g.stays = make(map[*connection]struct{}), make(map[*stay]struct{})
+	start := g.Instance + "~" + strings.ToLower(rand.Text()[:8])
+	g.producer = flow.GatewayProducer(g.Instance, start[len(g.Instance)+1:])
+	if err := g.prepareNeighbours(start); err != nil {
+		return err
+	}
 	g.prepareSessions()
 	g.door = g.newDoor()
 	if err := g.door.Load(); err != nil {
@@ -293,10 +322,9 @@ func (g *Gateway) prepare() error {
 	if err := g.clock.restore(g.Clock); err != nil {
 		return err
 	}
-	producer := flow.GatewayProducer(g.Instance, strings.ToLower(rand.Text()[:8]))
 	for i := range g.Partitions {
 		g.partitions = append(g.partitions, &gatherer{
-			partition: int32(i), stream: g.To, source: flow.Source{Producer: producer, Partition: int32(i)},
+			partition: int32(i), stream: g.To, source: flow.Source{Producer: g.producer, Partition: int32(i)},
 			publisher: g.Publisher, tooLarge: g.TooLarge, linger: g.Linger, rowsMax: g.RowsMax, bytesMax: g.BytesMax, queueMax: g.QueueMax,
 			heartbeat: g.Heartbeat, attemptMax: g.PublishTime, run: g.RunID, clock: g.clock, count: &g.count, logger: g.Logger,
 			builder: flow.NewEventBuilder(memory.DefaultAllocator), wake: make(chan struct{}, 1),
@@ -312,9 +340,13 @@ const storeTime = 5 * time.Second
 
 func (g *Gateway) prepareSessions() {
 	if g.Retained == nil {
-		g.Retained = &session.Memory{HomeMax: g.RetainedMax, HomeBytesMax: g.RetainedBytesMax, BytesMax: g.RetainedAllBytesMax}
+		g.Retained = g.retainedMemory()
 	}
 	g.audience = session.NewAudience(g.SubscriptionsMax)
+	if g.near.mesh != nil {
+		g.audience.Changed = g.near.mesh.Subscribed
+		g.registry.Ended = func(s *session.Session) { g.near.mesh.Release(s.Key.User, s.Key.Client, s.Mark.Load()) }
+	}
 	r := &g.registry
 	r.AwayMax, r.UserAwayMax, r.QueueMax, r.QueueBytesMax, r.BytesMax = g.SessionsMax, g.UserSessionsMax, g.SessionQueueMax, g.SessionQueueBytesMax, g.QueuedBytesMax
 	r.Store, r.StoreTime, r.Audience, r.Publish, r.Logger = g.Sessions, storeTime, g.audience, g.publishWill, g.Logger
@@ -362,7 +394,7 @@ func (g *Gateway) Validate() error {
 	}{
 		{"rows_max", g.RowsMax, 1 << 20}, {"bytes_max", g.BytesMax, 1 << 28}, {"queue_max", g.QueueMax, 1 << 10},
 		{"payload_bytes_max", g.PayloadBytesMax, 64 << 20}, {"http_payload_bytes_max", g.HTTPPayloadBytesMax, 1 << 30},
-		{"decompressed_bytes_max", g.DecompressedBytesMax, 1 << 30}, {"http_waiting_bytes_max", g.HTTPWaitingBytesMax, 1 << 36}, {"http_rows_max", g.HTTPRowsMax, 1 << 24}, {"outbound_bytes_max", g.OutboundBytesMax, 1 << 30},
+		{"decompressed_bytes_max", g.DecompressedBytesMax, 1 << 30}, {"http_waiting_bytes_max", g.HTTPWaitingBytesMax, 1 << 36}, {"http_rows_max", g.HTTPRowsMax, 1 << 24}, {"outbound_bytes_max", g.OutboundBytesMax, 1 << 30}, {"table_bytes_max", g.TableBytesMax, 1 << 40},
 		{"idempotency_keys_max", g.IdempotencyKeysMax, 1 << 24}, {"idempotency_bytes_max", g.IdempotencyBytesMax, 1 << 36},
 		{"connections_max", g.ConnectionsMax, 1 << 24}, {"user_connections_max", g.UserConnections, 1 << 24}, {"handshakes_max", g.HandshakesMax, 1 << 16}, {"receive_maximum", g.ReceiveMaximum, 65535},
 		{"sessions_max", g.SessionsMax, 1 << 24}, {"user_sessions_max", g.UserSessionsMax, 1 << 24}, {"session_queue_max", g.SessionQueueMax, 1 << 20},
@@ -386,6 +418,9 @@ func (g *Gateway) Validate() error {
 	}
 	if g.Loop != wire.Epoll && g.Loop != wire.Goroutines {
 		return fmt.Errorf("loop is %q; want %s or %s", g.Loop, wire.Epoll, wire.Goroutines)
+	}
+	if err := errors.Join(g.Peers.Validate(), g.Commands.Validate()); err != nil {
+		return err
 	}
 	if least := max(g.HTTPPayloadBytesMax, g.DecompressedBytesMax) + bodyStep; g.HTTPWaitingBytesMax < least {
 		return fmt.Errorf("http_waiting_bytes_max is %d, less than one request may take (%d)", g.HTTPWaitingBytesMax, least)

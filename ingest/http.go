@@ -35,6 +35,7 @@ func (g *Gateway) handler() http.Handler {
 	route(http.MethodPost, "/v1/telemetry", answered(g.telemetryRequest))
 	route(http.MethodPost, "/v1/hooks/{name}", answered(g.hookRequest))
 	routes.HandleFunc("GET "+mqttPath, g.serveWebSocket)
+	g.commandRoutes(routes)
 	routes.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		problemOf(http.StatusNotFound, "not-found", "there are POST /v1/telemetry, POST /v1/hooks/{name} and MQTT over WebSocket at /mqtt here, and nothing else").write(w)
 	})

@@ -10,9 +10,10 @@ import (
 	"hearthline/ingest/session"
 )
 
-// fanOut gives a message to the home's subscribers on this gateway, once to each, and says to how many. It does not wait for
-// any of them.
+// fanOut gives a message to the home's subscribers, once to each, here and on other gateways, and says to how many here. It
+// does not wait for any of them.
 func (g *Gateway) fanOut(home string, m *mqtt.Message, from *session.Session) int {
+	g.forward(home, m)
 	sent, dropped := g.audience.Publish(home, m, from)
 	g.delivered(sent, dropped)
 	return sent

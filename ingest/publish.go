@@ -55,6 +55,8 @@ func (c *connection) publish(flags byte, body []byte, d *payload.Decoder) (wire.
 		if err != nil || !h.Empty() || !taken {
 			return h, err
 		}
+	} else if ok, h, err := c.command(home, topic, &p); ok {
+		return h, err
 	}
 	now := time.Now()
 	spend(c.id.Messages, now, 1)
@@ -69,7 +71,7 @@ func (c *connection) relay(home, topic string, p *mqtt.PublishPacket, isTelemetr
 	if !isTelemetry {
 		c.g.count.live.Add(1)
 	}
-	if p.Retain || c.g.audience.Len() > 0 {
+	if p.Retain || c.g.audience.Len() > 0 || c.g.heardElsewhere() {
 		m := mqtt.Message{Topic: topic, Payload: p.Payload, Qos: p.Qos, Retain: p.Retain, Props: p.Props.Forwarded(nil)}
 		if p.Props.Has(mqtt.PropMessageExpiry) {
 			m.Expires = now.Add(time.Duration(p.Props.MessageExpiry) * time.Second)

@@ -13,6 +13,13 @@ func (c *connection) subscribe(body []byte) error {
 	}
 	codes := make([]byte, len(p.Filters))
 	var replay []session.Subscription
+	defer func() {
+		for i, f := range p.Filters {
+			if codes[i] < mqtt.CodeUnspecified {
+				c.ready(string(f))
+			}
+		}
+	}()
 	for i, f := range p.Filters {
 		sub := session.Subscription{Filter: string(f), Options: p.Options[i], ID: p.Props.SubscriptionID}
 		var isNew bool

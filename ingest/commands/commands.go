@@ -74,6 +74,8 @@ type Commands struct {
 	Audit   func(*Command) // is told each step that this gateway saw, once it stands; may be nil
 	Now     func() time.Time
 	Logger  *slog.Logger
+	// Draining is closed when event streams are to end; nil: never.
+	Draining <-chan struct{}
 
 	work  conc.WaitGroup
 	sends chan struct{}

@@ -257,7 +257,7 @@ type stream struct {
 
 }
 
-var errDone = errors.New("the command has ended")
+var errDone = errors.New("nothing more comes")
 
 func (s *stream) run(ctx context.Context) error {
 	for {
@@ -302,6 +302,8 @@ func (s *stream) follow(ctx context.Context, watch *table.Watcher) error {
 			if err := s.write(": alive\n\n"); err != nil {
 				return err
 			}
+		case <-s.c.Draining:
+			return errDone
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -201,6 +201,23 @@ func (p *Properties) within(c *Cursor, id byte, number uint32) {
 	}
 }
 
+// Binary gives a text or binary property that is not kept apart, nil when it is not there. It points into the packet.
+func (p *Properties) Binary(id byte) []byte {
+	if !p.Has(id) {
+		return nil
+	}
+	c := Cursor{B: p.Raw}
+	for len(c.B) > 0 && c.err == nil {
+		at := byte(c.Varint())
+		if at == id {
+			return c.binary()
+		}
+		var skip Properties
+		skip.Value(&c, at)
+	}
+	return nil
+}
+
 // Forwarded appends the properties of a PUBLISH or a will that its receivers must get as they are (section 3.3.2.3): all
 // but alias and will delay, which are not for them, and message expiry, which is told anew.
 func (p *Properties) Forwarded(to []byte) []byte {

@@ -151,6 +151,27 @@ func (p *Peers) Listeners(home, topic string) (starts []string) {
 	return slices.DeleteFunc(starts, func(s string) bool { return p.others[s] == nil || p.others[s].gone })
 }
 
+// Heard says whether another gateway, dead or alive, has subscribers for a topic of a home. It costs next to nothing where
+// there are none.
+func (p *Peers) Heard(home, topic string) bool {
+	a := &p.audience
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, filters := range a.remote[home] {
+		if slices.ContainsFunc(filters, func(f string) bool { return mqtt.Matches(f, topic) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// Audiences is the number of homes that have subscribers on other gateways.
+func (p *Peers) Audiences() int {
+	p.audience.mu.RLock()
+	defer p.audience.mu.RUnlock()
+	return len(p.audience.remote)
+}
+
 // Publish hands a message to the gateways whose clients have subscribed to its topic. It does not wait: what one of them
 // is too slow for is lost to its clients, and counted. The message is given away.
 func (p *Peers) Publish(m *peerspb.Message) {

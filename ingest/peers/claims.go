@@ -30,8 +30,8 @@ type claim struct {
 }
 
 // Claim says that a session's client is connected to this gateway. It does not wait. If several gateways claim a session,
-// the last claim in the log stands, and the others end their connections.
-func (p *Peers) Claim(user, client string) {
+// the last claim in the log stands, and the others end their connections. The claim's number is above those before.
+func (p *Peers) Claim(user, client string) (number uint64) {
 	c := &p.claims
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -40,14 +40,18 @@ func (p *Peers) Claim(user, client string) {
 	c.held[key] = c.next
 	c.unsaid[key] = true
 	signal(c.waiting)
+	return c.next
 }
 
-// Release says that a session's client is not connected to this gateway any more.
-func (p *Peers) Release(user, client string) {
+// Release says that this gateway has the session of a claim no longer, unless it has claimed it again since.
+func (p *Peers) Release(user, client string, number uint64) {
 	c := &p.claims
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := escape(user) + "/" + escape(client)
+	if c.held[key] != number {
+		return
+	}
 	delete(c.held, key)
 	c.unsaid[key] = true
 	signal(c.waiting)

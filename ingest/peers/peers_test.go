@@ -209,16 +209,17 @@ func TestCommandsAreForOneStart(t *testing.T) {
 func TestTheLastClaimStands(t *testing.T) {
 	_, n := mesh(t, 3)
 	n[0].Claim("anna", "hub/1")
-	n[0].Claim("bert", "hub")
+	berts := n[0].Claim("bert", "hub")
 	n[1].Claim("anna", "other")
 	eventually(t, "the claims are known", func() bool { return len(n[2].Tables.Sessions.Scan("")) == 3 })
 	n[2].Claim("anna", "hub/1")
 	eventually(t, "who claimed first lets go", func() bool { return slices.Equal(n[0].got(&n[0].evicted), []string{"anna|hub/1"}) })
-	n[0].Claim("anna", "hub/1") // and comes back
+	last := n[0].Claim("anna", "hub/1") // and comes back
 	eventually(t, "the other lets go", func() bool { return slices.Equal(n[2].got(&n[2].evicted), []string{"anna|hub/1"}) })
 	eventually(t, "one claim of each stands", func() bool { return len(n[1].Tables.Sessions.Scan("")) == 3 })
-	n[0].Release("anna", "hub/1")
-	n[0].Release("bert", "hub")
+	n[0].Release("anna", "hub/1", 1) // one of before
+	n[0].Release("anna", "hub/1", last)
+	n[0].Release("bert", "hub", berts)
 	eventually(t, "what was let go is gone", func() bool { return len(n[1].Tables.Sessions.Scan("")) == 1 })
 	if got := n[1].got(&n[1].evicted); len(got) > 0 {
 		t.Errorf("%v was evicted", got)

@@ -143,11 +143,12 @@ func (s *Session) pump(now time.Time) {
 	}
 }
 
-// keep drops the messages on topics that the client may not see any more. Callers hold mu.
+// keep drops the messages on topics that the client may not see any more, and those that were handed to its last
+// connection alone. Callers hold mu.
 func (s *Session) keep(may func(topic string) bool) {
 	o := s.out
 	gone := func(d Delivery) bool {
-		if d.Message == nil || may(d.Message.Topic) {
+		if d.acked == nil && (d.Message == nil || may(d.Message.Topic)) {
 			return false
 		}
 		o.hold(s.owner, -d.size())
@@ -225,21 +226,32 @@ func (s *Session) acknowledge(kind byte, id uint16, code byte) bool {
 // Acknowledged handles a PUBACK, PUBREC or PUBCOMP that came by a connection. An id that is not in flight is none to worry
 // about: the message may have been dropped meanwhile. The error is that of a protocol broken.
 func (s *Session) Acknowledged(t *Terms, kind byte, ack mqtt.AckPacket) error {
+	acked, err := s.acknowledged(t, kind, ack)
+	if acked != nil {
+		acked()
+	}
+	return err
+}
+
+func (s *Session) acknowledged(t *Terms, kind byte, ack mqtt.AckPacket) (acked func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.at != t {
-		return nil
+		return nil, nil
 	}
 	i := s.find(ack.ID)
 	if i < 0 {
 		if kind == mqtt.TypePubrec && ack.Code < mqtt.CodeUnspecified && !s.acknowledge(mqtt.TypePubrel, ack.ID, mqtt.CodeUnknownID) {
 			t.Link.FinishApart() // it sends and never reads
 		}
-		return nil
+		return nil, nil
 	}
 	d := &s.out.flight[i]
 	if (kind == mqtt.TypePuback) != (d.Qos == 1) || kind == mqtt.TypePubcomp && !d.Released {
-		return mqtt.Broken(mqtt.CodeProtocolError, "packet type %d for packet identifier %d, a message of QoS %d", kind, ack.ID, d.Qos)
+		return nil, mqtt.Broken(mqtt.CodeProtocolError, "packet type %d for packet identifier %d, a message of QoS %d", kind, ack.ID, d.Qos)
+	}
+	if kind != mqtt.TypePubcomp && ack.Code < mqtt.CodeUnspecified {
+		acked = d.acked
 	}
 	if kind == mqtt.TypePubrec && ack.Code < mqtt.CodeUnspecified {
 		s.out.hold(s.owner, -d.size())
@@ -248,11 +260,11 @@ func (s *Session) Acknowledged(t *Terms, kind byte, ack mqtt.AckPacket) error {
 		if !s.acknowledge(mqtt.TypePubrel, ack.ID, mqtt.CodeSuccess) {
 			t.Link.FinishApart()
 		}
-		return nil
+		return acked, nil
 	}
 	s.drop(i)
 	s.pump(time.Now())
-	return nil
+	return acked, nil
 }
 
 // Retry sends what waits, if the client has room by now.

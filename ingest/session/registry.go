@@ -25,6 +25,7 @@ type Registry struct {
 	StoreTime     time.Duration // of one call
 	Audience      *Audience
 	Publish       func(m *mqtt.Message) // of a will; not called under a lock
+	Ended         func(*Session)        // is told of each session that has ended, not under a lock; nil: nobody asks
 	Logger        *slog.Logger
 
 	bytes  atomic.Int64
@@ -235,6 +236,9 @@ func (r *Registry) finish(s *Session) {
 	s.mu.Unlock()
 	ended := r.ending(s)
 	defer ended()
+	if r.Ended != nil {
+		r.Ended(s)
+	}
 	r.Audience.forget(s, subs)
 	if out != nil {
 		r.Audience.passOn(out.flight, out.queue)

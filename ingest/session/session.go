@@ -1,7 +1,9 @@
 package session
 
 import (
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"hearthline/ingest/mqtt"
@@ -21,6 +23,7 @@ type Terms struct {
 	Window    uint16 // QoS 1 and 2 messages that it takes at once
 	AliasMax  uint16 // topic aliases that it keeps
 	Version   byte
+	Who       any // whom it speaks for; for [Audience.Hand] to choose by
 
 	aliases map[string]uint16 // given out on this connection; guarded by the session's lock
 }
@@ -28,6 +31,7 @@ type Terms struct {
 // Session is the state of one client, which its connection comes and goes with. Its methods may be called by any goroutine.
 type Session struct {
 	Key   Key
+	Mark  atomic.Uint64 // of whoever holds it: the number of its claim
 	owner *Registry
 
 	mu     sync.Mutex
@@ -77,8 +81,9 @@ func (s *Session) state() *State {
 		st.Received = append(st.Received, s.in.received...)
 	}
 	if s.out != nil {
-		st.Flight = append(st.Flight, s.out.flight...)
-		st.Queue = append(st.Queue, s.out.queue...)
+		handed := func(d Delivery) bool { return d.acked != nil }
+		st.Flight = slices.DeleteFunc(append(st.Flight, s.out.flight...), handed)
+		st.Queue = slices.DeleteFunc(append(st.Queue, s.out.queue...), handed)
 	}
 	return st
 }

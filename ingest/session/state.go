@@ -49,6 +49,8 @@ type Delivery struct {
 	Qos      byte          `json:"qos"`
 	Retain   bool          `json:"retain,omitempty"`
 	Released bool          `json:"released,omitempty"` // QoS 2: PUBREC has come; PUBREL is what is sent
+
+	acked func() // see [Audience.Hand]; nil for what is simply published
 }
 
 // Will is a message that a client leaves behind.

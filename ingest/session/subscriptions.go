@@ -24,7 +24,8 @@ func HomeOf(topic string) (home string, ok bool) {
 
 // Audience knows who has subscribed to what, home by home.
 type Audience struct {
-	SubscriptionsMax int // of one session
+	SubscriptionsMax int                                 // of one session
+	Changed          func(home string, filters []string) // is told what a home's sessions have subscribed to when that changes; may be nil
 
 	count  atomic.Int64
 	seed   maphash.Seed
@@ -105,6 +106,7 @@ func (a *Audience) listen(name string, s *Session, sub Subscription) {
 	sh := a.shard(name)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	defer a.tell(sh, name)
 	h := sh.homes[name]
 	if h == nil {
 		h = new(home)
@@ -130,6 +132,7 @@ func (a *Audience) unlisten(name string, s *Session, filter string) {
 	if h == nil {
 		return
 	}
+	defer a.tell(sh, name)
 	if group != "" {
 		a.count.Add(-int64(h.part(filter, s)))
 	} else {

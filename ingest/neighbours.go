@@ -1,0 +1,208 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/sourcegraph/conc"
+
+	"hearthline/ingest/commands"
+	"hearthline/ingest/identity"
+	"hearthline/ingest/mqtt"
+	"hearthline/ingest/peers"
+	"hearthline/ingest/peers/peerspb"
+	"hearthline/ingest/session"
+	"hearthline/ingest/table"
+)
+
+// Tables are what gateways share (decision 24), each under its name as a stream of the log.
+var Tables = []string{tableGateways, tableSessions, tableAudiences, tableCommands, tableRetained}
+
+const (
+	tableGateways  = "gateways"
+	tableSessions  = "sessions"
+	tableAudiences = "audiences"
+	tableCommands  = "commands"
+	tableRetained  = "retained"
+)
+
+// neighbours are the other gateways, and what is shared with them. A gateway without logs for its tables has none.
+type neighbours struct {
+	mesh   *peers.Peers
+	desk   *commands.Commands
+	audit  *commands.Audit
+	tables []*table.Table
+	asking chan struct{} // commands of MQTT clients that are being accepted or reported
+
+	stopTables, stopWork, stopAudit context.CancelFunc
+	running, working, auditing      conc.WaitGroup
+	failed                          chan error // of one place: what ended by itself
+}
+
+// askingMax bounds the commands of MQTT clients that wait for the table, all together.
+const askingMax = 1024
+
+// catchUpMax is how long the start of a gateway waits until it has read its tables.
+const catchUpMax = 2 * time.Minute
+
+// prepareNeighbours makes the tables and those who work on them. start names this start of the gateway.
+func (g *Gateway) prepareNeighbours(start string) error {
+	n := &g.near
+	if g.Logs == nil {
+		return nil
+	}
+	made := map[string]*table.Table{}
+	for _, name := range Tables {
+		t := table.New()
+		t.Name, t.Log, t.Partitions, t.BytesMax, t.Logger = name, g.Logs(name), g.Partitions, g.TableBytesMax, g.Logger
+		made[name] = t
+		n.tables = append(n.tables, t)
+	}
+	n.failed = make(chan error, 1)
+	n.asking = make(chan struct{}, askingMax)
+	n.mesh = &peers.Peers{Settings: g.Peers, Start: start, Local: local{g}, Logger: g.Logger,
+		Tables: peers.Tables{Gateways: made[tableGateways], Sessions: made[tableSessions], Audiences: made[tableAudiences]}}
+	n.desk = &commands.Commands{Settings: g.Commands, Table: made[tableCommands], Hubs: local{g}, Others: n.mesh, Gateway: start,
+		Now: g.Now, Logger: g.Logger, Draining: g.stop}
+	n.mesh.Commands = n.desk
+	if g.CommandsTo != "" {
+		n.audit = &commands.Audit{To: g.CommandsTo, Partitions: g.Partitions, Producer: g.producer, RunID: g.RunID, Publisher: g.Publisher, Now: g.Now, Logger: g.Logger}
+		if err := n.audit.Prepare(); err != nil {
+			return err
+		}
+		n.desk.Audit = n.audit.Write
+	}
+	if g.Retained == nil {
+		g.Retained = g.shareRetained(made[tableRetained])
+	}
+	err := errors.Join(n.mesh.Prepare(), n.desk.Prepare())
+	for _, t := range n.tables {
+		err = errors.Join(err, t.Prepare())
+	}
+	return err
+}
+
+// startNeighbours runs the tables, waits until they are read, and then what works on them.
+func (g *Gateway) startNeighbours(ctx context.Context) error {
+	n := &g.near
+	if n.mesh == nil {
+		return nil
+	}
+	life := context.WithoutCancel(ctx)
+	var tables, work, audit context.Context
+	tables, n.stopTables = context.WithCancel(life)
+	work, n.stopWork = context.WithCancel(life)
+	audit, n.stopAudit = context.WithCancel(life)
+	run := func(in *conc.WaitGroup, ctx context.Context, f func(context.Context) error) {
+		in.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				select {
+				case n.failed <- err:
+				default:
+				}
+			} else if err != nil {
+				g.Logger.Warn("gateway: not everything shared with others could be put in order", "err", err)
+			}
+		})
+	}
+	for _, t := range n.tables {
+		run(&n.running, tables, t.Run)
+	}
+	wait, cancel := context.WithTimeoutCause(ctx, catchUpMax, fmt.Errorf("they were not read within %s", catchUpMax))
+	defer cancel()
+	for _, t := range n.tables {
+		select {
+		case <-t.CaughtUp():
+		case err := <-n.failed:
+			return err
+		case <-wait.Done():
+			return fmt.Errorf("read what gateways share: %w", context.Cause(wait))
+		}
+	}
+	run(&n.working, work, n.mesh.Run)
+	run(&n.working, work, n.desk.Run)
+	if n.audit != nil {
+		run(&n.auditing, audit, func(ctx context.Context) error { return n.audit.Run(ctx, g.PublishTime) })
+	}
+	return nil
+}
+
+// stopNeighbours takes leave of the others, when no client is left.
+func (g *Gateway) stopNeighbours() {
+	n := &g.near
+	if n.stopTables == nil {
+		return
+	}
+	n.stopWork()
+	n.working.Wait()
+	n.stopAudit()
+	n.auditing.Wait()
+	n.stopTables()
+	n.running.Wait()
+}
+
+// local is this gateway as its neighbours and the commands' desk use it.
+type local struct{ g *Gateway }
+
+// Deliver implements peers.Local.
+func (l local) Deliver(m *peerspb.Message) {
+	msg := &mqtt.Message{Topic: m.GetTopic(), Payload: m.GetPayload(), Qos: byte(min(m.GetQos(), 2)), Retain: m.GetRetain(), Props: m.GetProps()} // #nosec G115 -- bounded
+	if at := m.GetExpiresMicros(); at > 0 {
+		msg.Expires = time.UnixMicro(at)
+	}
+	l.g.delivered(l.g.audience.Publish(m.GetHome(), msg, nil))
+}
+
+// Evict implements peers.Local.
+func (l local) Evict(user, client string) {
+	l.g.count.takeovers.Add(1)
+	l.g.registry.Surrender(session.Key{User: user, Client: client})
+}
+
+// Hand implements commands.Hubs.
+func (l local) Hand(home string, m commands.Message, delivered func()) bool {
+	device, _, _ := commandTopic(m.Topic)
+	hub := func(t *session.Terms) bool {
+		id, ok := t.Who.(*identity.Identity)
+		return ok && id.MayTelemetry(home, device) == nil
+	}
+	props := textProperty(nil, mqtt.PropContentType, mediaJSON)
+	props = textProperty(textProperty(props, mqtt.PropUser, "command-id"), 0, m.ID)
+	msg := &mqtt.Message{Topic: m.Topic, Payload: m.Payload, Qos: 1, Expires: m.Expires, Props: props}
+	return l.g.audience.Hand(home, msg, hub, delivered) > 0
+}
+
+// forward hands a message to the other gateways whose clients have subscribed. The message is borrowed.
+func (g *Gateway) forward(home string, m *mqtt.Message) {
+	if g.near.mesh == nil || !g.near.mesh.Heard(home, m.Topic) {
+		return
+	}
+	out := &peerspb.Message{Home: strings.Clone(home), Topic: strings.Clone(m.Topic), Qos: uint32(m.Qos), Retain: m.Retain,
+		Payload: append([]byte(nil), m.Payload...), Props: append([]byte(nil), m.Props...)}
+	if !m.Expires.IsZero() {
+		out.ExpiresMicros = m.Expires.UnixMicro()
+	}
+	g.near.mesh.Publish(out)
+}
+
+// heardElsewhere says whether some other gateway has subscribers at all.
+func (g *Gateway) heardElsewhere() bool { return g.near.mesh != nil && g.near.mesh.Audiences() > 0 }
+
+// commandRoutes adds the API of commands to the HTTP door.
+func (g *Gateway) commandRoutes(mux *http.ServeMux) {
+	if g.near.desk == nil {
+		return
+	}
+	g.near.desk.Routes(mux, func(w http.ResponseWriter, r *http.Request) *identity.Identity {
+		id, p := g.authenticate(w, r)
+		if p != nil {
+			p.write(w)
+			return nil
+		}
+		return id
+	})
+}
