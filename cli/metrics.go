@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"hearthline/ingest"
@@ -32,11 +34,21 @@ var (
 	reloadsDesc     = gatewayDesc("reload_errors_total", "Credentials or certificates that could not be read again.")
 	publishDesc     = gatewayDesc("publish_seconds", "Time of one publish that succeeded.")
 	acknowledgeDesc = gatewayDesc("acknowledge_seconds", "Time from a message's arrival until its acknowledgement was due.")
+	repeatedDesc    = gatewayDesc("requests_repeated_total", "HTTP requests answered from memory: sent again under their key.")
+	openDesc        = gatewayDesc("listener_connections", "Connections open now.", "listener")
+	listenedDesc    = gatewayDesc("listener_accepted_total", "Connections accepted.", "listener")
+	fullDesc        = gatewayDesc("listener_full_total", "Connections closed at once: over the limit.", "listener")
+	shakeFailDesc   = gatewayDesc("listener_handshakes_failed_total", "TLS handshakes that failed.", "listener")
+	resumedDesc     = gatewayDesc("listener_handshakes_resumed_total", "TLS handshakes by ticket.", "listener")
+	shakeDesc       = gatewayDesc("listener_handshake_seconds", "Time from a connection's being accepted to its handshake's end.", "listener")
+	answersDesc     = gatewayDesc("http_answers_total", "HTTP requests answered.", "route", "class")
+	routeTimeDesc   = gatewayDesc("http_request_seconds", "Time of an HTTP request.", "route")
+	doorDescs       = []*prometheus.Desc{repeatedDesc, openDesc, listenedDesc, fullDesc, shakeFailDesc, resumedDesc, shakeDesc, answersDesc, routeTimeDesc}
 	gatewayAllDescs = []*prometheus.Desc{connectionsDesc, socketsDesc, waitingDesc, acceptedDesc, handshakesDesc, loginsDesc, takeoversDesc, messagesDesc, requestsDesc, bytesDesc, durableDesc, gatewayRowsDesc, refusedDesc, publishErrsDesc, heldDesc, panicsDesc, reloadsDesc, publishDesc, acknowledgeDesc}
 )
 
 func (c gatewayCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range gatewayAllDescs {
+	for _, d := range append(doorDescs, gatewayAllDescs...) {
 		ch <- d
 	}
 }
@@ -70,16 +82,33 @@ func (c gatewayCollector) Collect(ch chan<- prometheus.Metric) {
 	for reason, n := range s.Refused {
 		counter(refusedDesc, n, reason)
 	}
+	counter(repeatedDesc, s.Repeated)
+	for listener, l := range s.Listeners {
+		ch <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, float64(l.Open), listener)
+		counter(listenedDesc, l.Accepted, listener)
+		counter(fullDesc, l.Full, listener)
+		counter(shakeFailDesc, l.HandshakesFailed, listener)
+		counter(resumedDesc, l.Resumed, listener)
+		ch <- histogram(shakeDesc, l.Handshake, listener)
+	}
+	for route, r := range s.Routes {
+		for class, n := range r.Answers {
+			if n > 0 {
+				counter(answersDesc, n, route, strconv.Itoa(class)+"xx")
+			}
+		}
+		ch <- histogram(routeTimeDesc, r.Time, route)
+	}
 	ch <- histogram(publishDesc, s.Publish)
 	ch <- histogram(acknowledgeDesc, s.Acknowledge)
 }
 
 // histogram makes Prometheus's cumulative buckets of ours.
-func histogram(d *prometheus.Desc, h ingest.Histogram) prometheus.Metric {
+func histogram(d *prometheus.Desc, h ingest.Histogram, labels ...string) prometheus.Metric {
 	buckets, sum := map[float64]uint64{}, uint64(0)
 	for i := range len(h.Buckets) - 1 {
 		sum += h.Buckets[i]
 		buckets[h.Bound(i).Seconds()] = sum
 	}
-	return prometheus.MustNewConstHistogram(d, h.Count, h.Sum.Seconds(), buckets)
+	return prometheus.MustNewConstHistogram(d, h.Count, h.Sum.Seconds(), buckets, labels...)
 }

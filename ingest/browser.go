@@ -40,7 +40,7 @@ func (g *Gateway) serveWebSocket(rw http.ResponseWriter, r *http.Request) {
 		c.Close()
 		return
 	}
-	client := g.newConnection(c, w)
+	client := g.newConnection(c, w, &g.count.webDoor)
 	stream := &websocket.Stream{In: client, Link: client.link, BytesMax: g.packetMax(), Early: early}
 	client.link.Frame = stream
 	w.Leave()

@@ -18,6 +18,7 @@ import (
 // connection is one MQTT client's connection: the protocol, as a [wire.Handler]. What outlives it is its session's. Its fields
 // are the reader's alone, but for those under mu.
 type connection struct {
+	door    *listenerCounters // it came in by
 	g       *Gateway
 	link    *wire.Link
 	from    string             // address without port
@@ -176,7 +177,10 @@ func (c *connection) Slow() bool { return c.id == nil }
 // End implements wire.Handler: it takes leave, and leaves the session to itself.
 func (c *connection) End(err error) {
 	g := c.g
-	defer g.count.sockets.Add(-1)
+	defer func() {
+		g.count.sockets.Add(-1)
+		c.door.open.Add(-1)
+	}()
 	var bug *wire.Panic
 	if errors.As(err, &bug) {
 		g.count.panics.Add(1)

@@ -315,7 +315,7 @@ func (g *Gateway) prepare() error {
 	if err := g.door.Load(); err != nil {
 		return err
 	}
-	g.mqttTLS, g.webTLS = g.newTLSDoor("mqtt"), g.newTLSDoor("h2", "http/1.1")
+	g.mqttTLS, g.webTLS = newTLSDoor(&g.count.mqttDoor, "mqtt"), newTLSDoor(&g.count.webDoor, "h2", "http/1.1")
 	if err := g.loadTLS(); err != nil {
 		return err
 	}

@@ -23,14 +23,14 @@ import (
 func (g *Gateway) handler() http.Handler {
 	routes := http.NewServeMux()
 	route := func(method, path string, serve http.HandlerFunc) {
-		routes.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+		routes.HandleFunc(path, g.counted(path, func(w http.ResponseWriter, r *http.Request) {
 			if r.Method != method {
 				w.Header().Set("Allow", method)
 				problemOf(http.StatusMethodNotAllowed, "method", "want "+method).write(w)
 				return
 			}
 			serve(w, r)
-		})
+		}))
 	}
 	route(http.MethodPost, "/v1/telemetry", answered(g.telemetryRequest))
 	route(http.MethodPost, "/v1/hooks/{name}", answered(g.hookRequest))

@@ -30,9 +30,12 @@ func (g *Gateway) accept(ln net.Listener, door *tlsDoor, serve func(*tls.Conn, *
 			continue
 		}
 		pause = 0
+		since := time.Now()
 		g.count.accepted.Add(1)
+		door.count.accepted.Add(1)
 		if g.count.sockets.Add(1) > int64(g.ConnectionsMax) {
 			g.count.sockets.Add(-1)
+			door.count.full.Add(1)
 			g.count.refused[reason.Connections].Add(1)
 			c.Close()
 			continue
@@ -43,6 +46,8 @@ func (g *Gateway) accept(ln net.Listener, door *tlsDoor, serve func(*tls.Conn, *
 				g.count.sockets.Add(-1)
 				return
 			}
+			door.count.shaken(conn, since)
+			door.count.open.Add(1)
 			// A goroutine of its own: the handshake's has grown a stack that an idle connection would go on holding.
 			g.tasks.Go(func() { serve(conn, w) })
 		})
@@ -55,6 +60,7 @@ func (g *Gateway) shake(c net.Conn, door *tlsDoor) (conn *tls.Conn, w *wire.Wire
 	defer g.contain(c)
 	if conn, w, err = g.handshake(c, door); err != nil {
 		g.count.handshakesFailed.Add(1)
+		door.count.handshakesFailed.Add(1)
 		g.Logger.Debug("gateway: handshake failed", "from", c.RemoteAddr(), "err", err)
 		c.Close()
 	}

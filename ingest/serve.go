@@ -88,6 +88,7 @@ func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 			}
 			if !w.Left { // a WebSocket is counted until its session ends
 				g.count.sockets.Add(-1)
+				g.count.webDoor.open.Add(-1)
 			}
 		})
 	})
@@ -105,18 +106,18 @@ func (q quiet) Write(p []byte) (int, error) {
 
 // serveMQTT hands a connection over to the loop, until connection.End.
 func (g *Gateway) serveMQTT(c *tls.Conn, w *wire.Wire) {
-	s := g.newConnection(c, w)
+	s := g.newConnection(c, w, &g.count.mqttDoor)
 	g.loop.Serve(s.link, s)
 }
 
 // newConnection is a client that has not said anything yet.
-func (g *Gateway) newConnection(c *tls.Conn, w *wire.Wire) *connection {
+func (g *Gateway) newConnection(c *tls.Conn, w *wire.Wire, door *listenerCounters) *connection {
 	l := &wire.Link{Tls: c, Wire: w, Tasks: &g.tasks, BytesMax: g.OutboundBytesMax, Timeout: g.WriteTimeout}
 	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
 	if err != nil {
 		host = c.RemoteAddr().String()
 	}
-	return &connection{g: g, link: l, from: host, lastPacket: time.Since(epoch)}
+	return &connection{g: g, door: door, link: l, from: host, lastPacket: time.Since(epoch)}
 }
 
 // reloadEvery is how often the credentials and certificate files are looked at.

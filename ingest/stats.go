@@ -29,13 +29,15 @@ type Stats struct {
 	RowsRefused      map[string]uint64 // by Reason: single rows
 	Refused          map[string]uint64 // by Reason: whole payloads, packets, requests, connections
 	Batches          uint64
-	PublishErrors    uint64    // attempts of a batch that failed; it is tried again
-	Held             uint64    // times a publisher was made to wait: queue full, window full, over its rate
-	Waiting          int64     // rows gathered and not yet durable, now
-	Panics           uint64    // connections that ended by a bug
-	ReloadErrors     uint64    // credentials or certificate files that could not be read again
-	Publish          Histogram // time of one Publish call that succeeded
-	Acknowledge      Histogram // time from a message's arrival to its acknowledgement being due
+	PublishErrors    uint64                   // attempts of a batch that failed; it is tried again
+	Held             uint64                   // times a publisher was made to wait: queue full, window full, over its rate
+	Waiting          int64                    // rows gathered and not yet durable, now
+	Panics           uint64                   // connections that ended by a bug
+	ReloadErrors     uint64                   // credentials or certificate files that could not be read again
+	Publish          Histogram                // time of one Publish call that succeeded
+	Listeners        map[string]ListenerStats // mqtt and http, which WebSockets belong to
+	Routes           map[string]RouteStats    // HTTP requests, by path
+	Acknowledge      Histogram                // time from a message's arrival to its acknowledgement being due
 }
 
 // Histogram counts durations in buckets that double: bucket i holds those of at most 2^i × 64 µs; the last one all
@@ -89,6 +91,8 @@ type counters struct {
 	panics, reloadErrors                                                 atomic.Uint64
 	rowsRefused, refused                                                 [reason.Count]atomic.Uint64
 	publish, acknowledge                                                 histogram
+	mqttDoor, webDoor                                                    listenerCounters
+	routes                                                               [len(routeNames)]routeCounters
 }
 
 func (c *counters) loginFailed() {
@@ -106,6 +110,11 @@ func (c *counters) read() Stats {
 		PublishErrors: c.publishErrors.Load(), Held: c.held.Load(), Panics: c.panics.Load(), ReloadErrors: c.reloadErrors.Load(),
 		RowsRefused: make(map[string]uint64, reason.Count), Refused: make(map[string]uint64, reason.Count),
 		Publish: c.publish.read(), Acknowledge: c.acknowledge.read(),
+	}
+	s.Listeners = map[string]ListenerStats{"mqtt": c.mqttDoor.read(), "http": c.webDoor.read()}
+	s.Routes = make(map[string]RouteStats, len(routeNames))
+	for i, name := range routeNames {
+		s.Routes[name] = c.routes[i].read()
 	}
 	for r := range reason.Count {
 		s.RowsRefused[r.String()] = c.rowsRefused[r].Load()

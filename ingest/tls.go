@@ -27,11 +27,14 @@ type secrets struct {
 
 // tlsDoor gives the TLS configuration of one door. It is another one after files have changed: connections keep what they began with.
 type tlsDoor struct {
+	count     *listenerCounters
 	protocols []string
 	now       atomic.Pointer[tls.Config]
 }
 
-func (g *Gateway) newTLSDoor(protocols ...string) *tlsDoor { return &tlsDoor{protocols: protocols} }
+func newTLSDoor(count *listenerCounters, protocols ...string) *tlsDoor {
+	return &tlsDoor{count: count, protocols: protocols}
+}
 
 // set makes a configuration of the secrets.
 func (d *tlsDoor) set(s *secrets, curves []tls.CurveID) {
