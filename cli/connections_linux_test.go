@@ -60,17 +60,27 @@ func TestConnections(t *testing.T) {
 		})
 	}
 	printConnections(t, rows)
+	for _, m := range rows {
+		if *connectionsN >= memoryCounts && m.name == "hearthline" && (m.idle > idleMax || m.idleWeb > idleMax) {
+			t.Errorf("an idle connection has %.1f KB, over WebSocket %.1f; at most %d was promised", m.idle, m.idleWeb, idleMax)
+		}
+	}
 }
+
+const (
+	idleMax      = 12   // KB an idle connection
+	memoryCounts = 5000 // connections from which on a process's memory says something about one
+)
 
 // contestant is a server in a process of its own, and how to come in.
 type contestant struct {
 	name      string
 	pid       int
-	addr      string
+	addr      string // of MQTT over TLS
+	web       string // of MQTT over WebSocket
 	roots     string
 	users     []identity.DevUser
 	passwords map[string]string
-	settle    func() // has it give memory back to the system
 }
 
 // startGateway runs the gateway of the product's own plan.
@@ -92,19 +102,20 @@ func startGateway(t *testing.T, certs identity.Certificates, users []identity.De
 		"HEARTHLINE_KEY=" + certs.Key, "HEARTHLINE_CREDENTIALS=" + file, "HEARTHLINE_INSTANCE=g1"}
 	r := c.Role("gateway")
 	waitForPort(t, c.MQTT)
-	return &contestant{pid: r.Cmd.Process.Pid, addr: c.MQTT, roots: certs.CA, users: users, passwords: passwords}
+	return &contestant{pid: r.Cmd.Process.Pid, addr: c.MQTT, web: c.HTTP, roots: certs.CA, users: users, passwords: passwords}
 }
 
 // measured is one row of the table.
 type measured struct {
-	name       string
-	idle       float64       // KB of resident memory an idle connection
-	accept     time.Duration // CPU of TCP, TLS, CONNECT and its end, a connection
-	acceptX    time.Duration // the same for clients without the post-quantum key exchange
-	back       time.Duration // until all are back
-	again      int           // attempts that were refused and tried again
-	one, many  float64       // QoS 1 messages a second of CPU: 1 and 64 in flight
-	oneP, more time.Duration // median time to the acknowledgement
+	name      string
+	idle      float64       // KB of resident memory an idle connection
+	idleWeb   float64       // the same over WebSocket
+	accept    time.Duration // CPU of TCP, TLS, CONNECT and its end, a connection
+	acceptX   time.Duration // the same for clients without the post-quantum key exchange
+	back      time.Duration // until all are back
+	again     int           // attempts that were refused and tried again
+	one, many float64       // QoS 1 messages a second of CPU: 1 and 64 in flight
+	oneTook   time.Duration // median time to the acknowledgement, 1 in flight
 }
 
 func (c *contestant) measure(t *testing.T) *measured {
@@ -133,10 +144,19 @@ func (c *contestant) measure(t *testing.T) *measured {
 	f.close()
 
 	f.connect(min(*connectionsN, 1000), nil)
-	m.one, m.oneP = f.publish(1)
+	m.one, m.oneTook = f.publish(1)
 	f.close()
 	f.connect(32, nil)
-	m.many, m.more = f.publish(64)
+	m.many, _ = f.publish(64)
+	f.close()
+
+	f.connectBy(min(*connectionsN, 1500), f.dialWeb)
+	f.close()
+	c.rest()
+	rss = c.memory(t)
+	f.connectBy(*connectionsN, f.dialWeb)
+	c.rest()
+	m.idleWeb = float64(c.memory(t)-rss) / float64(*connectionsN)
 	return m
 }
 
@@ -148,8 +168,8 @@ func (c *contestant) rest() {
 		if now := c.quietMemory(); now < least-64 {
 			least, since = now, time.Now()
 		}
-		if *connectionsN < 1000 {
-			return // memory means nothing then
+		if *connectionsN < memoryCounts {
+			return
 		}
 	}
 }
@@ -157,13 +177,19 @@ func (c *contestant) rest() {
 func printConnections(t *testing.T, rows []*measured) {
 	var out strings.Builder
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "server\tKB/idle conn\taccept, CPU\taccept, X25519\t%d back in\ttried again\tQoS 1, 1 in flight\t(median)\t64 in flight\t(median)\t\n", *connectionsN)
+	fmt.Fprintf(w, "server\tKB/idle conn\tKB/idle wss\taccept, CPU\taccept, X25519\t%d back in\ttried again\tQoS 1, 1 in flight\t(median)\t64 in flight\t\n", *connectionsN)
 	line := func(m *measured, than *measured) {
+		kb := func(x float64) string {
+			if *connectionsN < memoryCounts {
+				return "–"
+			}
+			return fmt.Sprintf("%.1f", x)
+		}
 		us := func(d time.Duration) string { return fmt.Sprintf("%d µs", d.Microseconds()) }
-		fmt.Fprintf(w, "%s\t%.1f\t%s\t%s\t%.1f s\t%d\t%.0f /core-s\t%.1f ms\t%.0f /core-s\t%.1f ms\t\n", m.name, m.idle, us(m.accept), us(m.acceptX), m.back.Seconds(), m.again,
-			m.one, m.oneP.Seconds()*1e3, m.many, m.more.Seconds()*1e3)
-		if than != nil && than != m {
-			fmt.Fprintf(w, "  to %s\t%.2f\t%.2f\t%.2f\t%.2f\t\t%.2f\t\t%.2f\t\t\n", than.name, m.idle/than.idle, float64(m.accept)/float64(than.accept),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%.1f s\t%d\t%.0f /core-s\t%.1f ms\t%.0f /core-s\t\n", m.name, kb(m.idle), kb(m.idleWeb), us(m.accept), us(m.acceptX), m.back.Seconds(), m.again,
+			m.one, m.oneTook.Seconds()*1e3, m.many)
+		if than != m {
+			fmt.Fprintf(w, "to %s\t%s\t%s\t%.2f\t%.2f\t%.2f\t\t%.2f\t\t%.2f\t\n", than.name, kb(m.idle/than.idle), kb(m.idleWeb/than.idleWeb), float64(m.accept)/float64(than.accept),
 				float64(m.acceptX)/float64(than.acceptX), float64(m.back)/float64(than.back), m.one/than.one, m.many/than.many)
 		}
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
@@ -52,8 +53,11 @@ func startMosquitto(t *testing.T, certs identity.Certificates, users []identity.
 	}
 	host, port, _ := net.SplitHostPort(addr)
 	config := filepath.Join(dir, "mosquitto.conf")
-	text := fmt.Sprintf("listener %s %s\ncafile %s\ncertfile %s\nkeyfile %s\nallow_anonymous false\npassword_file %s\npersistence false\nlog_type error\nset_tcp_nodelay true\nuser %s\n",
-		port, host, certs.CA, certs.Certificate, certs.Key, file, userName())
+	web := clitest.FreeAddr(t)
+	_, webPort, _ := net.SplitHostPort(web)
+	secured := fmt.Sprintf("cafile %s\ncertfile %s\nkeyfile %s\n", certs.CA, certs.Certificate, certs.Key)
+	text := fmt.Sprintf("allow_anonymous false\npassword_file %s\npersistence false\nlog_type error\nset_tcp_nodelay true\nuser %s\nlistener %s %s\n%slistener %s %s\nprotocol websockets\n%s",
+		file, userName(), port, host, secured, webPort, host, secured)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +68,8 @@ func startMosquitto(t *testing.T, certs identity.Certificates, users []identity.
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	waitForPort(t, addr)
-	return &contestant{pid: cmd.Process.Pid, addr: addr, roots: certs.CA, users: users, passwords: passwords}
+	waitForPort(t, web)
+	return &contestant{pid: cmd.Process.Pid, addr: addr, web: web, roots: certs.CA, users: users, passwords: passwords}
 }
 
 func userName() string {
@@ -149,6 +154,11 @@ const (
 // attempts failed on the way.
 func (f *fleet) connect(n int, curves []tls.CurveID) (again int) {
 	f.t.Helper()
+	return f.connectBy(n, func(i int) (*tls.Conn, error) { return f.dial(i, curves) })
+}
+
+func (f *fleet) connectBy(n int, dial func(i int) (*tls.Conn, error)) (again int) {
+	f.t.Helper()
 	first := len(f.conns)
 	f.conns = append(f.conns, make([]*tls.Conn, n)...)
 	var failed atomic.Int64
@@ -156,7 +166,7 @@ func (f *fleet) connect(n int, curves []tls.CurveID) (again int) {
 	for i := first; i < first+n; i++ {
 		dials.Go(func() error {
 			for try := 1; ; try++ {
-				c, err := f.dial(i, curves)
+				c, err := dial(i)
 				if err == nil {
 					f.conns[i] = c
 					return nil
@@ -175,30 +185,80 @@ func (f *fleet) connect(n int, curves []tls.CurveID) (again int) {
 	return int(failed.Load())
 }
 
+// dial connects over MQTT.
 func (f *fleet) dial(i int, curves []tls.CurveID) (*tls.Conn, error) {
+	c, err := f.shake(i, f.to.addr, curves)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = c.Write(f.connectPacket(i)); err == nil {
+		err = wantBytes(c, []byte{0x20, 2, 0, 0})
+	}
+	return in(c, err)
+}
+
+// dialWeb connects over MQTT over WebSocket.
+func (f *fleet) dialWeb(i int) (*tls.Conn, error) {
+	c, err := f.shake(i, f.to.web, nil)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(c, "GET /mqtt HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n")
+	answer := make([]byte, 0, 512)
+	for err == nil && !bytes.HasSuffix(answer, []byte("\r\n\r\n")) && len(answer) < cap(answer) {
+		var n int
+		n, err = c.Read(answer[len(answer) : len(answer)+1])
+		answer = answer[:len(answer)+n]
+	}
+	if err == nil && !bytes.HasPrefix(answer, []byte("HTTP/1.1 101 ")) {
+		err = fmt.Errorf("answer %.40q", answer)
+	}
+	if err == nil {
+		packet := f.connectPacket(i)
+		frame := append([]byte{0x82, 0x80 | byte(len(packet)), 0, 0, 0, 0}, packet...) // a mask of zeros changes nothing
+		if _, err = c.Write(frame); err == nil {
+			err = wantBytes(c, []byte{0x82, 4, 0x20, 2, 0, 0})
+		}
+	}
+	return in(c, err)
+}
+
+// shake opens a TLS connection, from one of a hundred addresses.
+func (f *fleet) shake(i int, addr string, curves []tls.CurveID) (*tls.Conn, error) {
 	d := &tls.Dialer{
 		NetDialer: &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i%100))}},
 		Config:    &tls.Config{RootCAs: f.roots, ServerName: "localhost", CurvePreferences: curves},
 	}
-	raw, err := d.Dial("tcp", f.to.addr)
+	raw, err := d.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	c := raw.(*tls.Conn)
-	u := f.to.users[i%len(f.to.users)].User
-	c.SetDeadline(time.Now().Add(30 * time.Second))
-	if _, err = c.Write(connectPacket(fmt.Sprintf("client-%05d", i), u, f.to.passwords[u])); err == nil {
-		var ack [4]byte
-		if _, err = io.ReadFull(c, ack[:]); err == nil && ack != [4]byte{0x20, 2, 0, 0} {
-			err = fmt.Errorf("CONNACK % x", ack)
-		}
+	raw.SetDeadline(time.Now().Add(30 * time.Second))
+	return raw.(*tls.Conn), nil
+}
+
+func wantBytes(c *tls.Conn, want []byte) error {
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
 	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("CONNACK % x", got)
+	}
+	return nil
+}
+
+func in(c *tls.Conn, err error) (*tls.Conn, error) {
 	if err != nil {
 		c.Close()
 		return nil, err
 	}
-	c.SetDeadline(time.Time{})
-	return c, nil
+	return c, c.SetDeadline(time.Time{})
+}
+
+func (f *fleet) connectPacket(i int) []byte {
+	u := f.to.users[i%len(f.to.users)].User
+	return connectPacket(fmt.Sprintf("client-%05d", i), u, f.to.passwords[u])
 }
 
 func connectPacket(client, user, password string) []byte {

@@ -41,7 +41,7 @@ func (g *Gateway) serveWebSocket(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	client := g.newConnection(c, w, &g.count.webDoor)
-	stream := &websocket.Stream{In: client, Link: client.link, BytesMax: g.packetMax(), Early: early}
+	stream := &websocket.Stream{In: client, Out: client.link, BytesMax: g.packetMax(), Early: early}
 	client.link.Frame = stream
 	w.Leave()
 	g.tasks.Go(func() { g.loop.Serve(client.link, stream) })

@@ -15,10 +15,16 @@ import (
 	"hearthline/ingest/wire"
 )
 
+// Out is a connection's way out, a [wire.Link].
+type Out interface {
+	AddBare(b []byte) bool
+	Flush()
+}
+
 // Stream is a connection's Handler: it takes frames, and gives what they carry to In. It is its link's Framing too.
 type Stream struct {
 	In       wire.Handler
-	Link     *wire.Link
+	Out      Out
 	BytesMax int    // of a frame
 	Early    []byte // What came with the handshake
 
@@ -44,7 +50,7 @@ func (s *Stream) End(err error) { s.In.End(err) }
 
 // Receive implements wire.Handler.
 func (s *Stream) Receive(data []byte) (used int, h wire.Hold, err error) {
-	defer s.Link.Flush()
+	defer s.Out.Flush()
 	if s.Early == nil {
 		return s.receive(data)
 	}
@@ -146,7 +152,7 @@ func (s *Stream) control(head ws.Header, data []byte, used int) (int, error) {
 	case ws.OpPing:
 		payload := bytes.Clone(data[used:end])
 		ws.Cipher(payload, head.Mask, 0)
-		if !s.Link.AddBare(append([]byte{0x80 | byte(ws.OpPong), byte(len(payload))}, payload...)) {
+		if !s.Out.AddBare(append([]byte{0x80 | byte(ws.OpPong), byte(len(payload))}, payload...)) {
 			return end, errors.New("the client does not read its pongs")
 		}
 	}
