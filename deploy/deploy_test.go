@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/google/go-cmp/cmp"
@@ -43,6 +44,12 @@ func (*keeping) Write(context.Context, flow.Range, []arrow.Record) error { retur
 type listening struct {
 	MQTT string `yaml:"mqtt"`
 	HTTP string `yaml:"http"`
+
+	Connections int `yaml:"connections"` // sent away at 100 a second when it drains
+}
+
+func (l *listening) DrainMax() time.Duration {
+	return time.Duration(l.Connections) * 10 * time.Millisecond
 }
 
 func catalog() pipeline.Catalog {
@@ -175,6 +182,32 @@ func TestCheckpointsInABucket(t *testing.T) {
 		}
 		if strings.Contains(all, "persistentVolumeClaim") || !strings.Contains(all, want) {
 			t.Errorf("there is a claim, or no way to the server (%s)", want)
+		}
+	}
+}
+
+// A gateway is not killed while it still sends its clients away.
+func TestGatewayHasTheTimeItsDrainTakes(t *testing.T) {
+	text := strings.Replace(sound, `127.0.0.1:8883}"}`, `127.0.0.1:8883}", connections: 20000}`, 1) + "deploy: {image: h:1, data: {claim: c}, env: {HEARTHLINE_KAFKA: \"k:9092\", HEARTHLINE_MQTT: \"0.0.0.0:8883\"}}"
+	plan := planOf(t, "p.yaml", text)
+	s, err := deploy.Read(plan.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for target, want := range map[string][]string{"kubernetes": {"terminationGracePeriodSeconds: 215", "terminationGracePeriodSeconds: 60"}, "compose": {"stop_grace_period: 210s", "stop_grace_period: 60s"}} {
+		render := map[string]func(*pipeline.Plan, *deploy.Settings) ([]deploy.File, error){"kubernetes": deploy.Kubernetes, "compose": deploy.Compose}[target]
+		files, err := render(plan, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := ""
+		for _, f := range files {
+			all += string(f.Data)
+		}
+		for _, w := range want {
+			if !strings.Contains(all, w) {
+				t.Errorf("%s: no %s", target, w)
+			}
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -70,6 +71,7 @@ func newRenderer(plan *pipeline.Plan, s *Settings, target string) *renderer {
 	r.variables()
 	r.kafkaSecrets()
 	r.gatewayPorts()
+	r.gatewayGrace()
 	r.checkScale()
 	return r
 }
@@ -179,6 +181,19 @@ func (r *renderer) at(path ...string) pipeline.Pos {
 	}
 	return at
 }
+
+// draining is a gateway that says how long it may take to send its clients away, and to end.
+type draining interface{ DrainMax() time.Duration }
+
+// gatewayGrace sees to it that nobody kills a gateway that still sends clients away.
+func (r *renderer) gatewayGrace() {
+	if g, ok := r.plan.Gateway.(draining); ok {
+		r.roles[0].run.Grace = max(r.roles[0].run.Grace, g.DrainMax().Truncate(time.Second)+graceSpare)
+	}
+}
+
+// graceSpare is what a process takes to end beside its drain.
+const graceSpare = 10 * time.Second
 
 // gatewayPorts finds where the gateway listens.
 func (r *renderer) gatewayPorts() {

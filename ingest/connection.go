@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"hearthline/ingest/identity"
@@ -34,6 +35,9 @@ type connection struct {
 	persists   bool          // its CONNECT asked for a session that outlives it
 	unwilled   bool          // its will is not to be published
 	ended      bool          // it said DISCONNECT, or was told
+
+	retired atomic.Bool // the gateway drains, and it is this client's turn
+	parting sync.Once
 
 	mu         sync.Mutex
 	settling   bool // settle is going to be called
@@ -72,6 +76,9 @@ func (c *connection) Receive(data []byte) (used int, h wire.Hold, err error) {
 	d := decoders.Get().(*payload.Decoder)
 	defer decoders.Put(d)
 	for used < len(data) {
+		if c.retired.Load() {
+			return used, wire.Hold{}, wire.ErrDraining
+		}
 		bytesMax := c.g.packetMax()
 		if c.id == nil {
 			bytesMax = connectBytesMax
@@ -178,7 +185,7 @@ func (c *connection) Slow() bool { return c.id == nil }
 func (c *connection) End(err error) {
 	g := c.g
 	defer func() {
-		g.count.sockets.Add(-1)
+		g.closed(c.from)
 		c.door.open.Add(-1)
 	}()
 	var bug *wire.Panic
@@ -186,9 +193,8 @@ func (c *connection) End(err error) {
 		g.count.panics.Add(1)
 		g.Logger.Error("gateway: a connection ended by a panic; this is a bug", "from", c.from, "panic", bug.Value, "stack", string(bug.Stack))
 	}
-	if errors.Is(err, wire.ErrDraining) && c.id != nil {
-		c.settleAll()
-		c.leave(mqtt.CodeShuttingDown, "the gateway is going down")
+	if c.id != nil && (errors.Is(err, wire.ErrDraining) || c.retired.Load()) {
+		c.part()
 		c.unwilled = true // the home has not gone: its connection moves to another gateway
 	}
 	var p *mqtt.ProtocolError

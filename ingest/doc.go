@@ -19,6 +19,14 @@
 //
 // Templates in the entry take the place of its role's topics: topic filters in which {user}, {client} and {device} stand for whole levels.
 //
+// # How many come in
+//
+// Before anything is computed for a connection: it is counted (connections_max, address_connections_max, address_handshakes_per_second), and
+// waits for the pace (accepts_per_second), so that a storm is stretched instead of refused. Then handshakes_max are computed at a time, with deadlines
+// for the handshake, CONNECT, every packet, header and body. Behind a load balancer that speaks PROXY protocol version 2 the limits see the
+// client (proxy_protocol). A gateway that drains is not ready, goes on for drain_wait, takes no more connections, and sends evict_per_second of
+// its clients away a second, each when what it sent is acknowledged; [Gateway.DrainMax] bounds it.
+//
 // # MQTT
 //
 //	homes/{home}/devices/{device}/telemetry        one reading, or an array of them, as JSON
@@ -66,7 +74,7 @@
 //	more messages at once than allowed        DISCONNECT 0x93               not read until there is room
 //	session cannot be loaded                  CONNACK 0x88                  CONNACK 3
 //	same client id again, same user           DISCONNECT 0x8E               connection closed
-//	gateway going down                        DISCONNECT 0x8B               connection closed
+//	gateway going down                        DISCONNECT 0x8B, or 0x9C with another server   connection closed
 //
 // # WebSocket
 //

@@ -78,3 +78,55 @@ func TestDrainIsBounded(t *testing.T) {
 	}
 	*r = rig{Gateway: r.Gateway, t: r.t, road: r.road, stop: func() error { return nil }}
 }
+
+// Clients are sent away at a pace, each told where to go, and go on until it is their turn; what waits in front of the gateways has time to see it.
+func TestDrainIsPaced(t *testing.T) {
+	r := newRig(t, func(g *Gateway) {
+		g.DrainWait, g.EvictPerSecond, g.ServerReference = 500*time.Millisecond, 20, "other.example:8883"
+	})
+	const n = 20
+	var all []*peer
+	for i := range n {
+		all = append(all, r.connect(byte(4+i%2), "anna", fmt.Sprint("hub", i), func(p *packets.Packet) {
+			p.Connect.WillFlag, p.Connect.WillTopic, p.Connect.WillPayload = true, "homes/h1/gone", []byte("x")
+		}))
+	}
+	if r.Readiness() != nil {
+		t.Fatal(r.Readiness())
+	}
+	start := time.Now()
+	done := make(chan error, 1)
+	go func() { done <- r.stop() }()
+	eventually(t, "it is not ready any more", func() bool { return r.Readiness() != nil })
+	r.connect(5, "anna", "late").conn.Close() // load balancers have not looked yet
+	var first, last time.Time
+	for i, p := range all {
+		p.send(publishOf(lampTopic, reading, 1, 1)) // some are still served, some are gone
+		for {
+			pk, err := p.read()
+			if err != nil {
+				break
+			}
+			if pk.FixedHeader.Type == packets.Disconnect && (pk.ReasonCode != 0x9c || pk.Properties.ServerReference != "other.example:8883") {
+				t.Errorf("client %d: DISCONNECT %#x to %q", i, pk.ReasonCode, pk.Properties.ServerReference)
+			}
+		}
+		if last = time.Now(); i == 0 {
+			first = last
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if took := last.Sub(start); first.Sub(start) < 500*time.Millisecond || took < 1300*time.Millisecond || took > r.DrainMax() {
+		t.Errorf("the first went after %s, the last after %s", first.Sub(start), took)
+	}
+	if wills := r.Stats().Wills; wills != 0 {
+		t.Errorf("%d wills of clients that were sent away", wills)
+	}
+	g := New()
+	g.DrainWait, g.DrainTimeout, g.ConnectionsMax, g.EvictPerSecond = time.Second, 20*time.Second, 1000, 100
+	if got := g.DrainMax(); got != 31*time.Second {
+		t.Error(got)
+	}
+}

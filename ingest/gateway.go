@@ -76,7 +76,7 @@ type Gateway struct {
 	KeepAliveMax     time.Duration `yaml:"keep_alive_max"`       // What MQTT 5 clients are held to; 3.1.1 clients to what they said
 	Loop             string        `yaml:"loop"`                 // What drives connections: epoll (Linux) costs least, goroutines runs everywhere
 	ReceiveMaximum   int           `yaml:"receive_maximum"`      // QoS 1 and 2 messages of one connection that may wait for the log, or for their PUBREL
-	DrainTimeout     time.Duration `yaml:"drain_timeout"`        // from the end of Run's context to its return, at most
+	DrainTimeout     time.Duration `yaml:"drain_timeout"`        // from when the last client was sent away to the end, at most
 
 	SessionExpiryMax     time.Duration `yaml:"session_expiry_max"`      // how long a session outlives its connection, at most; 3.1.1 clients without clean session are given all of it; 0: no session does
 	SessionsMax          int           `yaml:"sessions_max"`            // sessions of clients that are away; beyond, the one that expires first ends
@@ -116,6 +116,7 @@ type Gateway struct {
 	live       context.Context // ends when the drain's limit is reached, or everything is done
 	open       context.Context // ends when the drain begins
 	handshakes chan struct{}
+	gate       *gate
 	loop       wire.Loop      // what drives MQTT connections
 	tasks      conc.WaitGroup // connections and their writes
 	stop       chan struct{}  // Closed when the gateway drains
@@ -152,6 +153,7 @@ func New() *Gateway {
 		SubscriptionsMax: 32, RetainedMax: 1024, RetainedBytesMax: 1 << 20, RetainedAllBytesMax: 256 << 20,
 		Peers: peers.Defaults(), Commands: commands.Defaults(), TableBytesMax: 512 << 20,
 		DrainTimeout: 20 * time.Second,
+		Admission:    Admission{AcceptsPerSecond: float64(2000 * runtime.GOMAXPROCS(0)), AcceptWait: 20 * time.Second, EvictPerSecond: 500},
 		Now:          time.Now,
 	}
 }
@@ -160,6 +162,7 @@ func New() *Gateway {
 const (
 	stateNew int32 = iota
 	stateUp
+	stateLeaving // it serves, and says that it is not ready
 	stateDraining
 	stateDown
 )
@@ -182,7 +185,7 @@ func (g *Gateway) Readiness() error {
 	switch g.state.Load() {
 	case stateNew:
 		return errors.New("the gateway has not opened its doors yet")
-	case stateDraining, stateDown:
+	case stateLeaving, stateDraining, stateDown:
 		return wire.ErrDraining
 	}
 	failing := 0
@@ -197,9 +200,10 @@ func (g *Gateway) Readiness() error {
 	return nil
 }
 
-// Run opens the doors and serves until ctx ends, then drains: it stops accepting and reading, publishes what was
-// taken, acknowledges it, tells the clients to go (MQTT 5: reason code 0x8B), ends the run in every partition, and
-// returns nil. What is not done within DrainTimeout is given up, with an error that says what; its senders have no
+// Run opens the doors and serves until ctx ends, then drains: it is not ready any more, waits for DrainWait, stops accepting, sends its
+// clients away, EvictPerSecond of them a second, each when what it sent is acknowledged (MQTT 5: reason code 0x8B, or 0x9C with
+// ServerReference); then it stops reading, publishes what was taken, ends the run in every partition, and returns nil. What is not done
+// within DrainTimeout after the clients are gone is given up, with an error that says what; its senders have no
 // acknowledgement of it. Run is called once.
 func (g *Gateway) Run(ctx context.Context) error {
 	if err := g.prepare(); err != nil {
@@ -246,11 +250,12 @@ func (g *Gateway) Run(ctx context.Context) error {
 		lost = fmt.Errorf("gateway: what gateways share is lost: %w", lost)
 	}
 
+	g.retreat(mqtt, web)
 	limit := time.AfterFunc(g.DrainTimeout, func() {
 		giveUp(fmt.Errorf("the drain took longer than %s", g.DrainTimeout))
 	})
 	defer limit.Stop()
-	g.drain(&doors, &logs, closeDoors, server, mqtt, web)
+	g.drain(&doors, &logs, closeDoors, server)
 	if err := g.clock.save(g.Clock); err != nil {
 		g.Logger.Warn("gateway: the arrival clock could not be kept", "err", err)
 	}
@@ -264,15 +269,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 }
 
 // drain follows the data's way: doors, connections, partitions.
-func (g *Gateway) drain(doors, logs *conc.WaitGroup, closeDoors func(), server *http.Server, mqtt, web net.Listener) {
-	g.state.Store(stateDraining)
+func (g *Gateway) drain(doors, logs *conc.WaitGroup, closeDoors func(), server *http.Server) {
 	close(g.stop)
 	closeDoors()
-	for _, ln := range []net.Listener{mqtt, web} {
-		if ln != nil {
-			ln.Close()
-		}
-	}
 	if server != nil {
 		if err := server.Shutdown(g.live); err != nil {
 			server.Close()
@@ -304,6 +303,7 @@ func (g *Gateway) prepare() error {
 		return err
 	}
 	g.handshakes = make(chan struct{}, g.HandshakesMax)
+	g.gate = newGate(&g.Admission)
 	g.connections, g.stays = make(map[*connection]struct{}), make(map[*stay]struct{})
 	start := g.Instance + "~" + strings.ToLower(rand.Text()[:8])
 	g.producer = flow.GatewayProducer(g.Instance, start[len(g.Instance)+1:])

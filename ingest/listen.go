@@ -14,8 +14,8 @@ import (
 )
 
 // accept takes connections until the listener is closed, shakes hands and calls serve with each, on a goroutine of
-// its own. Connections over the limit are closed before the handshake: it is what costs. serve sees to it that
-// the connection is not counted any more in the end.
+// its own. Connections over the limits are closed before the handshake: it is what costs. serve sees to it that
+// closed is called in the end.
 func (g *Gateway) accept(ln net.Listener, door *tlsDoor, serve func(*tls.Conn, *wire.Wire)) error {
 	var pause time.Duration
 	for {
@@ -40,18 +40,54 @@ func (g *Gateway) accept(ln net.Listener, door *tlsDoor, serve func(*tls.Conn, *
 			c.Close()
 			continue
 		}
-		g.tasks.Go(func() {
-			conn, w, err := g.shake(c, door)
-			if err != nil {
-				g.count.sockets.Add(-1)
-				return
-			}
-			door.count.shaken(conn, since)
-			door.count.open.Add(1)
-			// A goroutine of its own: the handshake's has grown a stack that an idle connection would go on holding.
-			g.tasks.Go(func() { serve(conn, w) })
-		})
+		g.tasks.Go(func() { g.enter(c, door, since, serve) })
 	}
+}
+
+// enter lets a connection in as far as its handshake, and has it served.
+func (g *Gateway) enter(c net.Conn, door *tlsDoor, since time.Time, serve func(*tls.Conn, *wire.Wire)) {
+	known, why, err := g.admit(c)
+	if err != nil {
+		g.count.refused[why].Add(1)
+		g.Logger.Debug("gateway: turned away", "from", c.RemoteAddr(), "err", err)
+		g.count.sockets.Add(-1)
+		c.Close()
+		return
+	}
+	from := known.RemoteAddr().String()
+	conn, w, err := g.shake(known, door)
+	if err != nil {
+		g.closed(from)
+		return
+	}
+	door.count.shaken(conn, since)
+	door.count.open.Add(1)
+	// A goroutine of its own: the handshake's has grown a stack that an idle connection would go on holding.
+	g.tasks.Go(func() { serve(conn, w) })
+}
+
+// admit finds out whose connection it is and has it wait for its turn. With an error it is not counted for its address.
+func (g *Gateway) admit(c net.Conn) (known net.Conn, why reason.Reason, err error) {
+	if known, err = g.origin(c, g.HandshakeTimeout); err != nil {
+		return nil, reason.Protocol, err
+	}
+	from := keyOf(known.RemoteAddr().String())
+	if why, ok := g.gate.enter(from, time.Now()); !ok {
+		return nil, why, errAddress
+	}
+	if err := g.gate.wait(g.open); err != nil {
+		g.gate.leave(from)
+		return nil, reason.Rate, err
+	}
+	return known, 0, nil
+}
+
+var errAddress = errors.New("too many connections of this address")
+
+// closed is called once for each connection that was let in, with where it came from, when it has ended.
+func (g *Gateway) closed(from string) {
+	g.count.sockets.Add(-1)
+	g.gate.leave(keyOf(from))
 }
 
 // shake is handshake, with failures counted and panics contained.
@@ -88,6 +124,9 @@ func (g *Gateway) handshake(c net.Conn, door *tlsDoor) (*tls.Conn, *wire.Wire, e
 	defer s.Release()
 	if err := s.Acquire(); err != nil {
 		return nil, nil, fmt.Errorf("handshake: no slot in time: %w", err)
+	}
+	if abandoned(c) {
+		return nil, nil, errors.New("handshake: the client has given up waiting")
 	}
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, nil, fmt.Errorf("handshake: %w", err)

@@ -78,6 +78,7 @@ func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 	shaken := newHanded(web.Addr())
 	doors.Go(func() {
 		g.accept(web, g.webTLS, func(c *tls.Conn, w *wire.Wire) {
+			from := c.RemoteAddr().String()
 			w.Mode = wire.WireBlocking
 			w.Closed = make(chan struct{})
 			select {
@@ -87,7 +88,7 @@ func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 				c.Close()
 			}
 			if !w.Left { // a WebSocket is counted until its session ends
-				g.count.sockets.Add(-1)
+				g.closed(from)
 				g.count.webDoor.open.Add(-1)
 			}
 		})
@@ -138,6 +139,7 @@ func (g *Gateway) reload() {
 		err := g.door.Load()
 		err = errors.Join(err, g.loadTLS(), g.loadHooks(), g.clock.save(g.Clock))
 		g.evictGone(g.Now())
+		g.gate.sweep(time.Now())
 		said := ""
 		if err != nil {
 			said = err.Error()

@@ -140,6 +140,15 @@ func AppendDisconnect(b []byte, code byte, why string) []byte {
 	return appendFrame(b, TypeDisconnect<<4, []byte{code}, appendReason(nil, why))
 }
 
+// AppendUseAnother is DISCONNECT with the address of a server to go to instead (sections 3.14.2.2.5 and 4.13).
+func AppendUseAnother(b []byte, why, server string) []byte {
+	p := appendText([]byte{PropServerReference}, server)
+	if why != "" {
+		p = appendText(append(p, PropReasonString), why)
+	}
+	return appendFrame(b, TypeDisconnect<<4, []byte{CodeUseAnother}, appendVarint(nil, len(p)), p)
+}
+
 // Message is an application message: what a PUBLISH carries from its publisher to all its receivers.
 type Message struct {
 	Topic   string    `json:"topic"`

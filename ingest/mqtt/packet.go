@@ -65,6 +65,7 @@ const (
 	CodeQuota              = 0x97
 	CodeAdministrative     = 0x98
 	CodePayloadFormat      = 0x99
+	CodeUseAnother         = 0x9C
 	CodeRate               = 0x9F
 )
 

@@ -19,6 +19,7 @@ const (
 	PropWillDelay           = 0x18
 	PropRequestResponse     = 0x19
 	PropResponseInformation = 0x1A
+	PropServerReference     = 0x1C
 	PropReasonString        = 0x1F
 	PropReceiveMaximum      = 0x21
 	PropTopicAliasMaximum   = 0x22
