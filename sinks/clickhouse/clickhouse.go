@@ -19,7 +19,6 @@ package clickhouse
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -49,8 +48,15 @@ type Sink struct {
 	// PasswordEnv and PasswordFile name where the password stands: an environment variable, or a file.
 	PasswordEnv  string `yaml:"password_env"`
 	PasswordFile string `yaml:"password_file"`
-	// TLS encrypts the connection; the server's certificate is checked against the system's authorities.
+	// TLS encrypts the connection; the server's certificate is checked against the system's authorities, or those of TLSCA.
 	TLS bool `yaml:"tls"`
+	// TLSCA is a PEM file of the authorities that are trusted instead; TLSCertificate and TLSKey are PEM files of this client's own certificate,
+	// for servers that ask for one. All are read again for each connection.
+	TLSCA          string `yaml:"tls_ca"`
+	TLSCertificate string `yaml:"tls_certificate"`
+	TLSKey         string `yaml:"tls_key"`
+	// TLSServerName is the name that must stand in the server's certificate, where it is not its address.
+	TLSServerName string `yaml:"tls_server_name"`
 	// Tables says into which table a stream goes, for streams that do not go into the table of their own name.
 	Tables map[string]string `yaml:"tables"`
 	// RetentionDays is how long rows are kept, in days by event time; 0 is for ever. Rollups, latest states and
@@ -252,9 +258,10 @@ func (s *Sink) options() (clickhouse.Options, error) {
 		MaxIdleConns: maxQueries,
 		ClientInfo:   clickhouse.ClientInfo{Products: []struct{ Name, Version string }{{Name: "hearthline"}}},
 	}
-	if s.TLS {
-		opt.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	if _, err := s.tlsConfig(); err != nil { // before the first connection: what is wrong here no waiting mends
+		return clickhouse.Options{}, err
 	}
+	opt.DialContext = func(ctx context.Context, address string) (net.Conn, error) { return s.dial(ctx, "tcp", address) }
 	return opt, nil
 }
 
@@ -263,7 +270,7 @@ func (s *Sink) insertOptions(opt clickhouse.Options) chpool.Options {
 		MaxConns: int32(s.Connections),
 		ClientOptions: ch.Options{
 			Address: s.Address, Database: s.Database, User: opt.Auth.Username, Password: opt.Auth.Password,
-			ClientName: "hearthline", Compression: ch.CompressionLZ4, Dialer: dialer{opt.TLS},
+			ClientName: "hearthline", Compression: ch.CompressionLZ4, Dialer: dialer{s},
 			DialTimeout: dialWait, HandshakeTimeout: dialWait, ReadTimeout: cancelStep,
 		},
 	}

@@ -11,22 +11,27 @@ import (
 // dialer makes connections for ch-go, which reads everything under one deadline, also the server's greeting: the short
 // one that has it look at its context while it waits for the answer to an insert would have a server that is busy, or
 // far away, never be connected to.
-type dialer struct{ tls *tls.Config }
+type dialer struct{ sink *Sink }
 
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	plain := &net.Dialer{Timeout: dialWait}
-	if d.tls == nil {
-		conn, err := plain.DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		return &patientConn{Conn: conn}, nil
-	}
-	conn, err := (&tls.Dialer{NetDialer: plain, Config: d.tls}).DialContext(ctx, network, address)
+	conn, err := d.sink.dial(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
 	return &patientConn{Conn: conn}, nil
+}
+
+// dial connects, encrypted where the settings say so. What is trusted and shown is read anew for each connection.
+func (s *Sink) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	plain := &net.Dialer{Timeout: dialWait}
+	config, err := s.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	if config == nil {
+		return plain.DialContext(ctx, network, address)
+	}
+	return (&tls.Dialer{NetDialer: plain, Config: config}).DialContext(ctx, network, address)
 }
 
 // patientConn waits for the first bytes as long as for a connection.
