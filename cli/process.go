@@ -31,6 +31,7 @@ type process struct {
 	store    blobs.Store
 	meter    *run.Meter
 	registry *prometheus.Registry
+	tracer   flow.Tracer // nil: nobody traces
 }
 
 // dataMode is of the data folder where it is made: passwords, keys and what people do at home are in it. Who wants to share
@@ -95,7 +96,7 @@ func (p *process) dial(ctx context.Context, brokers []string) (err error) {
 }
 
 func (p *process) runner(drain run.Drain, tap run.TapFunc) *run.Runner {
-	return &run.Runner{Plan: p.plan, Client: p.client, Store: p.store, Log: p.log, Meter: p.meter, Drain: drain, Tap: tap, Version: version}
+	return &run.Runner{Plan: p.plan, Client: p.client, Store: p.store, Log: p.log, Meter: p.meter, Drain: drain, Tap: tap, Version: version, Tracer: p.tracer}
 }
 
 // brokers says where Kafka is for a role that starts none.
@@ -147,6 +148,7 @@ func (p *process) gateway(instance string) *ingest.Gateway {
 	g := p.plan.Gateway.(*ingest.Gateway)
 	g.To, g.Partitions, g.Instance = p.plan.Spec.Gateway.To, p.plan.Spec.Partitions, instance
 	g.Publisher, g.Logger = p.client.NewProducer(), p.log.With("node", "gateway")
+	g.Tracer = p.tracer
 	g.TooLarge = func(err error) bool { return errors.Is(err, streams.ErrTooLarge) }
 	return g
 }

@@ -156,6 +156,11 @@ func (r *role) run(cmd *cobra.Command, check func(*pipeline.Plan) error, work fu
 	if err != nil {
 		return err
 	}
+	endTraces, err := p.trace(cmd.Context(), cmd.Name())
+	if err != nil {
+		return err
+	}
+	defer endTraces()
 	p.configure(nil)
 	ctx, fatal := context.WithCancelCause(cmd.Context())
 	defer fatal(nil)

@@ -147,6 +147,11 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	if u.process, err = newProcess(u.options, plan); err != nil {
 		return err
 	}
+	endTraces, err := u.trace(ctx, "up")
+	if err != nil {
+		return err
+	}
+	defer endTraces()
 	if err := u.openCheckpoints(ctx); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ type Batch struct {
 	Bounds    Bounds // event times of the rows; zero where there are none
 	Watermark Micros // see Watermark below
 	Run       string // of a KindEnd: which run ends here
+	Trace     string // traceparent of the span that made it; "" where none was sampled. Nothing that is computed depends on it
 	// Record holds the rows; nil unless Kind is KindRows. Whoever receives a batch releases its record.
 	Record arrow.Record
 }

@@ -95,6 +95,7 @@ type Gateway struct {
 
 	Logs       func(table string) table.Log `yaml:"-"` // where what gateways share is kept, each of [Tables]; nil: this one is alone, and takes no commands
 	CommandsTo string                       `yaml:"-"` // stream for the steps of commands; "" for none
+	Tracer     flow.Tracer                  `yaml:"-"` // nil: nobody traces
 	Publisher  Publisher                    `yaml:"-"`
 	Sessions   session.Store                `yaml:"-"` // where sessions are kept while their clients are away; nil: in this process alone
 	Retained   session.Retained             `yaml:"-"` // where retained messages are kept; nil: in this process alone
@@ -327,7 +328,7 @@ func (g *Gateway) prepare() error {
 			partition: int32(i), stream: g.To, source: flow.Source{Producer: g.producer, Partition: int32(i)},
 			publisher: g.Publisher, tooLarge: g.TooLarge, linger: g.Linger, rowsMax: g.RowsMax, bytesMax: g.BytesMax, queueMax: g.QueueMax,
 			heartbeat: g.Heartbeat, attemptMax: g.PublishTime, run: g.RunID, clock: g.clock, count: &g.count, logger: g.Logger,
-			builder: flow.NewEventBuilder(memory.DefaultAllocator), wake: make(chan struct{}, 1),
+			tracer: g.Tracer, builder: flow.NewEventBuilder(memory.DefaultAllocator), wake: make(chan struct{}, 1),
 		})
 	}
 	var err error

@@ -41,6 +41,7 @@ type waiting struct {
 type sealed struct {
 	batch   flow.Batch
 	waiters []waiting
+	traces  []string // of its messages
 	rows    int
 	oldest  flow.Micros // arrival of its first row
 }
@@ -65,6 +66,7 @@ type gatherer struct {
 	clock      *clock
 	count      *counters
 	logger     *slog.Logger
+	tracer     flow.Tracer // nil: nobody traces
 
 	failing atomic.Bool // the last attempt failed
 
@@ -72,6 +74,7 @@ type gatherer struct {
 	builder  *flow.EventBuilder
 	bytes    int
 	waiters  []waiting
+	traces   []string
 	firstAt  time.Time   // arrival of the oldest row in builder
 	oldest   flow.Micros // the same, by the arrival clock
 	queue    []sealed
@@ -86,7 +89,7 @@ type gatherer struct {
 // memory: nothing of it is kept. bytes is the size of their payload.
 //
 // The rows' arrival is stamped under the same lock as batches are sealed, which is what makes the watermark true.
-func (g *gatherer) offer(rows []payload.Row, bytes int, to waiter, token uint64) (full <-chan struct{}) {
+func (g *gatherer) offer(rows []payload.Row, bytes int, to waiter, token uint64, traces ...string) (full <-chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closing || g.isFull() && len(g.queue) >= g.queueMax {
@@ -119,6 +122,9 @@ func (g *gatherer) offer(rows []payload.Row, bytes int, to waiter, token uint64)
 	}
 	taken := g.builder.Len() - before
 	g.bytes += bytes
+	if len(traces) > 0 && len(g.traces) < flow.TracesMax {
+		g.traces = append(g.traces, traces...)
+	}
 	if to != nil {
 		g.waiters = append(g.waiters, waiting{to: to, token: token, since: now})
 	}
@@ -147,8 +153,8 @@ func (g *gatherer) seal() {
 	rec, bounds := g.builder.Record()
 	b := g.next(flow.KindRows)
 	b.Record, b.Bounds = rec, bounds
-	g.queue = append(g.queue, sealed{batch: b, waiters: g.waiters, rows: int(rec.NumRows()), oldest: g.oldest})
-	g.waiters, g.bytes = nil, 0
+	g.queue = append(g.queue, sealed{batch: b, waiters: g.waiters, traces: g.traces, rows: int(rec.NumRows()), oldest: g.oldest})
+	g.waiters, g.traces, g.bytes = nil, nil, 0
 }
 
 // next numbers a batch and gives it the watermark. Callers hold mu: rows that are stamped later are stamped no
@@ -317,12 +323,37 @@ func (g *gatherer) attempt(ctx context.Context, due []sealed) error {
 	ctx, cancel := context.WithTimeout(ctx, g.attemptMax)
 	defer cancel()
 	start := time.Now()
-	if _, err := g.publisher.Publish(ctx, g.stream, g.partition, batches...); err != nil {
+	end := g.trace(due, batches)
+	_, err := g.publisher.Publish(ctx, g.stream, g.partition, batches...)
+	end(err)
+	if err != nil {
 		return err
 	}
 	g.count.publish.observe(time.Since(start))
 	g.count.batches.Add(uint64(len(batches)))
 	return nil
+}
+
+// trace begins a span for each batch of rows: from its oldest row's arrival until it is durable.
+func (g *gatherer) trace(due []sealed, batches []flow.Batch) (end func(error)) {
+	if g.tracer == nil {
+		return func(error) {}
+	}
+	var ends []func(error)
+	for i := range due {
+		if due[i].rows == 0 {
+			continue
+		}
+		trace, end := g.tracer.Span("gateway.publish", due[i].oldest.Time(), due[i].traces,
+			slog.String("messaging.destination.name", g.stream), slog.Int("messaging.destination.partition.id", int(g.partition)), slog.Int("hearthline.rows", due[i].rows))
+		batches[i].Trace = trace
+		ends = append(ends, end)
+	}
+	return func(err error) {
+		for _, end := range ends {
+			end(err)
+		}
+	}
 }
 
 func (g *gatherer) release(due []sealed) {

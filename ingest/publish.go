@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"hearthline/flow"
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/names"
 	"hearthline/ingest/payload"
@@ -187,7 +188,7 @@ func (c *connection) telemetry(p *mqtt.PublishPacket, home, device string, f pay
 // its entry's token is given away, and shortened again if the partition has no room.
 func (c *connection) handIn(p *mqtt.PublishPacket, to *gatherer, rows []payload.Row, bad int, first *reason.Refusal) <-chan struct{} {
 	if p.Qos == 0 {
-		return to.offer(rows, len(p.Payload), nil, 0)
+		return to.offer(rows, len(p.Payload), nil, 0, c.traces(p)...)
 	}
 	a := ack{id: p.ID, kind: ackKind(p.Qos)}
 	if bad > 0 && c.explains && c.terms.Version == mqtt.V5 {
@@ -199,7 +200,7 @@ func (c *connection) handIn(p *mqtt.PublishPacket, to *gatherer, rows []payload.
 	if p.Qos == 2 {
 		c.session.Pend(p.ID)
 	}
-	full := to.offer(rows, len(p.Payload), c, token)
+	full := to.offer(rows, len(p.Payload), c, token, c.traces(p)...)
 	if full != nil {
 		if p.Qos == 2 {
 			c.session.Unpend(p.ID)
@@ -209,6 +210,22 @@ func (c *connection) handIn(p *mqtt.PublishPacket, to *gatherer, rows []payload.
 		c.mu.Unlock()
 	}
 	return full
+}
+
+// traceProperty is how the user property traceparent begins: identifier, length, name.
+const traceProperty = "\x26\x00\x0btraceparent"
+
+// traces gives the traceparent of a message, where somebody traces and it has one that is sampled. What only looks like one, in
+// another property's value, would be linked to, and no more.
+func (c *connection) traces(p *mqtt.PublishPacket) []string {
+	if c.g.Tracer == nil {
+		return nil
+	}
+	_, rest, ok := strings.Cut(names.View(p.Props.Raw), traceProperty)
+	if !ok || len(rest) < 2+flow.TraceparentBytes {
+		return nil
+	}
+	return c.g.traced(rest[2 : 2+flow.TraceparentBytes])
 }
 
 func countRefused(rows []payload.Row) (n int, first *reason.Refusal) {

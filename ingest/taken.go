@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"hearthline/flow"
 	"hearthline/ingest/payload"
 	"hearthline/ingest/reason"
 )
@@ -37,6 +38,9 @@ type parcel struct {
 // takeRequest turns a body into rows, hands in the good ones and waits until they are durable. A key makes the same
 // request be answered again without being written again.
 func (g *Gateway) takeRequest(r *http.Request, from *sender, media, key string, body []byte) (*receipt, *problem) {
+	if traces := g.traced(r.Header.Get("traceparent")); traces != nil {
+		r = r.WithContext(context.WithValue(r.Context(), traceKey{}, traces))
+	}
 	if key == "" {
 		return g.takeBody(r, from, media, body, nil)
 	}
@@ -288,6 +292,7 @@ func (g *Gateway) store(ctx context.Context, rows []payload.Row, bytes int, dura
 	defer cancel()
 	parts := g.shares(rows, min(g.RowsMax, max(1, len(rows)*g.BytesMax/max(1, bytes))))
 	t := &ticket{done: make(chan struct{}), durably: durable}
+	t.traces, _ = ctx.Value(traceKey{}).([]string)
 	t.left.Store(int64(len(parts)))
 	for _, part := range parts {
 		if p := g.handInRows(ctx, part.to, part.rows, bytes*len(part.rows)/len(rows), t); p != nil {
@@ -306,7 +311,7 @@ func (g *Gateway) store(ctx context.Context, rows []payload.Row, bytes int, dura
 // handInRows waits until there is room for some rows.
 func (g *Gateway) handInRows(ctx context.Context, to *gatherer, some []payload.Row, bytes int, t *ticket) *problem {
 	for {
-		full := to.offer(some, bytes, t, 0)
+		full := to.offer(some, bytes, t, 0, t.traces...)
 		if full == nil {
 			return nil
 		}
@@ -349,7 +354,8 @@ func (g *Gateway) shares(rows []payload.Row, rowsMax int) (out []share) {
 type ticket struct {
 	left    atomic.Int64
 	done    chan struct{}
-	durably func() // must not block
+	durably func()   // must not block
+	traces  []string // of the request
 }
 
 func (t *ticket) durable(uint64) bool {
@@ -361,3 +367,13 @@ func (t *ticket) durable(uint64) bool {
 }
 
 func (t *ticket) settle() {}
+
+type traceKey struct{}
+
+// traced gives a traceparent where somebody traces, and it is sampled.
+func (g *Gateway) traced(traceparent string) []string {
+	if g.Tracer == nil || !flow.Traced(traceparent) {
+		return nil
+	}
+	return []string{strings.Clone(traceparent)}
+}

@@ -28,6 +28,7 @@ import (
 //	hl.time      24     watermark int64, bounds: first int64, last int64
 //	hl.run       0–255  UTF-8: the run that ends; left out when empty
 //	hl.schema    8      rows only: fingerprint of the schema
+//	traceparent  55     W3C Trace Context, of the span that made it; left out when none was sampled
 //	hl.body      9      rows only: codec uint8 (0 none, 1 lz4 block, 2 zstd frame), rows int32, size before compression int32
 const (
 	wireFormat = 1
@@ -42,6 +43,7 @@ const (
 	headerRun      = "hl.run"
 	headerSchema   = "hl.schema"
 	headerBody     = "hl.body"
+	headerTrace    = "traceparent" // not ours alone: what is none is left alone
 
 	nameBytesMax   = 255
 	streamBytesMax = 249 // Kafka's limit for a topic
@@ -115,6 +117,9 @@ func appendHeaders(dst []header, e *envelope) []header {
 	if b.Run != "" {
 		put(headerRun, text(b.Run))
 	}
+	if b.Trace != "" {
+		put(headerTrace, text(b.Trace))
+	}
 	if b.Kind == flow.KindRows {
 		put(headerSchema, func(p []byte) []byte { return append(p, e.print[:]...) })
 		put(headerBody, func(p []byte) []byte {
@@ -131,6 +136,9 @@ func parseHeaders(headers []header) (envelope, error) {
 	var seen [8]bool
 	for _, h := range headers {
 		i, size := headerOf(h.key)
+		if h.key == headerTrace && len(h.value) == flow.TraceparentBytes && flow.Traced(string(h.value)) {
+			e.batch.Trace = string(h.value)
+		}
 		if i < 0 {
 			continue
 		}

@@ -60,6 +60,7 @@ type message struct {
 	origin    flow.Origin // Watermark: the batch's own
 	watermark flow.Micros // of the task, this batch counted in
 	record    arrow.Record
+	trace     string // traceparent of the batch, then of the span of its processing
 }
 
 func newChain(u *pipeline.Unit, plan *pipeline.Plan, partition int32, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
@@ -293,6 +294,7 @@ func (c *chain) made(m message, l *chained, stream string, rec arrow.Record) mad
 		Bounds:    boundsOf(rec),
 		Watermark: m.watermark,
 		Record:    rec,
+		Trace:     m.trace,
 	}
 	l.k++
 	return made{stream: stream, batch: b}

@@ -42,6 +42,7 @@ type Runner struct {
 	// Instance, if not "", is the lasting name of this process: unique among those that run the same node, and the same
 	// after a restart. Killed and started again, it goes on with its partitions at once; see streams.GroupConfig.
 	Instance string
+	Tracer   flow.Tracer // nil: nobody traces
 	// Version is the binary's, for the notes of what ran.
 	Version string
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -60,6 +61,7 @@ type batchRange struct {
 	marks   *marks // as of last+1
 	broken  []*streams.DecodeError
 	ended   bool
+	traces  []string // of batches that were sampled
 }
 
 func (b *batchRange) release() {
@@ -208,6 +210,9 @@ func (t *sinkTask) takeInto(b *batchRange, msg streams.Message) {
 		return
 	}
 	p.Watermark.Store(int64(b.marks.watermark))
+	if trace := msg.Batch.Trace; trace != "" && t.r.Tracer != nil && len(b.traces) < flow.TracesMax {
+		b.traces = append(b.traces, trace)
+	}
 	b.ended = t.ended(b.marks)
 	if rec := msg.Batch.Record; rec != nil {
 		if rec.NumRows() == 0 {
@@ -257,10 +262,12 @@ func (t *sinkTask) store(ctx context.Context, r flow.Range, b *batchRange) error
 	var bad error
 	if b.rows > 0 {
 		start := time.Now()
+		end := t.trace(r, b)
 		err := t.r.retry(ctx, t.meter, "write "+r.String(), func() (err error) {
 			defer panicIsBad(t.node.Name, &err)
 			return t.sink.Write(ctx, r, b.records)
 		})
+		end(err)
 		t.meter.Process.Observe(time.Since(start).Seconds())
 		if err != nil && !errors.Is(err, flow.ErrBad) {
 			return fmt.Errorf("write %s: %w", r, err)
@@ -271,6 +278,15 @@ func (t *sinkTask) store(ctx context.Context, r flow.Range, b *batchRange) error
 		return nil
 	}
 	return t.setAside(ctx, r, b, bad)
+}
+
+// trace begins a span for a range that holds batches which were sampled.
+func (t *sinkTask) trace(r flow.Range, b *batchRange) (end func(error)) {
+	if len(b.traces) == 0 {
+		return func(error) {}
+	}
+	_, end = t.r.Tracer.Span("sink.write", time.Now(), b.traces, slog.String("hearthline.node", t.node.Name), slog.String("hearthline.range", r.String()), slog.Int64("hearthline.rows", b.rows))
+	return end
 }
 
 // setAside publishes dead letters for a range: messages nobody could read, rows the sink refused. Their lineage is

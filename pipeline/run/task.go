@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"runtime"
@@ -221,6 +222,7 @@ func (t *task) take(work context.Context, workers *stream.Stream, msg streams.Me
 		origin:    flow.Origin{Stream: msg.Stream, Partition: t.partition, Offset: msg.Offset, Watermark: msg.Batch.Watermark},
 		watermark: t.watermark,
 		record:    msg.Batch.Record,
+		trace:     msg.Batch.Trace,
 	}, t.allEnded())
 	return t.allEnded()
 }
@@ -256,13 +258,25 @@ func (t *task) submit(work context.Context, workers *stream.Stream, m message, l
 			defer m.record.Release()
 		}
 		if work.Err() == nil {
+			end := t.trace(&m)
 			t.withChain(func(c *chain) (err error) {
 				out, err = c.process(work, m)
+				end(err)
 				return err
 			})
 		}
 		return func() { t.deliver(work, m, out, last) }
 	})
+}
+
+// trace begins a span for a batch that was sampled; what is made of the batch follows from it.
+func (t *task) trace(m *message) (end func(error)) {
+	if t.r.Tracer == nil || m.trace == "" || m.record == nil {
+		return func(error) {}
+	}
+	m.trace, end = t.r.Tracer.Span("stage.process", time.Now(), []string{m.trace}, slog.String("hearthline.node", t.unit.Name),
+		slog.String("messaging.source.name", m.origin.Stream), slog.Int("messaging.source.partition.id", int(t.partition)), slog.Int64("hearthline.rows", m.record.NumRows()))
+	return end
 }
 
 // withChain calls f with an idle chain; its error ends the task. So does a panic that is not a stage's (see
