@@ -5,6 +5,8 @@ import (
 	"context"
 	"net"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -110,5 +112,101 @@ func TestMosquittoIsToldWhatIsWrong(t *testing.T) {
 	}
 	if n := len(r.road.events()); n != 0 {
 		t.Errorf("%d rows in the log", n)
+	}
+}
+
+// mosquittoSub runs mosquitto_sub until it has n messages, and gives them: "topic payload qos retain". subscribed is closed
+// when the subscription is in force.
+func (r *rig) mosquittoSub(version string, n int, args ...string) (wait func() []string, subscribed func()) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	c := r.mosquitto(ctx, "mosquitto_sub", version, "app", r.passwords["app"], append([]string{"-F", "%t %p %q %r", "-C", strconv.Itoa(n)}, args...)...)
+	var out, errs bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errs
+	before := r.audience.Len()
+	if err := c.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	return func() []string {
+			defer cancel()
+			if err := c.Wait(); err != nil {
+				r.t.Fatal(err, errs.String(), out.String())
+			}
+			return strings.Split(strings.TrimSpace(out.String()), "\n")
+		}, func() {
+			eventually(r.t, "it has subscribed", func() bool { return r.audience.Len() > before })
+		}
+}
+
+func (r *rig) mustPub(version string, args ...string) {
+	r.t.Helper()
+	if out, err := r.pub(version, "anna", args...); err != nil {
+		r.t.Fatal(err, out)
+	}
+}
+
+func TestMosquittoKnowsAll(t *testing.T) {
+	for _, version := range mqttVersions {
+		t.Run(version, func(t *testing.T) {
+			r := newRig(t, nil)
+			want := func(what string, wait func() []string, want ...string) {
+				t.Helper()
+				if got := wait(); !slices.Equal(got, want) {
+					t.Errorf("%s: %q; want %q", what, got, want)
+				}
+			}
+			r.mustPub(version, "-q", "2", "-t", lampTopic, "-m", reading)
+			if n := len(r.road.events()); n != 1 {
+				t.Errorf("QoS 2: %d rows in the log when it is acknowledged", n)
+			}
+			r.mustPub(version, "-q", "1", "-r", "-t", "homes/h1/kept", "-m", "last")
+			wait, _ := r.mosquittoSub(version, 1, "-q", "2", "-t", "homes/h1/kept")
+			want("retained", wait, "homes/h1/kept last 1 1")
+
+			wait, subscribed := r.mosquittoSub(version, 1, "-q", "2", "-t", "homes/h1/live")
+			subscribed()
+			r.mustPub(version, "-q", "2", "-t", "homes/h1/live", "-m", "x")
+			want("QoS 2 all the way", wait, "homes/h1/live x 2 0")
+
+			keep := []string{"-i", "keeper", "-c", "-q", "1", "-t", "homes/h1/queue"}
+			if version == "mqttv5" {
+				keep = append(keep, "-x", "300")
+			}
+			first, subscribed := r.mosquittoSub(version, 1, keep...)
+			subscribed()
+			r.mustPub(version, "-q", "1", "-t", "homes/h1/queue", "-m", "1")
+			want("before it leaves", first, "homes/h1/queue 1 1 0")
+			eventually(t, "it is away", func() bool { _, away := r.registry.Len(); return away == 1 })
+			r.mustPub(version, "-q", "1", "-t", "homes/h1/queue", "-m", "2")
+			r.mustPub(version, "-q", "2", "-t", "homes/h1/queue", "-m", "3")
+			second, _ := r.mosquittoSub(version, 2, keep...)
+			want("what waited", second, "homes/h1/queue 2 1 0", "homes/h1/queue 3 1 0")
+
+			one, subscribed := r.mosquittoSub(version, 3, "-q", "1", "-t", "$share/g/homes/h1/shared")
+			subscribed()
+			two, subscribed := r.mosquittoSub(version, 3, "-q", "1", "-t", "$share/g/homes/h1/shared")
+			subscribed()
+			for i := range 6 {
+				r.mustPub(version, "-q", "1", "-t", "homes/h1/shared", "-m", strconv.Itoa(i))
+			}
+			all := append(one(), two()...)
+			slices.Sort(all)
+			if len(slices.Compact(all)) != 6 {
+				t.Errorf("shared: %q", all)
+			}
+
+			wait, subscribed = r.mosquittoSub(version, 1, "-q", "1", "-t", "homes/h1/will")
+			subscribed()
+			ctx, kill := context.WithCancel(context.Background())
+			willed := r.mosquitto(ctx, "mosquitto_sub", version, "anna", r.passwords["anna"], "-t", "homes/h1/x", "--will-topic", "homes/h1/will", "--will-payload", "gone", "--will-qos", "1")
+			before := r.audience.Len()
+			if err := willed.Start(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it has subscribed", func() bool { return r.audience.Len() > before })
+			kill()
+			willed.Wait()
+			want("will", wait, "homes/h1/will gone 1 0")
+		})
 	}
 }
