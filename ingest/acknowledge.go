@@ -92,9 +92,13 @@ func (c *connection) drainAcks() {
 		if !ok {
 			break
 		}
-		if a.kind == mqtt.TypePubrec && (a.code < mqtt.CodeUnspecified || c.terms.Version == mqtt.V311) {
+		switch {
+		case a.kind != mqtt.TypePubrec:
+		case a.code < mqtt.CodeUnspecified || c.terms.Version == mqtt.V311:
 			c.session.Take(a.id)
 			c.unreleased++
+		default: // refused: the id is free
+			c.session.Unpend(a.id)
 		}
 		if 8+len(a.why) > c.terms.PacketMax {
 			a.why = ""

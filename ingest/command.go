@@ -140,9 +140,6 @@ func (c *connection) later(p *mqtt.PublishPacket) func(error) {
 	c.mu.Lock()
 	token := c.acks.push(ack{id: p.ID, kind: ackKind(p.Qos)})
 	c.mu.Unlock()
-	if p.Qos == 2 {
-		c.session.Pend(p.ID)
-	}
 	return func(err error) {
 		code, why := codeOf(err)
 		if !c.explains {

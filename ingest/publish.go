@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"errors"
 	"fmt"
 	"mime"
 	"strings"
@@ -18,8 +19,9 @@ import (
 const topicAliasMax = 16
 
 // publish handles PUBLISH. Everything that may say "not now" comes before anything that changes.
-func (c *connection) publish(flags byte, body []byte, d *payload.Decoder) (wire.Hold, error) {
+func (c *connection) publish(flags byte, body []byte, d *payload.Decoder) (h wire.Hold, err error) {
 	var p mqtt.PublishPacket
+	taken := false
 	if err := mqtt.ParsePublish(c.terms.Version, flags, body, &p); err != nil {
 		return wire.Hold{}, err
 	}
@@ -50,24 +52,43 @@ func (c *connection) publish(flags byte, body []byte, d *payload.Decoder) (wire.
 	if wait := c.overRate(len(p.Payload)); wait > 0 {
 		return wire.Hold{AtMost: wait}, nil
 	}
+	if p.Qos == 2 {
+		if !c.session.Pend(&c.terms, p.ID) {
+			return wire.Hold{}, errTakenOver
+		}
+		defer func() {
+			if !taken {
+				c.session.Unpend(p.ID)
+			}
+		}()
+	}
+	h, taken, err = c.take(home, topic, &p, d)
+	return h, err
+}
+
+var errTakenOver = errors.New("the session has another connection")
+
+// take takes a message that the client may publish.
+func (c *connection) take(home, topic string, p *mqtt.PublishPacket, d *payload.Decoder) (h wire.Hold, taken bool, err error) {
 	device, format, isTelemetry := telemetryTopic(topic)
 	if isTelemetry {
-		taken, h, err := c.telemetry(&p, home, device, format, d)
+		taken, h, err := c.telemetry(p, home, device, format, d)
 		if err != nil || !h.Empty() || !taken {
-			return h, err
+			return h, false, err
 		}
-	} else if ok, h, err := c.command(home, topic, &p); ok {
-		return h, err
+	} else if ok, h, err := c.command(home, topic, p); ok {
+		return h, err == nil && h.Empty(), err
 	}
 	now := time.Now()
 	spend(c.id.Messages, now, 1)
 	spend(c.id.Bytes, now, len(p.Payload))
-	return wire.Hold{}, c.relay(home, topic, &p, isTelemetry, now)
+	c.relay(home, topic, p, isTelemetry, now)
+	return wire.Hold{}, true, nil
 }
 
 // relay hands a message to the home's subscribers, and keeps it if it is to be retained. Telemetry is answered when the log has
 // it; anything else is now.
-func (c *connection) relay(home, topic string, p *mqtt.PublishPacket, isTelemetry bool, now time.Time) error {
+func (c *connection) relay(home, topic string, p *mqtt.PublishPacket, isTelemetry bool, now time.Time) {
 	answer := !isTelemetry && p.Qos > 0
 	if !isTelemetry {
 		c.g.count.live.Add(1)
@@ -79,14 +100,13 @@ func (c *connection) relay(home, topic string, p *mqtt.PublishPacket, isTelemetr
 		}
 		if p.Retain && !c.g.retain(home, &m) && answer && c.terms.Version == mqtt.V5 {
 			c.acknowledgeNow(p, mqtt.CodeQuota, "the home has as many retained messages as it may")
-			return nil
+			return
 		}
 		c.g.fanOut(home, &m, c.session)
 	}
 	if answer {
 		c.acknowledgeNow(p, mqtt.CodeSuccess, "")
 	}
-	return nil
 }
 
 // topicOf resolves a topic alias (MQTT 5, section 3.3.2.3.4) and checks the name.
@@ -197,14 +217,8 @@ func (c *connection) handIn(p *mqtt.PublishPacket, to *gatherer, rows []payload.
 	c.mu.Lock()
 	token := c.acks.push(a)
 	c.mu.Unlock()
-	if p.Qos == 2 {
-		c.session.Pend(p.ID)
-	}
 	full := to.offer(rows, len(p.Payload), c, token, c.traces(p)...)
 	if full != nil {
-		if p.Qos == 2 {
-			c.session.Unpend(p.ID)
-		}
 		c.mu.Lock()
 		c.acks.unpush()
 		c.mu.Unlock()

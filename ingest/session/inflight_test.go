@@ -205,7 +205,9 @@ func TestQoS2IsTakenOnce(t *testing.T) {
 	if taken, wait := c.Seen(7); taken || wait != nil {
 		t.Error("a new message is known")
 	}
-	c.Pend(7)
+	if !c.Pend(c.terms, 7) {
+		t.Fatal("its own connection may not take it")
+	}
 	_, wait := c.Seen(7)
 	select {
 	case <-wait:
@@ -214,13 +216,16 @@ func TestQoS2IsTakenOnce(t *testing.T) {
 	}
 	c.Take(7)
 	<-wait
-	c.Pend(8)
+	c.Pend(c.terms, 8)
 	c.Unpend(8)
 	if taken, wait := c.Seen(8); taken || wait != nil {
 		t.Error("what the log did not take is known")
 	}
-	c.leave(false)
+	old := c
 	c = b.connect("c")
+	if old.Pend(old.terms, 9) {
+		t.Error("a connection that was taken over takes a message, which comes again on the other")
+	}
 	if taken, _ := c.Seen(7); !taken {
 		t.Error("another connection does not know it")
 	}

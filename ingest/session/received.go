@@ -6,7 +6,7 @@ import "slices"
 // lists are sorted, and hold an id at most once between them: 128 KiB at the worst.
 type inbox struct {
 	received []uint16      // taken: PUBREC has been sent, or is due
-	pending  []uint16      // waiting for the log
+	pending  []uint16      // being taken: they wait for the log, or for the acknowledgements before theirs
 	settled  chan struct{} // Closed when a pending one is taken; nil unless somebody waits
 }
 
@@ -46,22 +46,33 @@ func (s *Session) Seen(id uint16) (taken bool, wait <-chan struct{}) {
 	return taken, nil
 }
 
-// Pend notes a QoS 2 message that was handed to the log.
-func (s *Session) Pend(id uint16) {
+// Pend notes a QoS 2 message that a connection is about to take. It says false when the session has another connection by
+// now: its client sends the message again there.
+func (s *Session) Pend(t *Terms, id uint16) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.at != t {
+		return false
+	}
 	if s.in == nil {
 		s.in = new(inbox)
 	}
 	s.in.pending = insert(s.in.pending, id)
+	return true
 }
 
-// Unpend takes Pend back: the log did not take the message.
+// Unpend takes Pend back: the message was not taken.
 func (s *Session) Unpend(id uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.in == nil {
+		return
+	}
 	s.in.pending, _ = remove(s.in.pending, id)
 	s.in.wake()
+	if len(s.in.received)+len(s.in.pending) == 0 {
+		s.in = nil
+	}
 }
 
 // Take notes a QoS 2 message that the gateway answers for from now on: a repetition is not taken again until the client

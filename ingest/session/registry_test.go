@@ -172,7 +172,7 @@ func TestStoredSessionsAreResumedElsewhere(t *testing.T) {
 	here.publish(2, "homes/a/x", "2")
 	c.ack(mqtt.TypePubrec, 2)
 	c.Take(11)
-	c.Pend(12)
+	c.Pend(c.terms, 12)
 	c.leave(false)
 	here.publish(1, "homes/a/x", "away")
 	if err := here.SaveAll(t.Context()); err != nil {
