@@ -203,6 +203,10 @@ func (g *Gateway) commandRoutes(mux *http.ServeMux) {
 			p.write(w)
 			return nil
 		}
+		// An event stream ends with what its reader was let in by, not only when it next has something to say.
+		ctx, done := g.during(r.Context(), id)
+		context.AfterFunc(r.Context(), done) // it ends when the handler returns
+		*r = *r.WithContext(ctx)
 		return id
 	})
 }

@@ -357,3 +357,53 @@ func TestClientIDs(t *testing.T) {
 		}
 	}
 }
+
+// An event stream that has nothing to say ends too, and at once.
+func TestRevocationEndsAnEventStream(t *testing.T) {
+	r, _ := pair(t)
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "https://"+r.at.HTTP.String()+"/v1/homes/h1/commands/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth("app", r.passwords["app"])
+	client := r.client()
+	defer client.CloseIdleConnections()
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != 200 || !strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") {
+		t.Fatal(res.Status)
+	}
+	open := func() int {
+		r.connectionsMu.Lock()
+		defer r.connectionsMu.Unlock()
+		return len(r.stays)
+	}
+	eventually(t, "it is under way", func() bool { return open() == 1 })
+	write(t, r.dir, "credentials.yaml", "- {user: other, home: h1, keys: ['"+identity.HashKey(identity.NewKey())+"']}\n")
+	start := time.Now()
+	if _, err := io.ReadAll(res.Body); err != nil {
+		t.Log(err) // how it ends is the protocol's business
+	}
+	if took := time.Since(start); took > 8*time.Second {
+		t.Errorf("it went on for %s", took)
+	}
+	eventually(t, "it is forgotten", func() bool { return open() == 0 })
+}
+
+func TestRevocationEndsAWebSocket(t *testing.T) {
+	r := newRig(t, nil)
+	b := r.browserConnect(t)
+	if err := b.conn.SetReadDeadline(time.Now().Add(8 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	write(t, r.dir, "credentials.yaml", "- {user: other, home: h1, keys: ['"+identity.HashKey(identity.NewKey())+"']}\n")
+	start := time.Now()
+	b.wantClose()
+	if took := time.Since(start); took > 7*time.Second {
+		t.Errorf("it went on for %s", took)
+	}
+	eventually(t, "it is gone", func() bool { return r.Stats().Connections == 0 })
+}
