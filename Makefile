@@ -62,6 +62,10 @@ check: ## gofmt, go vet, staticcheck, gosec, import rules, generated files, know
 outage: tools ## ClickHouse gone for ten minutes at full load: memory of every process, then every row once (half an hour)
 	go test ./cli -run '^TestOutage$$' -count=1 -v -timeout 3h -outage 10m -outage-margin 30s $(ARGS)
 
+.PHONY: publishers
+publishers: tools ## the broker gone for 30 s while 5,000 hubs publish: what was acknowledged is there, the gateway's memory is bounded (some minutes)
+	go test ./cli -run '^TestPublishers$$' -count=1 -v -timeout 1h -publishers $(or $(COUNT),5000) -publishers-outage 30s
+
 .PHONY: bench
 bench: tools ## benchmarks of every room (compare runs with benchstat)
 	go test -run '^$$' -bench . -benchmem ./...
