@@ -94,7 +94,7 @@ func (g *Gateway) publishWill(m *mqtt.Message) {
 
 // sessionExpiry is how long a session may outlive its connection, of what its client asks for; seconds.
 func (g *Gateway) sessionExpiry(asked uint32) uint32 {
-	return min(asked, uint32(g.SessionExpiryMax/time.Second)) // #nosec G115 -- checked by Validate
+	return min(asked, uint32(g.SessionExpiryMax/time.Second))
 }
 
 // welcome lets a client in that has shown who it is.

@@ -20,8 +20,8 @@ func (g *Gateway) fanOut(home string, m *mqtt.Message, from *session.Session) in
 }
 
 func (g *Gateway) delivered(sent, dropped int) {
-	g.count.delivered.Add(uint64(sent))                       // #nosec G115 -- counts
-	g.count.refused[reason.SlowConsumer].Add(uint64(dropped)) // #nosec G115 -- counts
+	g.count.delivered.Add(uint64(sent))
+	g.count.refused[reason.SlowConsumer].Add(uint64(dropped))
 }
 
 // retain keeps a message as the last of its topic. It says false when there is no room for it.

@@ -1,12 +1,16 @@
 package ingest
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"hearthline/ingest/session"
 )
 
 // connack connects and gives the CONNACK.
@@ -239,5 +243,86 @@ func TestManyClientsComeAndGo(t *testing.T) {
 	eventually(t, "no session is left", func() bool { n, away := r.registry.Len(); return n == 0 && away == 0 && r.audience.Len() == 0 })
 	if n, _ := r.Send("h1", "x", []byte("x"), 1); n != 0 {
 		t.Errorf("%d sessions hear what nobody has subscribed to", n)
+	}
+}
+
+// drawer is a session.Store that outlives a gateway.
+type drawer struct {
+	mu   sync.Mutex
+	text map[session.Key][]byte
+}
+
+func (d *drawer) Load(_ context.Context, key session.Key) (*session.State, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	text, ok := d.text[key]
+	if !ok {
+		return nil, nil
+	}
+	st := new(session.State)
+	return st, json.Unmarshal(text, st)
+}
+
+func (d *drawer) Save(_ context.Context, st *session.State) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	text, err := json.Marshal(st)
+	d.text[st.Key] = text
+	return err
+}
+
+func (d *drawer) Delete(_ context.Context, key session.Key) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.text, key)
+	return nil
+}
+
+// TestSessionsOutliveTheirGateway drains a gateway that holds sessions, of a client that is away and of one that is connected, and
+// resumes them on another one that shares its store.
+func TestSessionsOutliveTheirGateway(t *testing.T) {
+	store := &drawer{text: map[session.Key][]byte{}}
+	shared := func(g *Gateway) { g.Sessions = store }
+	first := newRig(t, shared)
+	for _, client := range []string{"away", "here"} {
+		p := first.connect(5, "app", client, persistent)
+		p.send(subscribeOf(1, 2, "homes/h1/"+client))
+		p.want(packets.Suback)
+		if client == "away" {
+			p.conn.Close()
+		}
+	}
+	eventually(t, "one is away", func() bool { _, away := first.registry.Len(); return away == 1 })
+	hub := first.connect(5, "anna", "hub", persistent)
+	hub.send(publishOf(lampTopic, reading, 2, 9))
+	hub.wantID(packets.Pubrec, 9, 0)
+	for _, client := range []string{"away", "here"} {
+		if n, err := first.Send("h1", client, []byte("for "+client), 2); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if err := first.stop(); err != nil {
+		t.Fatal(err)
+	}
+	second := newRig(t, shared)
+	for _, client := range []string{"away", "here"} {
+		p, ack := second.connack(4, "app", client, persistent)
+		if !ack.SessionPresent {
+			t.Fatalf("%s: no session", client)
+		}
+		if m := p.want(packets.Publish); string(m.Payload) != "for "+client || m.FixedHeader.Dup != (client == "here") {
+			t.Errorf("%+v", m)
+		}
+		if n, _ := second.Send("h1", client, []byte("again"), 1); n != 1 {
+			t.Errorf("%s: its subscription is lost", client)
+		}
+	}
+	hub, _ = second.connack(5, "anna", "hub", persistent)
+	hub.send(again(publishOf(lampTopic, reading, 2, 9)))
+	hub.wantID(packets.Pubrec, 9, 0)
+	hub.send(ackOf(packets.Pubrel, 9))
+	hub.wantID(packets.Pubcomp, 9, 0)
+	if n := len(second.road.events()); n != 0 {
+		t.Errorf("a message that the first gateway has taken is taken again: %d rows", n)
 	}
 }

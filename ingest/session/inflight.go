@@ -212,7 +212,7 @@ func (t *Terms) alias(topic string) (alias uint16, known bool) {
 		return a, true
 	}
 	if n := len(t.aliases); n < int(min(t.AliasMax, aliasMax)) {
-		return uint16(n + 1), false // #nosec G115 -- at most aliasMax
+		return uint16(n + 1), false
 	}
 	return 0, false
 }

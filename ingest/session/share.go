@@ -57,7 +57,7 @@ func (h *home) part(filter string, s *Session) int {
 // give delivers a message to one member: in turn to those who are connected, and to one who is away only when none is, or none
 // has room.
 func (sh *share) give(p *post, sent, dropped *int) {
-	n := uint32(len(sh.members)) // #nosec G115 -- far fewer
+	n := uint32(len(sh.members))
 	first := sh.next.Add(1)
 	for _, connected := range []bool{true, false} {
 		for i := range n {
