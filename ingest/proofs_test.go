@@ -10,10 +10,12 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	"log/slog"
 	"math/big"
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -186,7 +188,10 @@ func (r *rig) ask(cert *tls.Certificate, body io.Reader, header ...string) (int,
 
 func TestEveryProofAtBothDoors(t *testing.T) {
 	w := newWorld(t)
-	r := w.rig(nil)
+	var said lockedText
+	r := w.rig(func(g *Gateway) {
+		g.Logger = slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
 	hub, stranger := w.device("hub-1"), newWorld(t).device("hub-1")
 	mqtt := []struct {
 		name           string
@@ -239,6 +244,33 @@ func TestEveryProofAtBothDoors(t *testing.T) {
 			t.Errorf("HTTP, %s: %d %s; want %d", c.name, status, body, c.status)
 		}
 	}
+	eventually(t, "the log says something", func() bool { return said.text() != "" })
+	for _, c := range mqtt {
+		if c.password != "" && len(c.password) > 6 && strings.Contains(said.text(), c.password) {
+			t.Errorf("%s is in the log", c.name)
+		}
+	}
+	if strings.Contains(said.text(), w.apiKey) || strings.Contains(said.text(), "eyJ") {
+		t.Error("an API key or a token is in the log")
+	}
+}
+
+// lockedText is a log that may be read while it is written.
+type lockedText struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedText) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // However a client has proved who it is: when that is withdrawn, its open connection ends.
