@@ -15,6 +15,7 @@ import (
 	"hearthline/blobs"
 	"hearthline/flow"
 	"hearthline/ingest"
+	"hearthline/ingest/table"
 	"hearthline/pipeline"
 	"hearthline/pipeline/run"
 	"hearthline/sinks/clickhouse"
@@ -76,6 +77,10 @@ func (p *process) connect(ctx context.Context, brokers []string) error {
 		return err
 	}
 	_, err = retryUntil(ctx, p.log, "streams", func() (struct{}, error) { return struct{}{}, p.runner(run.Drain{}, nil).Ensure(ctx) })
+	if err != nil {
+		return err
+	}
+	_, err = retryUntil(ctx, p.log, "tables", func() (struct{}, error) { return struct{}{}, p.ensureTables(ctx) })
 	return err
 }
 
@@ -144,11 +149,16 @@ func (p *process) configure(ch *clickhouseUser) {
 type clickhouseUser struct{ address, user, password string }
 
 // gateway gives the plan's gateway, ready but for its credentials and certificates.
-func (p *process) gateway(instance string) *ingest.Gateway {
-	g := p.plan.Gateway.(*ingest.Gateway)
+func (p *process) gateway(instance string) *ingest.Gateway { return p.gatewayOf(p.plan, instance) }
+
+// gatewayOf takes the settings from another reading of the plan: each gateway of a process has its own.
+func (p *process) gatewayOf(plan *pipeline.Plan, instance string) *ingest.Gateway {
+	g := plan.Gateway.(*ingest.Gateway)
 	g.To, g.Partitions, g.Instance = p.plan.Spec.Gateway.To, p.plan.Spec.Partitions, instance
 	g.Publisher, g.Logger = p.client.NewProducer(), p.log.With("node", "gateway")
 	g.Tracer = p.tracer
+	g.CommandsTo = p.plan.Spec.Gateway.Commands
+	g.Logs = func(name string) table.Log { return tableLog{p.client, p.client.NewProducer(), p.tableStream(name)} }
 	g.TooLarge = func(err error) bool { return errors.Is(err, streams.ErrTooLarge) }
 	return g
 }

@@ -17,7 +17,7 @@ import (
 
 // rightsOf are the least rights of each role on Kafka, as docs/operations.md lists them.
 var rightsOf = map[string][]string{
-	"gateway": {"topic raw write"},
+	"gateway": {"topic raw write", "topic commands write", "topic homes.* read,write"},
 	"normalize": {
 		"topic raw read", "topic readings write", "topic normalize.dead write", "topic dedupe.dead write", "topic enrich.dead write",
 		"group homes.normalize+dedupe+enrich read",

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 
+	"hearthline/ingest"
 	"hearthline/ingest/table"
 	"hearthline/streams"
 )
@@ -32,4 +33,16 @@ func (l tableLog) Follow(ctx context.Context, partition int32, take func(table.R
 		}
 		return take(r)
 	})
+}
+
+// tableStream is the stream that holds a table: the pipeline's own.
+func (p *process) tableStream(name string) string { return p.plan.Spec.Name + "." + name }
+
+// ensureTables makes the streams that gateways share.
+func (p *process) ensureTables(ctx context.Context) error {
+	var specs []streams.Spec
+	for _, name := range ingest.Tables {
+		specs = append(specs, streams.Spec{Name: p.tableStream(name), Partitions: p.plan.Spec.Partitions, Compacted: true})
+	}
+	return p.client.Ensure(ctx, specs)
 }

@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"hearthline/console"
@@ -30,6 +32,9 @@ const (
 	drainWait = time.Minute     // for the last rows to reach the sinks
 )
 
+// gatewaysMax bounds the gateways of one process.
+const gatewaysMax = 16
+
 // up is the whole product in one process.
 type up struct {
 	*process
@@ -40,8 +45,10 @@ type up struct {
 	clickhouse embedded.Endpoints
 	chHTTP     string
 	chTCP      string
-	run        string // this run's id, which ends with the data
-	gateway    *ingest.Gateway
+	run        string          // this run's id, which ends with the data
+	gateways   int             // how many
+	gateway    *ingest.Gateway // the first
+	doors      []ingest.Addresses
 	page       string // the console's address
 	kafka      string // address
 	mqtt       string // address
@@ -52,8 +59,10 @@ type up struct {
 	books      *ledger
 	nodes      []*service // units and sinks
 	sources    []*service
-	gw, simRun *service
+	gws        []*service // gateways
+	simRun     *service
 	started    time.Time
+	again      func(context.Context) (*pipeline.Plan, error) // reads the plan afresh
 }
 
 func newUp(o *options) *cobra.Command {
@@ -88,6 +97,9 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 			if err := u.sim.Validate(); err != nil {
 				return usageError{err}
 			}
+			if u.gateways < 1 || u.gateways > gatewaysMax {
+				return usagef("--gateways %d: want 1 to %d", u.gateways, gatewaysMax)
+			}
 			u.process = &process{options: o}
 			return u.main(cmd)
 		},
@@ -100,6 +112,7 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 	f.Float64Var(&u.sim.Speed, "speed", u.sim.Speed, "how many times faster than recorded the room is played; 0 = as fast as acknowledged")
 	f.StringVar(&faults, "faults", faults, "what goes wrong: none, few, all, or a list such as few,nan=0.01")
 	f.BoolVar(&noSim, "no-homes", false, "no simulated homes and no recorded room: only your own devices")
+	f.IntVar(&u.gateways, "gateways", 1, "gateways, on ports that follow each other: the homes are spread over them, and commands find their hubs")
 	f.DurationVar(&u.duration, "duration", 0, "drain and exit after this time; 0 = run until Ctrl-C")
 	f.BoolVar(&u.plain, "plain", false, "a line every few seconds instead of a live table")
 	f.StringVar(&u.chHTTP, "clickhouse-http", "127.0.0.1:8123", "address of the embedded ClickHouse's HTTP port")
@@ -134,7 +147,8 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	if err := u.prepareHomes(); err != nil {
 		return err
 	}
-	plan, err := load(ctx, cmd, u.options, newCatalog())
+	u.again = func(ctx context.Context) (*pipeline.Plan, error) { return load(ctx, cmd, u.options, newCatalog()) }
+	plan, err := u.again(ctx)
 	if err != nil {
 		return err
 	}
@@ -283,7 +297,7 @@ func await[T any](ctx context.Context, ready <-chan T) (T, error) {
 func (u *up) startNodes(ctx context.Context) error {
 	u.run = strconv.FormatInt(u.started.UnixMicro(), 36)
 	u.taps = &console.Taps{}
-	r := u.runner(run.Drain{Run: u.run, Gateways: 1}, u.taps.Offer)
+	r := u.runner(run.Drain{Run: u.run, Gateways: u.gateways}, u.taps.Offer)
 	node := func(name string, run func(context.Context, string) error) {
 		restarted := func() { u.meter.Node(name).Restarts.Add(1) }
 		u.nodes = append(u.nodes, u.supervise(ctx, name, restarted, func(ctx context.Context) error { return run(ctx, name) }))
@@ -311,39 +325,97 @@ func (u *up) startGateway(ctx context.Context) error {
 	}
 	users := []identity.DevUser{{User: "demo", Home: "demo"}}
 	if u.hasHomes() {
-		for _, home := range u.sim.HomeNames() {
+		homes := u.sim.HomeNames()
+		for _, home := range homes {
 			users = append(users, identity.DevUser{User: home, Home: home})
 		}
+		// Somebody who lives in the first home, and can tell its devices what to do.
+		users = append(users, identity.DevUser{User: "phone", Home: homes[0], Role: identity.RoleApp})
 	}
 	file, passwords, err := identity.DevCredentials(dir, users...)
 	if err != nil {
 		return fmt.Errorf("development credentials: %w", err)
 	}
 	u.certs, u.passwords = certs, passwords
-	g := u.process.gateway("0")
+	for i := range u.gateways {
+		if err := u.startOne(ctx, i, dir, file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startOne starts one of the gateways; those after the first listen on the ports after its own.
+func (u *up) startOne(ctx context.Context, i int, dir, credentials string) error {
+	plan := u.plan
+	if i > 0 {
+		var err error
+		if plan, err = u.again(ctx); err != nil {
+			return err
+		}
+	}
+	name := strconv.Itoa(i)
+	g := u.process.gatewayOf(plan, name)
 	if g.Certificate == "" {
-		g.Certificate, g.Key = certs.Certificate, certs.Key
+		g.Certificate, g.Key = u.certs.Certificate, u.certs.Key
 	}
 	if g.Credentials == "" {
-		g.Credentials = file
+		g.Credentials = credentials
 	}
 	if g.Clock == "" {
 		g.Clock = filepath.Join(dir, "clock")
 	}
+	if i > 0 {
+		g.Clock += "-" + name
+		g.MQTT, g.HTTP = portAfter(g.MQTT, i), portAfter(g.HTTP, i)
+		if _, port, err := net.SplitHostPort(g.Peers.Listen); err == nil && port != "0" {
+			g.Peers.Listen, g.Peers.Advertise = portAfter(g.Peers.Listen, i), ""
+		}
+	}
+	if u.gateways > 1 && g.Peers.Listen == "" {
+		// An authority of their own: what it signs is a gateway, and nothing else.
+		certs, err := identity.DevCertificates(filepath.Join(dir, "peers"))
+		if err != nil {
+			return fmt.Errorf("development certificates: %w", err)
+		}
+		g.Peers.Listen, g.Peers.Certificate, g.Peers.Key, g.Peers.CA = "127.0.0.1:0", certs.Certificate, certs.Key, certs.CA
+	}
 	g.RunID = u.run
 	ready := make(chan ingest.Addresses, 1)
 	g.Ready = func(at ingest.Addresses) { ready <- at }
-	u.gateway = g
-	u.registry.MustRegister(gatewayCollector{g.Stats})
-	u.gw = u.start(ctx, "gateway", g.Run)
-	ctx, cancel := context.WithTimeoutCause(ctx, startWait, fmt.Errorf("gateway not ready within %v", startWait))
+	part := "gateway"
+	if i == 0 {
+		u.gateway = g
+	} else {
+		part += " " + name
+	}
+	metrics := prometheus.Registerer(u.registry)
+	if u.gateways > 1 {
+		metrics = prometheus.WrapRegistererWith(prometheus.Labels{"gateway": name}, u.registry)
+	}
+	metrics.MustRegister(gatewayCollector{g.Stats})
+	u.gws = append(u.gws, u.start(ctx, part, g.Run))
+	ctx, cancel := context.WithTimeoutCause(ctx, startWait, fmt.Errorf("%s not ready within %v", part, startWait))
 	defer cancel()
 	at, err := await(ctx, ready)
 	if err != nil {
 		return err
 	}
-	u.mqtt, u.http = addrText(at.MQTT), addrText(at.HTTP)
+	u.doors = append(u.doors, at)
+	if i == 0 {
+		u.mqtt, u.http = addrText(at.MQTT), addrText(at.HTTP)
+	}
 	return nil
+}
+
+// portAfter is an address whose port is i higher; any free port stays one.
+func portAfter(addr string, i int) string {
+	host, port, err := net.SplitHostPort(addr)
+	n, bad := strconv.Atoi(port)
+	if err != nil || bad != nil || n == 0 {
+		return addr
+	}
+	return net.JoinHostPort(host, strconv.Itoa(n+i))
 }
 
 func addrText(a net.Addr) string {
@@ -358,7 +430,11 @@ func (u *up) startHomes(ctx context.Context) {
 	if !u.hasHomes() || u.mqtt == "" {
 		return
 	}
-	u.sim.Gateway, u.sim.CAFile = u.mqtt, u.certs.CA
+	var doors []string
+	for _, at := range u.doors {
+		doors = append(doors, addrText(at.MQTT))
+	}
+	u.sim.Gateway, u.sim.CAFile = strings.Join(doors, ","), u.certs.CA
 	u.sim.Credentials = func(home string) (string, string) { return home, u.passwords[home] }
 	u.simRun = u.start(ctx, "simulated homes", func(ctx context.Context) error {
 		err := u.sim.Run(ctx)
@@ -379,9 +455,13 @@ func (u *up) drain(ctx context.Context, screen *screen) error {
 	for _, s := range u.sources {
 		s.end() // what they have not read yet stays where it is
 	}
-	u.gw.end()
-	if u.gw.err != nil {
-		return u.gw.err
+	for _, gw := range u.gws {
+		gw.stop() // all at once
+	}
+	for _, gw := range u.gws {
+		if gw.end(); gw.err != nil {
+			return gw.err
+		}
 	}
 	deadline := time.Now().Add(drainWait)
 	for i := len(u.nodes) - 1; i >= 0; i-- { // upstream first: units, then sinks

@@ -77,6 +77,11 @@ func (p *planner) writers() {
 	if g := p.spec.Gateway; g.To != "" {
 		p.write(gatewayNode, g.To, flow.EventSchema, g.at.of("to"), "gateway.to")
 	}
+	if g := p.spec.Gateway; g.Commands != "" && g.Commands == g.To {
+		p.find(g.at.of("commands"), "gateway.commands", "name another stream", "rows and the steps of commands cannot share %s", g.To)
+	} else if g.Commands != "" {
+		p.write(gatewayNode, g.Commands, flow.CommandSchema, g.at.of("commands"), "gateway.commands")
+	}
 	if len(p.spec.Sources) > 0 {
 		p.write(gatewayNode, SourceDead, flow.DeadSchema, p.spec.Sources[0].Pos, "sources")
 	}
@@ -124,6 +129,9 @@ func (p *planner) collisions() {
 
 // writtenAt is where the file says who writes s.
 func (p *planner) writtenAt(s *Stream) (Pos, string) {
+	if s.Writer == gatewayNode && s.Name == p.spec.Gateway.Commands {
+		return p.spec.Gateway.at.of("commands"), "gateway.commands"
+	}
 	if s.Writer == gatewayNode {
 		return p.spec.Gateway.at.of("to"), "gateway.to"
 	}

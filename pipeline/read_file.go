@@ -69,6 +69,7 @@ func (c *checkpointShape) decodeNode(d *decoder, n *yaml.Node, path string) {
 
 type gatewayShape struct {
 	To       name      `yaml:"to" need:"true" doc:"The stream that it writes."`
+	Commands name      `yaml:"commands" doc:"The stream that it writes the steps of commands to, for sinks to keep; nowhere where it is not said."`
 	Settings yaml.Node `yaml:"settings"`
 	At       places
 }
@@ -388,9 +389,12 @@ func (d *decoder) kafka(k kafkaShape, s *Spec) {
 }
 
 func (d *decoder) gateway(g gatewayShape, s *Spec) {
-	s.Gateway = Gateway{To: g.To.text, Settings: g.Settings, Pos: g.At[""], at: g.At}
+	s.Gateway = Gateway{To: g.To.text, Commands: g.Commands.text, Settings: g.Settings, Pos: g.At[""], at: g.At}
 	if g.To.text != "" {
 		d.streamName(g.To, "gateway.to", true, false)
+	}
+	if g.Commands.text != "" {
+		d.streamName(g.Commands, "gateway.commands", true, false)
 	}
 }
 

@@ -87,6 +87,7 @@ func (k *Kafka) At(key string) Pos { return k.at.of(key) }
 // Gateway is the source of the pipeline.
 type Gateway struct {
 	To       string    // the stream it writes
+	Commands string    // the stream it writes the steps of commands to; "" for none
 	Settings yaml.Node // of ingest.Gateway
 	Pos      Pos
 

@@ -13,6 +13,7 @@ import (
 // then reads until the next is. What is outstanding is kept as positions, not as bytes.
 type hub struct {
 	r              *run
+	number         int
 	plan           *plan
 	version        byte
 	user, password string
@@ -43,6 +44,8 @@ type hub struct {
 	sent         int64      // rounds that were begun
 	rows         tally      // rows acknowledged in this run, of the slots below acknowledged
 
+	desk desk // of commands; the hub's own
+
 	inherited int64 // rounds reserved by runs before this one
 
 	noted int64 // sent, when the journal was written last; the journal's own
@@ -60,7 +63,7 @@ type entry struct {
 }
 
 func newHub(r *run, p *plan, number int, m *hubMark) *hub {
-	h := &hub{r: r, plan: p, version: byte(r.s.MQTT), window: r.s.Window,
+	h := &hub{r: r, plan: p, number: number, version: byte(r.s.MQTT), window: r.s.Window,
 		cursor: m.acknowledged, acknowledged: m.acknowledged, sent: m.acknowledged / p.devices(), limit: p.limit() * p.devices()}
 	if p.limit() > (1<<62-1)/p.devices() {
 		h.limit = 1<<63 - 1
@@ -204,9 +207,7 @@ func (h *hub) pick(now time.Time, stopping bool) (e *entry, link Fault, again ti
 	if m.kind.Bad() && busy > 0 {
 		return nil, Good, time.Time{} // it may cost the connection: nothing good goes with it
 	}
-	if h.id++; h.id == 0 {
-		h.id = 1
-	}
+	h.nextID()
 	h.sub++
 	last := h.sub == h.slot.n
 	h.out = append(h.out, entry{message: m, slot: h.cursor, id: h.id, last: last})

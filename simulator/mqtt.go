@@ -13,6 +13,8 @@ const (
 	packetConnack    = 2
 	packetPublish    = 3
 	packetPuback     = 4
+	packetSubscribe  = 8
+	packetSuback     = 9
 	packetPingreq    = 12
 	packetPingresp   = 13
 	packetDisconnect = 14
@@ -22,7 +24,7 @@ const (
 )
 
 // packetMax is the largest packet a hub takes; it says so in CONNECT (Maximum Packet Size, 3.1.2.11.4). It is sent
-// acknowledgements only, a few bytes each, with perhaps a reason in words.
+// acknowledgements, a few bytes each, with perhaps a reason in words, and commands.
 const packetMax = 2048
 
 var errProtocol = errors.New("the server broke the protocol")
@@ -83,8 +85,8 @@ func appendString(b []byte, s string) []byte {
 
 // packet is one received packet; its body lies in the inbox until the next one is taken.
 type packet struct {
-	kind byte
-	body []byte
+	kind, flags byte
+	body        []byte
 }
 
 // inbox gathers received bytes into packets.
@@ -133,7 +135,7 @@ func (in *inbox) next() (p packet, ok bool, err error) {
 		return p, false, nil
 	}
 	in.begin += used + n
-	return packet{kind: b[0] >> 4, body: b[used : used+n]}, true, nil
+	return packet{kind: b[0] >> 4, flags: b[0] & 0xf, body: b[used : used+n]}, true, nil
 }
 
 // answer is what the server says in CONNACK, PUBACK or DISCONNECT.

@@ -192,6 +192,9 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 }
 
 func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
+	if !write && topic == "homes/"+cl.ID+"/devices/+/commands" {
+		return true
+	}
 	ok := write && strings.HasPrefix(topic, "homes/"+cl.ID+"/devices/")
 	if !ok {
 		h.g.mu.Lock()

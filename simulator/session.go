@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -101,6 +102,12 @@ func (h *hub) knock(hard context.Context) {
 	}
 }
 
+// gateway is the one to try: each hub has its own, and goes on to the next when that cannot be had.
+func (h *hub) gateway() string {
+	all := strings.Split(h.r.s.Gateway, ",")
+	return strings.TrimSpace(all[(h.number+h.tries)%len(all)])
+}
+
 var errLogin = errors.New("the gateway refused the login")
 
 // connect dials, and logs in.
@@ -114,7 +121,8 @@ func (h *hub) connect(hard context.Context, password string) (_ *link, err error
 	ctx, cancel := context.WithTimeout(hard, connectTimeout)
 	defer cancel()
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", h.r.s.Gateway)
+	gateway := h.gateway()
+	conn, err := d.DialContext(ctx, "tcp", gateway)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
@@ -125,7 +133,7 @@ func (h *hub) connect(hard context.Context, password string) (_ *link, err error
 		}
 	}()
 	if err := l.tls.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", h.r.s.Gateway, err)
+		return nil, fmt.Errorf("connect to %s: %w", gateway, err)
 	}
 	deadline, _ := ctx.Deadline()
 	if err := l.raw.SetDeadline(deadline); err != nil {
@@ -163,6 +171,9 @@ func (h *hub) welcome(l *link, p packet) error {
 	}
 	if a.code != 0 {
 		return fmt.Errorf("%w of %s: %s", errLogin, h.user, a.words())
+	}
+	if err := h.attend(l); err != nil {
+		return err
 	}
 	h.window = h.r.s.Window
 	if a.receiveMax > 0 {
@@ -344,12 +355,21 @@ func (h *hub) listen(l *link) error {
 		if err != nil || !ok {
 			return err
 		}
+		if p.kind == packetPublish || p.kind == packetSuback {
+			if err := h.heard(l, p); err != nil {
+				return err
+			}
+			continue
+		}
 		a, err := p.read(l.version)
 		if err != nil {
 			return err
 		}
 		switch p.kind {
 		case packetPuback:
+			if h.reported(a.id) {
+				continue
+			}
 			if err := h.acknowledge(a.id, a.code, time.Now()); err != nil {
 				return fmt.Errorf("%w: %s", err, a.words())
 			}
@@ -359,7 +379,7 @@ func (h *hub) listen(l *link) error {
 		case packetDisconnect:
 			return fmt.Errorf("the gateway ended the connection: %s", a.words())
 		default:
-			return fmt.Errorf("%w: packet type %d, which a hub that subscribes to nothing cannot get", errProtocol, p.kind)
+			return fmt.Errorf("%w: packet type %d, which a hub cannot get", errProtocol, p.kind)
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 // Simulator plays homes against a gateway. Its exported fields are its settings; set them before Run and leave them.
 type Simulator struct {
-	Gateway    string `yaml:"gateway"`     // host:port of the gateway's MQTT over TLS
+	Gateway    string `yaml:"gateway"`     // host:port of the gateway's MQTT over TLS; several, separated by commas, share the homes
 	CAFile     string `yaml:"ca_file"`     // PEM certificates that the gateway's is checked against; empty for the system's
 	JournalDir string `yaml:"journal_dir"` // where simulator.journal is kept, and simulator.lock
 
@@ -87,8 +87,10 @@ func (s *Simulator) checked(running bool) error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	_, _, err := net.SplitHostPort(s.Gateway)
-	need(!running || err == nil, "gateway is %q; want host:port of MQTT over TLS, such as localhost:8883", s.Gateway)
+	for gateway := range strings.SplitSeq(s.Gateway, ",") {
+		_, _, err := net.SplitHostPort(strings.TrimSpace(gateway))
+		need(!running || err == nil, "gateway is %q; want host:port of MQTT over TLS, such as localhost:8883", gateway)
+	}
 	need(!running || s.JournalDir != "", "journal_dir is empty; name a folder to remember progress in")
 	need(!running || s.Credentials != nil, "no credentials: set Credentials")
 	need(s.Homes >= 0 && s.Homes <= 1_000_000, "homes is %d; want 0 to 1000000", s.Homes)
@@ -116,7 +118,8 @@ func (s *Simulator) checked(running bool) error {
 // tls gives the settings that all hubs share. X25519 and P-256 only: the post-quantum exchange costs each
 // connection some 3 KB for as long as it lasts, and readings of homes that do not exist need no secrecy for decades.
 func (s *Simulator) tls() (*tls.Config, error) {
-	host, _, _ := net.SplitHostPort(s.Gateway)
+	first, _, _ := strings.Cut(s.Gateway, ",") // one certificate is for all of them
+	host, _, _ := net.SplitHostPort(first)
 	c := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256}}
 	if s.CAFile == "" {
 		return c, nil
@@ -158,6 +161,7 @@ func (s *Simulator) Stats() Stats {
 	latency := c.latency.quantiles(0.5, 0.99)
 	out := Stats{
 		Homes: len(r.hubs), Connected: int(c.connected.Load()), Finished: int(c.finished.Load()),
+		Executed: c.executed.Load(), TooLate: c.tooLate.Load(), Repeated: c.repeated.Load(),
 		Generated: c.generated.Load(), Outstanding: c.outstanding.Load(),
 		Bad: map[string]int64{}, Refused: named(&c.refused),
 		Resent: c.resent.Load(), Duplicates: c.duplicates.Load(),

@@ -26,6 +26,8 @@ type Stats struct {
 
 	LatencyP50, LatencyP99 time.Duration // from publish to acknowledgement, in this process
 	Finished               int           // hubs whose work is done
+
+	Executed, TooLate, Repeated int64 // commands executed; refused because their deadline had passed; that came again
 }
 
 // Position is how far a hub has come.
@@ -41,6 +43,7 @@ type counters struct {
 	generated, outstanding, resent atomic.Int64
 	duplicates, reconnects         atomic.Int64
 	unavailable                    atomic.Int64
+	executed, tooLate, repeated    atomic.Int64
 	refused, broken                [faultCount]atomic.Int64
 	lastError                      atomic.Pointer[string]
 	latency                        histogram

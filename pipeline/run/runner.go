@@ -103,7 +103,7 @@ func (r *Runner) init() {
 
 // ends is the number of producers that have to end a stream.
 func (r *Runner) ends(stream string) int {
-	if stream == r.Plan.Spec.Gateway.To {
+	if stream == r.Plan.Spec.Gateway.To || stream == r.Plan.Spec.Gateway.Commands {
 		return r.Drain.Gateways
 	}
 	for _, s := range r.Plan.Sinks {
