@@ -86,8 +86,8 @@ var errAddress = errors.New("too many connections of this address")
 
 // closed is called once for each connection that was let in, with where it came from, when it has ended.
 func (g *Gateway) closed(from string) {
-	g.count.sockets.Add(-1)
 	g.gate.leave(keyOf(from))
+	g.count.sockets.Add(-1) // last: who sees that there is room finds it
 }
 
 // shake is handshake, with failures counted and panics contained.
