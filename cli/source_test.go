@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +111,14 @@ func foreignTopic(ctx context.Context, t *testing.T, broker string) *kgo.Client 
 		t.Fatal(err)
 	}
 	t.Cleanup(w.Close)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) { // it has only just been started
+		if conn, err := net.Dial("tcp", broker); err == nil {
+			conn.Close()
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
 	c := streamstest.Cluster{Brokers: []string{broker}}.Dial(t)
 	if err := c.Ensure(ctx, []streams.Spec{{Name: "partner.readings", Partitions: 3}}); err != nil {
 		t.Fatal(err)

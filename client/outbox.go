@@ -309,17 +309,12 @@ func (o *outbox) waiting() int {
 // wait returns when everything that is in it now has been taken out.
 func (o *outbox) wait(ctx context.Context) error {
 	o.mu.Lock()
-	var last *entry
-	if n := len(o.queue); n > 0 {
-		last = o.queue[n-1]
-	}
 	first := slices.Clone(o.queue)
-	changed := o.changed
 	o.mu.Unlock()
-	for last != nil {
+	for {
 		o.mu.Lock()
 		first = slices.DeleteFunc(first, func(e *entry) bool { return e.ended })
-		changed = o.changed
+		changed := o.changed
 		o.mu.Unlock()
 		if len(first) == 0 {
 			return nil
@@ -330,7 +325,6 @@ func (o *outbox) wait(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	return nil
 }
 
 // close gives the files back; what is in them stays.
