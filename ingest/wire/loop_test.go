@@ -41,15 +41,14 @@ type door struct {
 // echo gives back lines. A line "hold" makes it wait, "panic" is a bug, "evict" closes from the other side, "big" is
 // answered by 8 MB.
 type echo struct {
-	d      *door
-	link   *Link
-	slow   atomic.Bool
-	by     atomic.Int64 // deadline, Unix ns; 0: none
-	busy   atomic.Bool
-	hold   chan struct{}
-	held   atomic.Int32
-	ended  chan error // capacity 2, so that a second End is seen
-	killed chan struct{}
+	d     *door
+	link  *Link
+	slow  atomic.Bool
+	by    atomic.Int64 // deadline, Unix ns; 0: none
+	busy  atomic.Bool
+	hold  chan struct{}
+	held  atomic.Int32
+	ended chan error // capacity 2, so that a second End is seen
 }
 
 func (e *echo) Slow() bool { return e.slow.Load() }
@@ -515,8 +514,7 @@ func TestTLSBuffersAreFound(t *testing.T) {
 	if tlsBuffers == nil {
 		t.Error("crypto/tls has changed: its buffers are not given back")
 	}
-	type other struct{ rawInput bytes.Buffer }
-	if findTLSBuffers(reflect.TypeFor[other]()) != nil {
+	if findTLSBuffers(reflect.TypeFor[tls.Config]()) != nil {
 		t.Error("fields are taken for what they are not")
 	}
 }
