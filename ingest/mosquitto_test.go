@@ -115,15 +115,16 @@ func TestMosquittoIsToldWhatIsWrong(t *testing.T) {
 	}
 }
 
-// mosquittoSub runs mosquitto_sub until it has n messages, and gives them: "topic payload qos retain". subscribed is closed
-// when the subscription is in force.
+// mosquittoSub runs mosquitto_sub until it has n messages, and gives them: "topic payload qos retain". subscribed
+// returns when the subscription is in force. The filter is the last of args.
 func (r *rig) mosquittoSub(version string, n int, args ...string) (wait func() []string, subscribed func()) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	c := r.mosquitto(ctx, "mosquitto_sub", version, "app", r.passwords["app"], append([]string{"-F", "%t %p %q %r", "-C", strconv.Itoa(n)}, args...)...)
 	var out, errs bytes.Buffer
 	c.Stdout, c.Stderr = &out, &errs
-	before := r.audience.Len()
+	filter := args[len(args)-1]
+	before := r.listening(filter)
 	if err := c.Start(); err != nil {
 		r.t.Fatal(err)
 	}
@@ -134,8 +135,22 @@ func (r *rig) mosquittoSub(version string, n int, args ...string) (wait func() [
 			}
 			return strings.Split(strings.TrimSpace(out.String()), "\n")
 		}, func() {
-			eventually(r.t, "it has subscribed", func() bool { return r.audience.Len() > before })
+			eventually(r.t, "it has subscribed", func() bool { return r.listening(filter) > before })
 		}
+}
+
+// listening is how many connected clients have subscribed to a filter.
+func (r *rig) listening(filter string) (n int) {
+	r.connectionsMu.Lock()
+	defer r.connectionsMu.Unlock()
+	for c := range r.connections {
+		for _, sub := range c.session.Subscriptions() {
+			if sub.Filter == filter {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 func (r *rig) mustPub(version string, args ...string) {
@@ -170,7 +185,7 @@ func TestMosquittoKnowsAll(t *testing.T) {
 
 			keep := []string{"-i", "keeper", "-c", "-q", "1", "-t", "homes/h1/queue"}
 			if version == "mqttv5" {
-				keep = append(keep, "-x", "300")
+				keep = append([]string{"-x", "300"}, keep...)
 			}
 			first, subscribed := r.mosquittoSub(version, 1, keep...)
 			subscribed()
@@ -199,11 +214,10 @@ func TestMosquittoKnowsAll(t *testing.T) {
 			subscribed()
 			ctx, kill := context.WithCancel(context.Background())
 			willed := r.mosquitto(ctx, "mosquitto_sub", version, "anna", r.passwords["anna"], "-t", "homes/h1/x", "--will-topic", "homes/h1/will", "--will-payload", "gone", "--will-qos", "1")
-			before := r.audience.Len()
 			if err := willed.Start(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "it has subscribed", func() bool { return r.audience.Len() > before })
+			eventually(t, "it has subscribed", func() bool { return r.listening("homes/h1/x") == 1 })
 			kill()
 			willed.Wait()
 			want("will", wait, "homes/h1/will gone 1 0")

@@ -20,7 +20,7 @@ import (
 )
 
 // Tables are what gateways share (decision 24), each under its name as a stream of the log.
-var Tables = []string{tableGateways, tableSessions, tableAudiences, tableCommands, tableRetained}
+var Tables = []string{tableGateways, tableSessions, tableAudiences, tableCommands, tableRetained, tableQueues}
 
 const (
 	tableGateways  = "gateways"
@@ -28,6 +28,7 @@ const (
 	tableAudiences = "audiences"
 	tableCommands  = "commands"
 	tableRetained  = "retained"
+	tableQueues    = "queues" // sessions whose clients are away, with the messages that wait for them
 )
 
 // neighbours are the other gateways, and what is shared with them. A gateway without logs for its tables has none.
@@ -79,6 +80,9 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	if g.Retained == nil {
 		g.Retained = g.shareRetained(made[tableRetained])
 	}
+	if g.Sessions == nil {
+		g.Sessions = sharedSessions{made[tableQueues]}
+	}
 	err := errors.Join(n.mesh.Prepare(), n.desk.Prepare())
 	for _, t := range n.tables {
 		err = errors.Join(err, t.Prepare())
@@ -122,6 +126,9 @@ func (g *Gateway) startNeighbours(ctx context.Context) error {
 		case <-wait.Done():
 			return fmt.Errorf("read what gateways share: %w", context.Cause(wait))
 		}
+	}
+	if kept, ok := g.Sessions.(sharedSessions); ok {
+		run(&n.working, work, func(ctx context.Context) error { return kept.sweep(ctx, g.Now()) })
 	}
 	run(&n.working, work, n.mesh.Run)
 	run(&n.working, work, n.desk.Run)

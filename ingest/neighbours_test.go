@@ -13,6 +13,7 @@ import (
 
 	"hearthline/ingest/identity"
 	"hearthline/ingest/mqtt"
+	"hearthline/ingest/session"
 	"hearthline/ingest/table"
 	"hearthline/ingest/table/tabletest"
 )
@@ -273,4 +274,33 @@ func TestTakeoverAcrossGateways(t *testing.T) {
 	other.want(packets.Pingresp)
 	second.conn.Close()
 	eventually(t, "what has ended is let go of", func() bool { return len(a.near.tables[1].Scan("")) == 1 })
+}
+
+// TestSessionsMoveBetweenGateways lets a client come back to another gateway than the one that kept its messages.
+func TestSessionsMoveBetweenGateways(t *testing.T) {
+	a, b := pair(t)
+	p := a.connect(5, "app", "moves", persistent)
+	p.send(subscribeOf(1, 2, "homes/h1/news"))
+	p.want(packets.Suback)
+	p.conn.Close()
+	key := sessionKey(session.Key{User: "app", Client: "moves"})
+	eventually(t, "b can find it", func() bool { _, ok := b.Sessions.(sharedSessions).table.Get(key); return ok })
+	if n, err := a.Send("h1", "news", []byte("while away"), 2); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	eventually(t, "what waits is stored", func() bool {
+		rec, _ := b.Sessions.(sharedSessions).table.Get(key)
+		return strings.Contains(string(rec.Value), `"queue"`)
+	})
+	p, ack := b.connack(5, "app", "moves", persistent)
+	if m := p.want(packets.Publish); !ack.SessionPresent || string(m.Payload) != "while away" || m.FixedHeader.Qos != 2 {
+		t.Errorf("present %t, %+v", ack.SessionPresent, m)
+	}
+	eventually(t, "a has let go of it", func() bool { all, _ := a.registry.Len(); return all == 0 })
+	p.conn.Close()
+	_, ack = b.connack(5, "app", "moves")
+	if ack.SessionPresent {
+		t.Error("a clean start has a session")
+	}
+	eventually(t, "it is deleted", func() bool { rec, ok := a.Sessions.(sharedSessions).table.Get(key); return !ok || rec.Value == nil })
 }

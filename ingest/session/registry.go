@@ -2,13 +2,14 @@ package session
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/sourcegraph/conc/pool"
 
 	"hearthline/ingest/mqtt"
 )
@@ -133,15 +134,11 @@ func (r *Registry) load(ctx context.Context, s *Session) (found bool, err error)
 	if err != nil {
 		return false, fmt.Errorf("load the session of client %q: %w", s.Key.Client, err)
 	}
-	if st == nil || st.expired(time.Now()) {
+	if st == nil || st.Expired(time.Now()) {
 		return false, nil
 	}
 	s.restore(st)
 	return true, nil
-}
-
-func (st *State) expired(now time.Time) bool {
-	return !st.Away.IsZero() && st.Expiry != Forever && now.Sub(st.Away) >= time.Duration(st.Expiry)*time.Second
 }
 
 // leaveUnbegun forgets a session that never had a connection, and leaves alone one that had. Callers hold the session's lock,
@@ -372,18 +369,22 @@ func (r *Registry) save(ctx context.Context, s *Session) error {
 	return nil
 }
 
-// SaveAll stores the sessions that rest here and have changed since they were stored: messages were kept for them.
+// SaveAll stores the sessions that rest here and have changed since they were stored: messages were kept for them. It gives up
+// at the first that cannot be.
 func (r *Registry) SaveAll(ctx context.Context) error {
 	r.mu.Lock()
 	all := make([]*Session, 0, len(r.due.all))
 	all = append(all, r.due.all...)
 	r.mu.Unlock()
-	var errs error
+	p := pool.New().WithMaxGoroutines(savesMax).WithContext(ctx).WithCancelOnError().WithFirstError()
 	for _, s := range all {
-		errs = errors.Join(errs, r.save(ctx, s))
+		p.Go(func(ctx context.Context) error { return r.save(ctx, s) })
 	}
-	return errs
+	return p.Wait()
 }
+
+// savesMax is how many sessions are stored at once.
+const savesMax = 64
 
 // Len is the number of sessions, and how many of their clients are away.
 func (r *Registry) Len() (all, away int) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/sourcegraph/conc"
 )
 
 // heap holds the sessions whose clients are away, the one that is due first at the top. It is guarded by the registry's lock.
@@ -114,8 +116,16 @@ func (r *Registry) signal() {
 	}
 }
 
-// Run publishes wills and ends sessions when their time has come, until ctx ends.
+// saveEvery is how long what is queued for a client that is away may be in this process alone.
+const saveEvery = time.Second
+
+// Run publishes wills and ends sessions when their time has come, and stores those that messages have come for, until ctx ends.
 func (r *Registry) Run(ctx context.Context) error {
+	var saving conc.WaitGroup
+	defer saving.Wait()
+	if r.Store != nil {
+		saving.Go(func() { r.keepSaving(ctx) })
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -133,6 +143,24 @@ func (r *Registry) Run(ctx context.Context) error {
 			}
 			r.fall(s)
 		}
+	}
+}
+
+func (r *Registry) keepSaving(ctx context.Context) {
+	tick := time.NewTicker(saveEvery)
+	defer tick.Stop()
+	failed := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := r.SaveAll(ctx)
+		if err != nil && !failed && ctx.Err() == nil {
+			r.Logger.Warn("gateway: sessions are held by this gateway alone", "err", err)
+		}
+		failed = err != nil
 	}
 }
 

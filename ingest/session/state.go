@@ -30,6 +30,11 @@ type State struct {
 	Will          *Will          `json:"will,omitempty"`     // to be published Will.Delay after Away
 }
 
+// Expired says that the session has ended, wherever it is kept.
+func (st *State) Expired(now time.Time) bool {
+	return !st.Away.IsZero() && st.Expiry != Forever && now.Sub(st.Away) >= time.Duration(st.Expiry)*time.Second
+}
+
 // Forever is an Expiry without an end.
 const Forever = math.MaxUint32
 
