@@ -87,6 +87,15 @@
 //
 // One that says nothing has no goroutine and no buffer ([wire.Loop]): docs/connections.md.
 //
+// # Commands
+//
+//	homes/{home}/devices/{device}/commands              apps: a request, JSON; hubs are sent commands on it
+//	homes/{home}/devices/{device}/commands/{id}/status  hubs: what became of it
+//
+// and /v1/devices/{device}/commands on the HTTP door; docs/devices.md has the payloads. A PUBACK means that the table of commands
+// has it. Gateways that share tables ([Gateway.Logs]) pass on to each other what their clients have subscribed to, hold the same
+// retained messages, and leave a session to the gateway that claimed it last. One without them takes no commands.
+//
 // # HTTP
 //
 // POST /v1/telemetry takes application/json (an object or an array), application/x-ndjson, application/senml+json and
