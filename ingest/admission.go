@@ -22,7 +22,7 @@ type Admission struct {
 	Revocations        string                      `yaml:"revocations"`         // YAML file of what is no longer taken, though signed: {serial}, {name} or {token}; read again when it changes; "" for none
 	ClientID           string                      `yaml:"client_id"`           // What an MQTT client id must be: {user}, or with * at the end what it begins with, as in {user}-*; "" for anything
 	SessionTickets     string                      `yaml:"session_tickets"`     // file with keys that replicas share, for clients to resume TLS on any: 64 hexadecimal digits a line, the first in use; read again when it changes; "" makes them at each start
-	Curves             []string                    `yaml:"curves"`              // of key exchange, the best first: X25519MLKEM768, X25519, P256, P384; none named is Go's choice. X25519 alone takes 3 KB less a connection, and what was recorded can be read by the quantum computers of later years
+	Curves             []string                    `yaml:"curves"`              // of key exchange, the best first: X25519MLKEM768, X25519, P256, P384; none named is Go's choice. X25519 alone takes about 2 KB less a connection (both sides together), and what was recorded then can be read by the quantum computers of later years
 
 	AcceptsPerSecond   float64       `yaml:"accepts_per_second"`            // handshakes begun, of all together; those over it wait; 0: no limit
 	AcceptWait         time.Duration `yaml:"accept_wait"`                   // at most; who would have to wait longer is turned away at once
