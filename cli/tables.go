@@ -42,7 +42,7 @@ func (p *process) tableStream(name string) string { return p.plan.Spec.Name + ".
 func (p *process) ensureTables(ctx context.Context) error {
 	var specs []streams.Spec
 	for _, name := range ingest.Tables {
-		specs = append(specs, streams.Spec{Name: p.tableStream(name), Partitions: p.plan.Spec.Partitions, Compacted: true})
+		specs = append(specs, streams.Spec{Name: p.tableStream(name), Partitions: p.plan.Spec.Partitions, Compacted: true, Rewritten: true})
 	}
 	return p.client.Ensure(ctx, specs)
 }

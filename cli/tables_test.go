@@ -64,7 +64,7 @@ func TestTableIsCompacted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	if err := client.Ensure(ctx, []streams.Spec{{Name: "homes.sessions", Partitions: 2, Compacted: true}}); err != nil {
+	if err := client.Ensure(ctx, []streams.Spec{{Name: "homes.sessions", Partitions: 2, Compacted: true, Rewritten: true}}); err != nil {
 		t.Fatal(err)
 	}
 	a, stopA := tableOn(t, client, "homes.sessions")

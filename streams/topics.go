@@ -21,6 +21,7 @@ type Spec struct {
 	Retention      time.Duration // how long rows are kept; 0 is the broker's default, below zero for ever
 	RetentionBytes int64         // of one partition; 0 is the broker's default, below zero unlimited
 	Compacted      bool          // keep the last message of each key instead
+	Rewritten      bool          // of a compacted one: its keys are written over and over, so it is compacted soon
 }
 
 // Info is what a broker says of a stream.
@@ -162,11 +163,15 @@ func wanted(specs []Spec, name string) string {
 	return s
 }
 
-// How a compacted stream is cut: what has been replaced is gone after twice as long, about.
+// How a stream that is rewritten is cut: what has been replaced is gone after twice as long, about.
 const (
-	compactedSegmentBytes = 32 << 20
-	compactedSegmentTime  = time.Hour
+	rewrittenSegmentBytes = 32 << 20
+	rewrittenSegmentTime  = time.Hour
 )
+
+// keptSegmentTime is how long the one segment of other compacted streams stays open: for ever. They hold little (schemas, and what runs),
+// and the embedded broker deletes a segment before it has written the compacted one.
+const keptSegmentTime = 100 * 365 * 24 * time.Hour
 
 func (c *Client) settings(s Spec) []kafka.ConfigEntry {
 	var out []kafka.ConfigEntry
@@ -182,10 +187,14 @@ func (c *Client) settings(s Spec) []kafka.ConfigEntry {
 	}
 	if s.Compacted {
 		set("cleanup.policy", "compact")
-		// The segment being written is never compacted: with the broker's defaults (1 GiB, a week) a small stream never
-		// would be.
-		set("segment.bytes", strconv.Itoa(compactedSegmentBytes))
-		set("segment.ms", strconv.FormatInt(compactedSegmentTime.Milliseconds(), 10))
+		// The segment being written is never compacted: with the broker's defaults (1 GiB, a week) a small stream would
+		// be only after a week.
+		if s.Rewritten {
+			set("segment.bytes", strconv.Itoa(rewrittenSegmentBytes))
+			set("segment.ms", strconv.FormatInt(rewrittenSegmentTime.Milliseconds(), 10))
+		} else {
+			set("segment.ms", strconv.FormatInt(keptSegmentTime.Milliseconds(), 10))
+		}
 		if s.Retention == 0 {
 			set("retention.ms", "-1") // the embedded broker would delete what is a week old, compacted or not
 		}
