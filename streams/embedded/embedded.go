@@ -75,6 +75,9 @@ func (b *Broker) Run(ctx context.Context) (err error) {
 		return errors.Join(fmt.Errorf("embedded broker: open data in %s: %w: if it cannot be mended, move the directory away and start afresh", b.Dir, err), l.Close())
 	}
 	defer cluster.Close()
+	if b.Dir != "" {
+		refuseWhenFull(cluster, b.Dir)
+	}
 	if b.Ready != nil {
 		b.Ready(ready)
 	}
