@@ -78,7 +78,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 
 	// Added, and renamed: seen while it runs, and started with no more ado.
 	file = edit(t, file, "  alert: ", "  overheat:\n    use: alert\n    from: scores\n    to: hot\n  alert: ")
-	file = edit(t, file, "alerts, \"*.dead\"]", "alerts, hot, \"*.dead\"]")
+	file = edit(t, file, "alerts, commands, \"*.dead\"]", "alerts, commands, hot, \"*.dead\"]")
 	file = edit(t, file, "  score: ", "  rate:\n    use: score\n    was: score ")
 	said, code = plan()
 	mustSay(t, said, code, 3, "+ stage overheat", "begins at the oldest batch kept of scores", "was called score", "keeps hot too")
@@ -134,7 +134,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 
 	// Removed, with the sink that kept it; then forgotten.
 	file = edit(t, file, "  overheat:\n    use: alert\n    from: scores\n    to: hot\n", "")
-	file = edit(t, file, "alerts, hot, \"*.dead\"]", "alerts, \"*.dead\"]")
+	file = edit(t, file, "alerts, commands, hot, \"*.dead\"]", "alerts, commands, \"*.dead\"]")
 	said, code = plan()
 	mustSay(t, said, code, 3, "- stage overheat", "--forget overheat deletes them")
 	said, code = plan("--apply", "--forget", "overheat")

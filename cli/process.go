@@ -158,6 +158,7 @@ func (p *process) gatewayOf(plan *pipeline.Plan, instance string) *ingest.Gatewa
 	g.Publisher, g.Logger = p.client.NewProducer(), p.log.With("node", "gateway")
 	g.Tracer = p.tracer
 	g.CommandsTo = p.plan.Spec.Gateway.Commands
+	g.TablePartitions = tablePartitions
 	g.Logs = func(name string) table.Log { return tableLog{p.client, p.client.NewProducer(), p.tableStream(name)} }
 	g.TooLarge = func(err error) bool { return errors.Is(err, streams.ErrTooLarge) }
 	return g

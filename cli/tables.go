@@ -38,11 +38,15 @@ func (l tableLog) Follow(ctx context.Context, partition int32, take func(table.R
 // tableStream is the stream that holds a table: the pipeline's own.
 func (p *process) tableStream(name string) string { return p.plan.Spec.Name + "." + name }
 
+// tablePartitions is how many partitions each table has, whatever the pipeline's streams have: a table outlives a change of
+// theirs. Every gateway follows all of them.
+const tablePartitions = 8
+
 // ensureTables makes the streams that gateways share.
 func (p *process) ensureTables(ctx context.Context) error {
 	var specs []streams.Spec
 	for _, name := range ingest.Tables {
-		specs = append(specs, streams.Spec{Name: p.tableStream(name), Partitions: p.plan.Spec.Partitions, Compacted: true, Rewritten: true})
+		specs = append(specs, streams.Spec{Name: p.tableStream(name), Partitions: tablePartitions, Compacted: true, Rewritten: true})
 	}
 	return p.client.Ensure(ctx, specs)
 }

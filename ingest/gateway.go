@@ -93,19 +93,20 @@ type Gateway struct {
 	Commands      commands.Settings `yaml:"commands"`        // what apps ask of devices
 	TableBytesMax int               `yaml:"table_bytes_max"` // of each table that gateways share, in memory
 
-	Logs       func(table string) table.Log `yaml:"-"` // where what gateways share is kept, each of [Tables]; nil: this one is alone, and takes no commands
-	CommandsTo string                       `yaml:"-"` // stream for the steps of commands; "" for none
-	Tracer     flow.Tracer                  `yaml:"-"` // nil: nobody traces
-	Publisher  Publisher                    `yaml:"-"`
-	Sessions   session.Store                `yaml:"-"` // where sessions are kept while their clients are away; nil: in this process alone
-	Retained   session.Retained             `yaml:"-"` // where retained messages are kept; nil: in this process alone
-	TooLarge   func(error) bool             `yaml:"-"` // says of Publisher's error that smaller batches would pass; may be nil
-	Partitions int                          `yaml:"-"` // of the stream
-	Instance   string                       `yaml:"-"` // unique among the gateways of a stream, and stable; the host's name by default
-	RunID      string                       `yaml:"-"` // when set, Run ends with a KindEnd of this run in every partition
-	Logger     *slog.Logger                 `yaml:"-"`
-	Ready      func(at Addresses)           `yaml:"-"` // called once, when both doors are open
-	Now        func() time.Time             `yaml:"-"` // the system clock, but in tests
+	Logs            func(table string) table.Log `yaml:"-"` // where what gateways share is kept, each of [Tables]; nil: this one is alone, and takes no commands
+	TablePartitions int                          `yaml:"-"` // of each of these; 0: as many as the stream has
+	CommandsTo      string                       `yaml:"-"` // stream for the steps of commands; "" for none
+	Tracer          flow.Tracer                  `yaml:"-"` // nil: nobody traces
+	Publisher       Publisher                    `yaml:"-"`
+	Sessions        session.Store                `yaml:"-"` // where sessions are kept while their clients are away; nil: in this process alone
+	Retained        session.Retained             `yaml:"-"` // where retained messages are kept; nil: in this process alone
+	TooLarge        func(error) bool             `yaml:"-"` // says of Publisher's error that smaller batches would pass; may be nil
+	Partitions      int                          `yaml:"-"` // of the stream
+	Instance        string                       `yaml:"-"` // unique among the gateways of a stream, and stable; the host's name by default
+	RunID           string                       `yaml:"-"` // when set, Run ends with a KindEnd of this run in every partition
+	Logger          *slog.Logger                 `yaml:"-"`
+	Ready           func(at Addresses)           `yaml:"-"` // called once, when both doors are open
+	Now             func() time.Time             `yaml:"-"` // the system clock, but in tests
 
 	count      counters
 	bodies     atomic.Int64 // Bytes that requests hold

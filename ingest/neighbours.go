@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	made := map[string]*table.Table{}
 	for _, name := range Tables {
 		t := table.New()
-		t.Name, t.Log, t.Partitions, t.BytesMax, t.Logger = name, g.Logs(name), g.Partitions, g.TableBytesMax, g.Logger
+		t.Name, t.Log, t.Partitions, t.BytesMax, t.Logger = name, g.Logs(name), cmp.Or(g.TablePartitions, g.Partitions), g.TableBytesMax, g.Logger
 		made[name] = t
 		n.tables = append(n.tables, t)
 	}

@@ -138,7 +138,8 @@ func (c *security) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInf
 
 // Info implements credentials.TransportCredentials.
 func (c *security) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3", ServerName: c.settings.ServerName} //nolint:staticcheck // what gRPC names the connection by
+	//lint:ignore SA1019 gRPC still names the connection by it
+	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: c.settings.ServerName}
 }
 
 // Clone implements credentials.TransportCredentials.
