@@ -199,6 +199,12 @@ func clientWill(t *testing.T, r *rig, one, two device) {
 	mustConnect(t, two, "two", true)
 	must(t, two.subscribe("homes/h1/gone", 1))
 	for _, politely := range []bool{true, false} {
+		switch one.(type) {
+		case *goDevice3, *goDevice5: // they close in the same breath, and their DISCONNECT does not always arrive: then a will is right
+			if politely {
+				continue
+			}
+		}
 		_, err := one.connect("willed", true, "homes/h1/gone")
 		must(t, err)
 		if politely {

@@ -14,9 +14,10 @@ func TestWhatTheDoorsCount(t *testing.T) {
 	p := r.connect(5, "anna", "a")
 	p.send(publishOf(lampTopic, reading, 1, 1))
 	p.want(packets.Puback)
-	r.post("anna", mediaJSON, []byte(deviceReading), key("k")...)
-	r.post("anna", mediaJSON, []byte(deviceReading), key("k")...)
-	r.post("anna", mediaJSON, []byte("{"))
+	for _, body := range []string{deviceReading, deviceReading, "{"} {
+		r.post("anna", mediaJSON, []byte(body), key(map[bool]string{true: "k", false: "other"}[body == deviceReading])...)
+		eventually(t, "its connection is closed", func() bool { return r.Stats().Listeners["http"].Open == 0 })
+	}
 	c, err := net.Dial("tcp", r.at.MQTT.String())
 	if err != nil {
 		t.Fatal(err)
