@@ -33,7 +33,6 @@ type connection struct {
 	aliases    []string      // inbound topic aliases, from 1
 	explains   bool          // the client wants reason strings
 	persists   bool          // its CONNECT asked for a session that outlives it
-	unwilled   bool          // its will is not to be published
 	ended      bool          // it said DISCONNECT, or was told
 
 	retired atomic.Bool // the gateway drains, and it is this client's turn
@@ -160,9 +159,11 @@ func (c *connection) disconnect(body []byte) error {
 		if props.SessionExpiry != 0 && !c.persists {
 			return mqtt.Broken(mqtt.CodeProtocolError, "a session expiry in DISCONNECT where CONNECT had none")
 		}
-		c.session.Expire(c.g.sessionExpiry(props.SessionExpiry))
+		c.session.Expire(&c.terms, c.g.sessionExpiry(props.SessionExpiry))
 	}
-	c.unwilled = code != mqtt.CodeDisconnectWithWill
+	if code != mqtt.CodeDisconnectWithWill {
+		c.session.DiscardWill(&c.terms)
+	}
 	c.ended = true
 	return errGoodbye
 }
@@ -195,7 +196,7 @@ func (c *connection) End(err error) {
 	}
 	if c.id != nil && (errors.Is(err, wire.ErrDraining) || c.retired.Load()) {
 		c.part()
-		c.unwilled = true // the home has not gone: its connection moves to another gateway
+		c.session.DiscardWill(&c.terms) // the home has not gone: its connection moves to another gateway
 	}
 	var p *mqtt.ProtocolError
 	switch {
@@ -212,7 +213,7 @@ func (c *connection) End(err error) {
 	g.forget(c)
 	g.count.connections.Add(-1)
 	c.id.Sessions.Add(-1)
-	g.registry.Leave(c.session, &c.terms, !c.unwilled)
+	g.registry.Leave(c.session, &c.terms)
 	if !c.ended && err != io.EOF && !errors.Is(err, wire.ErrClosed) {
 		g.Logger.Debug("gateway: connection ended", "user", c.id.User, "client", c.session.Key.Client, "from", c.from, "err", err)
 	}

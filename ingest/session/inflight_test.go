@@ -130,7 +130,7 @@ func TestQueuesAreBounded(t *testing.T) {
 		t.Errorf("more than BytesMax is held: %d", b.bytes.Load())
 	}
 	for _, c := range []*client{d, e} {
-		c.Expire(0)
+		c.Expire(c.terms, 0)
 		c.leave(false)
 	}
 	b.connect("c", clean)

@@ -179,18 +179,15 @@ func (r *Registry) resubscribe(s *Session, e *Entry, loaded bool) {
 	}
 }
 
-// Leave is called when a connection has ended: the session ends too, or rests. willed says that the will is to be
-// published, at once, after its delay, or when the session ends.
-func (r *Registry) Leave(s *Session, t *Terms, willed bool) {
+// Leave is called when a connection has ended: the session ends too, or rests. A will that was not discarded is published, at
+// once, after its delay, or when the session ends.
+func (r *Registry) Leave(s *Session, t *Terms) {
 	s.mu.Lock()
 	if s.gone || s.at != t { // another connection has it
 		s.mu.Unlock()
 		return
 	}
 	s.at = nil
-	if !willed {
-		s.will = nil
-	}
 	if s.expiry == 0 {
 		r.finish(s)
 		return

@@ -46,7 +46,7 @@ func TestSessionsEndWhenTheirTimeHasCome(t *testing.T) {
 		}
 		c := b.connect("1")
 		c.want("an expired session is not found", "CONNACK present=false")
-		c.Expire(5)
+		c.Expire(c.terms, 5)
 		c.leave(false)
 		time.Sleep(4 * time.Second)
 		c = b.connect("1", expiry(5))
@@ -79,6 +79,14 @@ func TestWills(t *testing.T) {
 		{"not when another connection takes over within the delay", 50, 100, func(b *bench, c *client) { b.connect("c"); c.leave(true) }, []int{0, 200}, []int{0, 0}},
 		{"at once when a takeover ends the session", 50, 0, func(b *bench, c *client) { b.connect("c"); c.leave(true) }, []int{0, 200}, []int{1, 1}},
 		{"at once when a clean takeover ends the session", 50, 100, func(b *bench, c *client) { b.connect("c", clean); c.leave(true) }, []int{0, 200}, []int{1, 1}},
+		{"[MQTT-3.14.4-3] not when another connection takes over from one that has said goodbye", 0, 100, func(b *bench, c *client) { c.DiscardWill(c.terms); b.connect("c"); c.leave(false) }, []int{0, 200}, []int{0, 0}},
+		{"nor when that takeover ends the session", 0, 0, func(b *bench, c *client) { c.DiscardWill(c.terms); b.connect("c"); c.leave(false) }, []int{0, 200}, []int{0, 0}},
+		{"what a connection says after a takeover changes nothing", 0, 100, func(b *bench, c *client) {
+			other := b.connect("c", willed("other", 0))
+			c.Expire(c.terms, 0)
+			c.DiscardWill(c.terms)
+			other.leave(true)
+		}, []int{0, 200}, []int{2, 2}},
 		{"the last connection's counts", 0, 100, func(b *bench, c *client) { c.leave(false); b.connect("c", willed("other", 0)).leave(true) }, []int{0, 200}, []int{1, 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -187,7 +187,12 @@ func willed(m string, d uint32) func(e *Entry) {
 	return func(e *Entry) { e.Will = &Will{Message: *message("homes/a/will", m), Delay: d} }
 }
 
-func (c *client) leave(willed bool) { c.b.Leave(c.Session, c.terms, willed) }
+func (c *client) leave(willed bool) {
+	if !willed {
+		c.DiscardWill(c.terms)
+	}
+	c.b.Leave(c.Session, c.terms)
+}
 
 func (c *client) subscribe(filter string, options byte, id uint32) {
 	c.b.t.Helper()

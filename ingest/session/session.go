@@ -55,11 +55,25 @@ type resting struct {
 	due     time.Time
 }
 
-// Expire changes how long the session outlives its connection: a DISCONNECT may say so.
-func (s *Session) Expire(seconds uint32) {
+// Expire changes how long the session outlives its connection t: a DISCONNECT may say so. It does nothing once another
+// connection has the session.
+func (s *Session) Expire(t *Terms, seconds uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.expiry = seconds
+	if s.at == t {
+		s.expiry = seconds
+	}
+}
+
+// DiscardWill takes back the will of connection t [MQTT-3.14.4-3]. It is done when the client says goodbye, and not only when its
+// connection has ended: it may be back under its id in between, and a takeover publishes the will. It does nothing once
+// another connection has the session.
+func (s *Session) DiscardWill(t *Terms) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.at == t {
+		s.will = nil
+	}
 }
 
 // Subscriptions are those the session holds.

@@ -193,7 +193,7 @@ func TestMembersInheritFromOneThatIsGone(t *testing.T) {
 	b.publish(2, "homes/a/x", "waits")
 	two := b.connect("two")
 	two.subscribe("$share/g/homes/a/#", 2, 0)
-	one.Expire(0)
+	one.Expire(one.terms, 0)
 	one.leave(false)
 	two.want("[MQTT-4.8.2-5] what is begun with QoS 2 goes to nobody else", "CONNACK present=false", "PUBLISH 1 q1 homes/a/x=sent", "PUBLISH 2 q2 homes/a/x=waits")
 	two.ack(mqtt.TypePuback, 1, 0x83)
