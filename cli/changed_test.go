@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"hearthline/cli/clitest"
-	"hearthline/simulator"
 	"hearthline/sinks/parquet"
 )
 
@@ -72,7 +71,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	mustSay(t, said, code, 3, "nothing of this pipeline has run")
 	up := i.Up("--no-homes")
 	ended := clitest.Play(t.Context(), homes)
-	more(t, homes, ended, 150)
+	clitest.More(t, homes, ended, 150)
 	said, code = plan()
 	mustSay(t, said, code, 0, "are what runs")
 
@@ -84,7 +83,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	mustSay(t, said, code, 3, "+ stage overheat", "begins at the oldest batch kept of scores", "was called score", "keeps hot too")
 	up.Stop()
 	up = i.Up("--no-homes")
-	more(t, homes, ended, 150)
+	clitest.More(t, homes, ended, 150)
 
 	// Another version, another setting that the state fits. The old version comes back.
 	file = edit(t, file, "    was: score ", "    was: score\n    settings: {warmup: 30}\n    # ")
@@ -94,11 +93,11 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	ours := i.Binary
 	i.Binary = other
 	up = i.Up("--no-homes")
-	more(t, homes, ended, 150)
+	clitest.More(t, homes, ended, 150)
 	up.Kill() // and a crash in between: the next version goes on from the last one's checkpoint
 	i.Binary = ours
 	up = i.Up("--no-homes")
-	more(t, homes, ended, 150)
+	clitest.More(t, homes, ended, 150)
 
 	// Windows that the state does not fit: refused by the plan, and by a start; allowed, they begin anew.
 	file = edit(t, file, "windows: [1m, 5m/1m]", "windows: [1m, 10m]")
@@ -116,20 +115,20 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	mustSay(t, said, code, 3, "from now on: normalize\n", "from now on: dedupe+enrich", "by --apply")
 	refused := i.Start("up", "--plain", "--no-homes", "--clickhouse-http", i.ClickHouseHTTP, "--clickhouse-tcp", i.ClickHouseTCP)
 	refused.Expect("ran in the group normalize+dedupe+enrich before", 2*time.Minute)
-	more(t, homes, ended, 100) // the gateway takes rows that nobody reads
+	clitest.More(t, homes, ended, 100) // the gateway takes rows that nobody reads
 	refused.Kill()
 	said, code = plan("--apply")
 	mustSay(t, said, code, 4, "has not taken all of raw")
 	file = edit(t, file, "[dedupe, enrich]", "[normalize, dedupe, enrich]")
 	i.Write(file)
 	up = i.Up("--no-homes")
-	more(t, homes, ended, 150)
+	clitest.More(t, homes, ended, 150)
 	up.Stop()
 	file = edit(t, file, "[normalize, dedupe, enrich]", "[dedupe, enrich]")
 	said, code = plan("--apply")
 	mustSay(t, said, code, 0, "carried out: 1")
 	up = i.Up("--no-homes")
-	more(t, homes, ended, 150)
+	clitest.More(t, homes, ended, 150)
 	up.Stop()
 
 	// Removed, with the sink that kept it; then forgotten.
@@ -187,22 +186,6 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	}
 	up.Stop()
 	t.Logf("%d rows", want)
-}
-
-// more waits until so many more rows are acknowledged.
-func more(t *testing.T, homes *simulator.Simulator, ended <-chan error, rows int64) {
-	t.Helper()
-	want, deadline := homes.Stats().Acknowledged+rows, time.Now().Add(2*time.Minute)
-	for homes.Stats().Acknowledged < want {
-		select {
-		case err := <-ended:
-			t.Fatalf("the homes' work ended too early for the test: %v, %+v", err, homes.Stats())
-		case <-time.After(20 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no %d rows more within 2 minutes: %+v", rows, homes.Stats())
-		}
-	}
 }
 
 // otherVersion builds the binary as another version.

@@ -45,20 +45,8 @@ func TestRolesLiveThroughTheWorldsFailures(t *testing.T) {
 	broker := c.StartBroker()
 	clickhouse := c.StartClickHouse()
 	ended := clitest.Play(t.Context(), homes)
-	more := func(rows int64) { // so many more rows are acknowledged
-		t.Helper()
-		want, deadline := homes.Stats().Acknowledged+rows, time.Now().Add(2*time.Minute)
-		for homes.Stats().Acknowledged < want {
-			select {
-			case err := <-ended:
-				t.Fatalf("the homes' work ended too early for the test: %v, %+v", err, homes.Stats())
-			case <-time.After(20 * time.Millisecond):
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("no %d rows more within 2 minutes: %+v", rows, homes.Stats())
-			}
-		}
-	}
+	more := func(rows int64) { t.Helper(); clitest.More(t, homes, ended, rows) }
+
 	more(2000)
 	normalize.Kill()
 	intoParquet.Kill()

@@ -12,6 +12,7 @@ import (
 	"github.com/sourcegraph/conc"
 
 	"hearthline/ingest/table"
+	"hearthline/ingest/table/tabletest"
 	"hearthline/streams"
 	"hearthline/streams/embedded"
 )
@@ -21,24 +22,7 @@ func tableOn(t *testing.T, client *streams.Client, stream string) (tab *table.Ta
 	t.Helper()
 	tab = table.New()
 	tab.Name, tab.Partitions, tab.Log = stream, 2, tableLog{client, client.NewProducer(), stream}
-	if err := tab.Prepare(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var work conc.WaitGroup
-	work.Go(func() {
-		if err := tab.Run(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	stop = func() { cancel(); work.Wait() }
-	t.Cleanup(stop)
-	select {
-	case <-tab.CaughtUp():
-	case <-time.After(30 * time.Second):
-		t.Fatal("the table does not catch up")
-	}
-	return tab, stop
+	return tab, tabletest.Run(t, tab)
 }
 
 // A table of few keys that are put again and again stays whole, and the embedded broker's log of it small, while it

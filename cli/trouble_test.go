@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"hearthline/blobs/disktest"
 	"hearthline/cli/clitest"
 	"hearthline/sinks/parquet"
 )
@@ -132,7 +133,7 @@ func TestEverythingGoesWrongAtOnce(t *testing.T) {
 // goes on by itself.
 func TestFullDisk(t *testing.T) {
 	i := clitest.New(t)
-	disk := clitest.NewDisk(t, i.Data, 700)
+	disk := disktest.NewMemory(t, i.Data, 700)
 	homes := i.Homes(10, 500, 1000)
 	homes.Window, homes.AckTimeout = 64, 5*time.Second
 	up := i.Up("--no-homes")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -255,16 +256,27 @@ func (r *rig) client() *http.Client {
 // post sends telemetry and gives the status and body.
 func (r *rig) post(user, media string, body []byte, header ...string) (int, string, http.Header) {
 	r.t.Helper()
-	req, err := http.NewRequest("POST", "https://"+r.at.HTTP.String()+"/v1/telemetry", bytes.NewReader(body))
+	return r.do("POST", "/v1/telemetry", bytes.NewReader(body), nil, append([]string{"Content-Type", media, "Authorization", r.basic(user)}, header...)...)
+}
+
+func (r *rig) basic(user string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+r.passwords[user]))
+}
+
+// do does an HTTP request with headers, names and values in turn, and perhaps a certificate, over a connection of its own.
+func (r *rig) do(method, path string, body io.Reader, cert *tls.Certificate, header ...string) (int, string, http.Header) {
+	r.t.Helper()
+	req, err := http.NewRequest(method, "https://"+r.at.HTTP.String()+path, body)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	req.Header.Set("Content-Type", media)
-	req.SetBasicAuth(user, r.passwords[user])
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
 	c := r.client()
+	if cert != nil {
+		c.Transport.(*http.Transport).TLSClientConfig.Certificates = []tls.Certificate{*cert}
+	}
 	defer c.CloseIdleConnections()
 	res, err := c.Do(req)
 	if err != nil {

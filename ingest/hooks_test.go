@@ -6,8 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
-	"net/http"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,26 +21,8 @@ const hookSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 // push sends to a webhook and gives the status and body.
 func (r *rig) push(name string, body []byte, header ...string) (int, string) {
 	r.t.Helper()
-	req, err := http.NewRequest("POST", "https://"+r.at.HTTP.String()+"/v1/hooks/"+name, bytes.NewReader(body))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", mediaJSON)
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	c := r.client()
-	defer c.CloseIdleConnections()
-	res, err := c.Do(req)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	out, err := io.ReadAll(res.Body)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return res.StatusCode, string(out)
+	status, answer, _ := r.do("POST", "/v1/hooks/"+name, bytes.NewReader(body), nil, append([]string{"Content-Type", mediaJSON}, header...)...)
+	return status, answer
 }
 
 // standard signs as the library of Standard Webhooks does.

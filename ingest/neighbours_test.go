@@ -3,8 +3,6 @@ package ingest
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -47,27 +45,12 @@ func pair(t testing.TB) (a, b *rig) {
 // request does an HTTP request and gives the status and the answer.
 func (r *rig) request(user, method, path, body string) (int, map[string]any) {
 	r.t.Helper()
-	req, err := http.NewRequest(method, "https://"+r.at.HTTP.String()+path, strings.NewReader(body))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	req.SetBasicAuth(user, r.passwords[user])
-	c := r.client()
-	defer c.CloseIdleConnections()
-	res, err := c.Do(req)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	data, err := io.ReadAll(res.Body)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	status, answer, _ := r.do(method, path, strings.NewReader(body), nil, "Authorization", r.basic(user))
 	var got map[string]any
-	if err := json.Unmarshal(data, &got); err != nil {
-		r.t.Fatalf("%s: %v", data, err)
+	if err := json.Unmarshal([]byte(answer), &got); err != nil {
+		r.t.Fatalf("%s: %v", answer, err)
 	}
-	return res.StatusCode, got
+	return status, got
 }
 
 const commandFilter = "homes/h1/devices/+/commands"

@@ -160,30 +160,8 @@ func (r *rig) by(version byte, cert *tls.Certificate, user, password, client str
 // ask sends a reading with headers and perhaps a certificate.
 func (r *rig) ask(cert *tls.Certificate, body io.Reader, header ...string) (int, string) {
 	r.t.Helper()
-	config := r.tls()
-	if cert != nil {
-		config.Certificates = []tls.Certificate{*cert}
-	}
-	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
-	defer transport.CloseIdleConnections()
-	req, err := http.NewRequest("POST", "https://"+r.at.HTTP.String()+"/v1/telemetry", body)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", mediaJSON)
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	res, err := (&http.Client{Transport: transport, Timeout: 20 * time.Second}).Do(req)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	out, err := io.ReadAll(res.Body)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return res.StatusCode, string(out)
+	status, answer, _ := r.do("POST", "/v1/telemetry", body, cert, append([]string{"Content-Type", mediaJSON}, header...)...)
+	return status, answer
 }
 
 func TestEveryProofAtBothDoors(t *testing.T) {

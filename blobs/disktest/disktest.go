@@ -1,5 +1,6 @@
-// Package disktest gives tests a disk of their own whose power can be cut: an ext4 file system in a file, of which
-// only that remains which had been written to the device. It needs root, a loop device and mkfs.ext4.
+// Package disktest gives tests disks of their own, for which it needs root. The power of a [Disk] can be cut: it is an ext4
+// file system in a file, of which only that remains which had been written to the device (a loop device and mkfs.ext4 are
+// needed). A [Memory] can be filled up.
 package disktest
 
 import (

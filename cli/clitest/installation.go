@@ -289,6 +289,22 @@ func Play(ctx context.Context, s *simulator.Simulator) <-chan error {
 	return ended
 }
 
+// More waits until so many more rows of the homes that [Play] runs are acknowledged.
+func More(t *testing.T, s *simulator.Simulator, ended <-chan error, rows int64) {
+	t.Helper()
+	want, deadline := s.Stats().Acknowledged+rows, time.Now().Add(2*time.Minute)
+	for s.Stats().Acknowledged < want {
+		select {
+		case err := <-ended:
+			t.Fatalf("the homes' work ended too early for the test: %v, %+v", err, s.Stats())
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no %d rows more within 2 minutes: %+v", rows, s.Stats())
+		}
+	}
+}
+
 // ParquetStore is where the installation's Parquet files are.
 func (i *Installation) ParquetStore() blobs.Store {
 	i.t.Helper()

@@ -2,33 +2,24 @@ package embedded_test
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/sourcegraph/conc"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
 
+	"hearthline/blobs/disktest"
 	"hearthline/streams/streamstest"
 )
 
 // TestFullDisk fills the disk under a broker again and again, and kills it. The last commit that it said yes to is there when
 // it is started again.
 func TestFullDisk(t *testing.T) {
-	disk := t.TempDir()
-	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
-		if os.Getenv("CI") == "" {
-			t.Skipf("NOT TESTED: a full disk needs a disk of its own, and only root may mount one: %v", err)
-		}
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(disk, syscall.MNT_DETACH) })
-	dir := filepath.Join(disk, "kafka")
+	disk := disktest.NewMemory(t, t.TempDir(), 64)
+	dir := filepath.Join(disk.Dir, "kafka")
 	kill, addr := child(t, dir, "127.0.0.1:0")
 	stream := streamstest.Stream(t, streamstest.Cluster{Brokers: []string{addr}}.Dial(t), 1)
 	cl, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.RequestRetries(0), byName)
@@ -36,18 +27,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cl.Close()
-	enough := make(chan struct{})
-	var filler conc.WaitGroup
-	filler.Go(func() {
-		for {
-			select {
-			case <-enough:
-				return
-			case <-time.After(200 * time.Millisecond):
-				fill(t, filepath.Join(disk, "ballast"), 200*time.Millisecond)
-			}
-		}
-	})
+	enough := disk.FillAgain(200*time.Millisecond, 200*time.Millisecond)
 	committed, refused := int64(0), 0
 	for begun, offset := time.Now(), int64(1); time.Since(begun) < 6*time.Second; offset++ {
 		if commit(t, cl, stream, offset) {
@@ -57,8 +37,7 @@ func TestFullDisk(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}
-	close(enough)
-	filler.Wait()
+	enough()
 	for offset := committed + 1; offset <= committed+20; offset++ { // the disk has room again
 		if commit(t, cl, stream, offset) && offset == committed+20 {
 			committed = offset
@@ -121,22 +100,4 @@ func fetch(t *testing.T, cl *kgo.Client, stream string) int64 {
 		return res.Topics[0].Partitions[0].Offset
 	}
 	return -1
-}
-
-// fill leaves no byte free for a while.
-func fill(t *testing.T, ballast string, lasts time.Duration) {
-	f, err := os.Create(ballast)
-	if err != nil {
-		return // full already
-	}
-	block := make([]byte, 16<<10)
-	for begun := time.Now(); time.Since(begun) < lasts; {
-		if _, err := f.Write(block); err != nil {
-			time.Sleep(5 * time.Millisecond) // what is freed meanwhile is taken too
-		}
-	}
-	f.Close()
-	if err := os.Remove(ballast); err != nil {
-		t.Error(err)
-	}
 }

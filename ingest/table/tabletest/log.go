@@ -126,8 +126,7 @@ func (l *Log) Len() int {
 	return n
 }
 
-// Start prepares a table over the log and runs it until the test ends, or stop is called. It returns when the table has
-// caught up.
+// Start is [Run] of a table over this log.
 func Start(t testing.TB, l *Log, set func(*table.Table)) (tab *table.Table, stop func()) {
 	t.Helper()
 	tab = table.New()
@@ -135,6 +134,12 @@ func Start(t testing.TB, l *Log, set func(*table.Table)) (tab *table.Table, stop
 	if set != nil {
 		set(tab)
 	}
+	return tab, Run(t, tab)
+}
+
+// Run prepares a table and runs it until the test ends, or stop is called. It returns when the table has caught up.
+func Run(t testing.TB, tab *table.Table) (stop func()) {
+	t.Helper()
 	if err := tab.Prepare(); err != nil {
 		t.Fatal(err)
 	}
@@ -152,5 +157,5 @@ func Start(t testing.TB, l *Log, set func(*table.Table)) (tab *table.Table, stop
 	case <-time.After(30 * time.Second):
 		t.Fatal("the table does not catch up")
 	}
-	return tab, stop
+	return stop
 }

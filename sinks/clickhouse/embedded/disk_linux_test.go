@@ -3,15 +3,12 @@ package embedded
 import (
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/sourcegraph/conc"
+	"hearthline/blobs/disktest"
 )
 
 // TestFullDisk fills the disk under the engine again and again while rows are inserted and parts are merged. What it said
@@ -20,8 +17,9 @@ func TestFullDisk(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes 15 s")
 	}
-	disk := smallDisk(t)
-	ends, stop := start(t, testServer(t, disk))
+	// In memory: there, unlike on ext4, the engine's inserts and merges end in empty files if they find the disk full.
+	disk := disktest.NewMemory(t, t.TempDir(), 300)
+	ends, stop := start(t, testServer(t, disk.Dir))
 	must := func(query string) string {
 		t.Helper()
 		code, body := ask(t, ends.HTTP, ends.Admin, query)
@@ -32,20 +30,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	must("CREATE DATABASE d")
 	must("CREATE TABLE d.t (time DateTime64(6), k String, a UInt64, b Float64, c Float64, d Float64) ENGINE = MergeTree ORDER BY (k, time)")
-	ctx, enough := t.Context(), make(chan struct{})
-	var filler conc.WaitGroup
-	filler.Go(func() {
-		for {
-			select {
-			case <-enough:
-				return
-			case <-ctx.Done():
-				return
-			case <-time.After(400 * time.Millisecond):
-				fill(t, filepath.Join(disk, "ballast"), 700*time.Millisecond)
-			}
-		}
-	})
+	enough := disk.FillAgain(400*time.Millisecond, 700*time.Millisecond)
 	rows, refused := 0, map[string]int{}
 	for begun := time.Now(); time.Since(begun) < 15*time.Second; {
 		code, body := ask(t, ends.HTTP, ends.Admin, fmt.Sprintf("INSERT INTO d.t SELECT now64(6), toString(number), %d + number, rand(), rand(), rand() FROM numbers(50)", rows))
@@ -56,8 +41,7 @@ func TestFullDisk(t *testing.T) {
 		why, _, _ := strings.Cut(body, "DB::")
 		refused[why]++
 	}
-	close(enough)
-	filler.Wait()
+	enough()
 	t.Logf("%d rows taken, refused: %v", rows, refused)
 	if got, want := must("SELECT count(), uniqExact(a), sum(a) FROM d.t"), fmt.Sprintf("%d\t%d\t%d", rows, rows, rows*(rows-1)/2); got != want {
 		t.Errorf("%s rows, different ones, and their sum; want %s", got, want)
@@ -69,41 +53,6 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("refused with %v; want only NOT_ENOUGH_SPACE (243), which the sink waits out", refused)
 	}
 	if err := stop(); err != nil {
-		t.Error(err)
-	}
-}
-
-// smallDisk is one of 300 MB, in memory: there, unlike on ext4, the engine's merges end in empty files if they find it full.
-func smallDisk(t *testing.T) string {
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=300m"); err != nil {
-		if os.Getenv("CI") == "" {
-			t.Skipf("NOT TESTED: a full disk needs a disk of its own, and only root may mount one: %v", err)
-		}
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
-// fill leaves no byte free for a while.
-func fill(t *testing.T, ballast string, lasts time.Duration) {
-	f, err := os.Create(ballast)
-	if err != nil {
-		return // full already
-	}
-	block := make([]byte, 64<<10)
-	for begun := time.Now(); time.Since(begun) < lasts; {
-		if _, err := f.Write(block); err != nil {
-			time.Sleep(20 * time.Millisecond) // what is freed meanwhile is taken too
-		}
-	}
-	f.Close()
-	if err := os.Remove(ballast); err != nil {
 		t.Error(err)
 	}
 }
