@@ -128,7 +128,7 @@ func (u *up) startConsole(ctx context.Context) error {
 	s := &console.Server{
 		Listen: u.plan.Spec.Console.Listen, Plan: u.plan, Meter: u.meter, Gatherer: u.registry, Log: u.log.With("node", "console"),
 		Token: token, Insecure: u.plan.Spec.Console.Insecure,
-		Live: u.gateway.Health, ReadyErr: u.gateway.Readiness,
+		Live: u.live, ReadyErr: u.ready,
 		Lag: r.Lag, Taps: u.taps, Links: u.links(), Ready: func(addr string) { ready <- addr },
 		Numbers: u.numbers, Alerts: u.alerts,
 		Tail: func(ctx context.Context, stream string, give func(int32, arrow.Record)) error {
@@ -144,9 +144,11 @@ func (u *up) startConsole(ctx context.Context) error {
 }
 
 func (u *up) links() []console.Link {
-	links := []console.Link{
-		{Name: "MQTT over TLS", URL: "mqtts://" + u.mqtt, User: "demo", Note: "password in " + u.data + "/gateway/passwords.json"},
-		{Name: "HTTP ingest", URL: "https://" + u.http + "/v1/telemetry", User: "demo", Note: "the same password"},
+	var links []console.Link
+	for _, at := range u.doors {
+		links = append(links,
+			console.Link{Name: "MQTT over TLS", URL: "mqtts://" + addrText(at.MQTT), User: "demo", Note: "password in " + u.data + "/gateway/passwords.json"},
+			console.Link{Name: "HTTP ingest", URL: "https://" + addrText(at.HTTP) + "/v1/telemetry", User: "demo", Note: "the same password"})
 	}
 	if u.clickhouse.HTTP != "" {
 		links = append(links, console.Link{Name: "ClickHouse", URL: "http://" + u.clickhouse.HTTP + "/play",
@@ -218,14 +220,27 @@ func (u *up) showAddresses(s *screen) {
 		}
 		return "password in " + file
 	}
-	line := func(what, where, note string) { fmt.Fprintf(&b, "  %-11s %-34s %s\n", what, where, note) }
+	line := func(what, where, note string) {
+		b.WriteString(strings.TrimRight(fmt.Sprintf("  %-11s %-34s %s", what, where, note), " ") + "\n")
+	}
 	line("console", "http://"+u.page, "the graph, live")
 	if u.clickhouse.HTTP != "" {
 		line("ClickHouse", "http://"+u.clickhouse.HTTP+"/play",
 			fmt.Sprintf("user %s, %s (reads only)", u.clickhouse.Dashboard.Name, secret(u.clickhouse.Dashboard.Password, u.clickhouseSecrets())))
 	}
-	line("gateway", "mqtts://"+u.mqtt, fmt.Sprintf("user demo, %s, CA %s", secret(u.passwords["demo"], filepath.Join(u.data, "gateway", "passwords.json")), u.certs.CA))
-	line("", "https://"+u.http, "POST /v1/telemetry, the same user")
+	file := filepath.Join(u.data, "gateway", "passwords.json")
+	for i, at := range u.doors {
+		if i > 0 {
+			line("another", "mqtts://"+addrText(at.MQTT), "the same users")
+			line("", "https://"+addrText(at.HTTP), "")
+			continue
+		}
+		line("gateway", "mqtts://"+addrText(at.MQTT), fmt.Sprintf("user demo, %s, CA %s", secret(u.passwords["demo"], file), u.certs.CA))
+		line("", "https://"+addrText(at.HTTP), "POST /v1/telemetry, the same user")
+		if password, ok := u.passwords["phone"]; ok {
+			line("", "", fmt.Sprintf("POST /v1/devices/{device}/commands, user phone of %s, %s", u.sim.HomeNames()[0], secret(password, file)))
+		}
+	}
 	line("Kafka", u.kafka, "hearthline tap readings")
 	if u.clickhouse.HTTP != "" {
 		user := u.clickhouse.Dashboard.Name // of whom curl asks for the password

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"hearthline/console"
@@ -45,14 +43,12 @@ type up struct {
 	clickhouse embedded.Endpoints
 	chHTTP     string
 	chTCP      string
-	run        string          // this run's id, which ends with the data
-	gateways   int             // how many
-	gateway    *ingest.Gateway // the first
+	run        string // this run's id, which ends with the data
+	gateways   int    // how many
+	served     []*ingest.Gateway
 	doors      []ingest.Addresses
 	page       string // the console's address
 	kafka      string // address
-	mqtt       string // address
-	http       string // address
 	certs      identity.Certificates
 	passwords  map[string]string
 	taps       *console.Taps
@@ -316,118 +312,9 @@ func (u *up) startNodes(ctx context.Context) error {
 	return nil
 }
 
-// startGateway starts the gateway with a certificate authority and users of its own.
-func (u *up) startGateway(ctx context.Context) error {
-	dir := filepath.Join(u.data, "gateway")
-	certs, err := identity.DevCertificates(dir)
-	if err != nil {
-		return fmt.Errorf("development certificates: %w", err)
-	}
-	users := []identity.DevUser{{User: "demo", Home: "demo"}}
-	if u.hasHomes() {
-		homes := u.sim.HomeNames()
-		for _, home := range homes {
-			users = append(users, identity.DevUser{User: home, Home: home})
-		}
-		// Somebody who lives in the first home, and can tell its devices what to do.
-		users = append(users, identity.DevUser{User: "phone", Home: homes[0], Role: identity.RoleApp})
-	}
-	file, passwords, err := identity.DevCredentials(dir, users...)
-	if err != nil {
-		return fmt.Errorf("development credentials: %w", err)
-	}
-	u.certs, u.passwords = certs, passwords
-	for i := range u.gateways {
-		if err := u.startOne(ctx, i, dir, file); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// startOne starts one of the gateways; those after the first listen on the ports after its own.
-func (u *up) startOne(ctx context.Context, i int, dir, credentials string) error {
-	plan := u.plan
-	if i > 0 {
-		var err error
-		if plan, err = u.again(ctx); err != nil {
-			return err
-		}
-	}
-	name := strconv.Itoa(i)
-	g := u.process.gatewayOf(plan, name)
-	if g.Certificate == "" {
-		g.Certificate, g.Key = u.certs.Certificate, u.certs.Key
-	}
-	if g.Credentials == "" {
-		g.Credentials = credentials
-	}
-	if g.Clock == "" {
-		g.Clock = filepath.Join(dir, "clock")
-	}
-	if i > 0 {
-		g.Clock += "-" + name
-		g.MQTT, g.HTTP = portAfter(g.MQTT, i), portAfter(g.HTTP, i)
-		if _, port, err := net.SplitHostPort(g.Peers.Listen); err == nil && port != "0" {
-			g.Peers.Listen, g.Peers.Advertise = portAfter(g.Peers.Listen, i), ""
-		}
-	}
-	if u.gateways > 1 && g.Peers.Listen == "" {
-		// An authority of their own: what it signs is a gateway, and nothing else.
-		certs, err := identity.DevCertificates(filepath.Join(dir, "peers"))
-		if err != nil {
-			return fmt.Errorf("development certificates: %w", err)
-		}
-		g.Peers.Listen, g.Peers.Certificate, g.Peers.Key, g.Peers.CA = "127.0.0.1:0", certs.Certificate, certs.Key, certs.CA
-	}
-	g.RunID = u.run
-	ready := make(chan ingest.Addresses, 1)
-	g.Ready = func(at ingest.Addresses) { ready <- at }
-	part := "gateway"
-	if i == 0 {
-		u.gateway = g
-	} else {
-		part += " " + name
-	}
-	metrics := prometheus.Registerer(u.registry)
-	if u.gateways > 1 {
-		metrics = prometheus.WrapRegistererWith(prometheus.Labels{"gateway": name}, u.registry)
-	}
-	metrics.MustRegister(gatewayCollector{g.Stats})
-	u.gws = append(u.gws, u.start(ctx, part, g.Run))
-	ctx, cancel := context.WithTimeoutCause(ctx, startWait, fmt.Errorf("%s not ready within %v", part, startWait))
-	defer cancel()
-	at, err := await(ctx, ready)
-	if err != nil {
-		return err
-	}
-	u.doors = append(u.doors, at)
-	if i == 0 {
-		u.mqtt, u.http = addrText(at.MQTT), addrText(at.HTTP)
-	}
-	return nil
-}
-
-// portAfter is an address whose port is i higher; any free port stays one.
-func portAfter(addr string, i int) string {
-	host, port, err := net.SplitHostPort(addr)
-	n, bad := strconv.Atoi(port)
-	if err != nil || bad != nil || n == 0 {
-		return addr
-	}
-	return net.JoinHostPort(host, strconv.Itoa(n+i))
-}
-
-func addrText(a net.Addr) string {
-	if a == nil {
-		return ""
-	}
-	return a.String()
-}
-
 // startHomes starts the simulated homes and the recorded room.
 func (u *up) startHomes(ctx context.Context) {
-	if !u.hasHomes() || u.mqtt == "" {
+	if !u.hasHomes() || u.doors[0].MQTT == nil {
 		return
 	}
 	var doors []string
