@@ -75,6 +75,9 @@ func takeWill(p *mqtt.ConnectPacket, id *identity.Identity) (will *session.Will,
 	if _, _, ok := telemetryTopic(topic); ok {
 		return nil, mqtt.CodeTopicName, "the will's topic is a telemetry topic: a will is no reading"
 	}
+	if _, _, ok := commandTopic(topic); ok {
+		return nil, mqtt.CodeTopicName, "the will's topic is one of commands: a will is none, and reports none"
+	}
 	m := mqtt.Message{Topic: topic, Qos: w.Qos, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...), Props: w.Props.Forwarded(nil)}
 	return &session.Will{Message: m, Expiry: w.Props.MessageExpiry, Delay: w.Props.WillDelay}, mqtt.CodeSuccess, ""
 }

@@ -49,7 +49,7 @@
 //	                these that match. $share/{group}/{filter} within a home: in turn to members that are connected
 //	retained        the last of each topic, telemetry too, in bounds for each home ([session.Retained])
 //	wills           of any QoS, retained or not, after min(will delay, session expiry); none when the client is back before,
-//	                or the gateway goes down; a will is no reading
+//	                or the gateway goes down; a will is no reading and no command
 //	message expiry  counted down, for waiting and retained messages too
 //	topic aliases   16 in; out for a connection's first 16 topics, as far as the client allows
 //	flow control    receive maximum and maximum packet size, both ways; server keep alive; messages larger than a client takes

@@ -287,3 +287,22 @@ func TestSessionsMoveBetweenGateways(t *testing.T) {
 	}
 	eventually(t, "it is deleted", func() bool { rec, ok := a.Sessions.(sharedSessions).table.Get(key); return !ok || rec.Value == nil })
 }
+
+// TestWhoMayCommand: a hub tells no other hub what to do, and an app reports nothing executed.
+func TestWhoMayCommand(t *testing.T) {
+	one, _ := pair(t)
+	for _, c := range []struct{ user, topic, payload string }{
+		{"anna", "homes/h1/devices/lamp/commands", `{"id": "1", "name": "set"}`},
+		{"app", "homes/h1/devices/lamp/commands/1/status", `{"state": "executed"}`},
+		{"bert", "homes/h1/devices/lamp/commands", `{"id": "1", "name": "set"}`},
+	} {
+		p := one.connect(5, c.user, c.user)
+		p.send(publishOf(c.topic, c.payload, 1, 1))
+		if ack := p.want(packets.Puback); ack.ReasonCode != 0x87 {
+			t.Errorf("%s to %s: %#x %s", c.user, c.topic, ack.ReasonCode, ack.Properties.ReasonString)
+		}
+	}
+	if _, all := one.request("app", "GET", "/v1/devices/lamp/commands", ""); len(all["commands"].([]any)) != 0 {
+		t.Errorf("commands: %v", all)
+	}
+}

@@ -100,6 +100,8 @@ func TestConnectIsAnswered(t *testing.T) {
 		{"will of QoS 2", will("homes/h1/x", 2, false), 0, 0},
 		{"retained will", will("homes/h1/x", 1, true), 0, 0},
 		{"will as telemetry", will(lampTopic, 1, false), 0x90, 3},
+		{"will as a command", will("homes/h1/devices/lamp/commands", 1, false), 0x90, 3},
+		{"will as a report", will("homes/h1/devices/lamp/commands/1/status", 1, true), 0x90, 3},
 		{"will with a wildcard", will("homes/h1/#", 1, false), 0x90, 3},
 	} {
 		for version, want := range map[byte]byte{5: c.v5, 4: c.v311} {
