@@ -143,7 +143,20 @@ func lead(t *testing.T, c *apache.Cluster, stream string, broker int32) {
 	})
 }
 
-// leader asks each broker who leads a stream's first partition; -1 while they do not agree.
+// leaderNow is the broker that leads a stream's first partition, once all that answer agree.
+func leaderNow(t *testing.T, admin *kgo.Client, stream string) (now int) {
+	t.Helper()
+	again(t, "the brokers agree on a leader", func() error {
+		// A connection made before its broker was started again fails once, and all three may have been: nobody answers.
+		if now = int(leader(t, admin, stream)); now <= 0 {
+			return errors.New("they do not, or none answers")
+		}
+		return nil
+	})
+	return now
+}
+
+// leader asks each broker who leads a stream's first partition; -1 while they do not agree, 0 where none answers.
 func leader(t *testing.T, admin *kgo.Client, stream string) int32 {
 	t.Helper()
 	now := int32(0)
@@ -234,7 +247,7 @@ func fall(t *testing.T, c *apache.Cluster, stream string) {
 	whole := func() { again(t, "all replicas in sync", func() error { return inSync(t, admin, stream, 3) }) }
 	load := func() { time.Sleep(500 * time.Millisecond) } // what is tested is what goes on meanwhile
 	load()
-	first := int(leader(t, admin, stream))
+	first := leaderNow(t, admin, stream)
 	must("kill the leader", c.Kill(first))
 	load()
 	must("restart it", c.Restart(ctx, first))
@@ -250,7 +263,7 @@ func fall(t *testing.T, c *apache.Cluster, stream string) {
 	load()
 	must("restart it", c.Restart(ctx, coordinator))
 	whole()
-	second := int(leader(t, admin, stream))
+	second := leaderNow(t, admin, stream)
 	must("pause the leader", c.Pause(second))
 	time.Sleep(5 * time.Second) // longer than the controller waits for it
 	must("resume it", c.Resume(second))
