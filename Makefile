@@ -70,6 +70,7 @@ publishers: tools ## the broker gone for 30 s while 5,000 hubs publish: what was
 bench: tools ## benchmarks of every room (compare runs with benchstat)
 	go test -run '^$$' -bench . -benchmem ./...
 	go test ./cli -run '^TestConnections$$' -count=1 -v -timeout 1h -connections 10000 -connections-publish 10s $(ARGS) # beside mosquitto
+	go test ./cli -run '^TestTapToDevice$$' -count=1 -v -tap 2000 -tap-load 10000 -tap-apache # two gateways on Apache Kafka
 
 # What the tests need beside Go: real MQTT clients, and a C compiler for the race detector.
 .PHONY: tools

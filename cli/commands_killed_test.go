@@ -1,17 +1,11 @@
 package cli
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -31,61 +25,9 @@ func TestTheGatewayOfTheHubIsKilledUnderCommands(t *testing.T) {
 	if err := homes.WriteRegistry(filepath.Join(c.Data, "registry.csv")); err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(c.Data, "gateway")
-	file, passwords, err := identity.DevCredentials(dir, identity.DevUser{User: "app", Home: homes.HomeNames()[0], Role: identity.RoleApp})
-	if err != nil {
-		t.Fatal(err)
-	}
-	certs, err := identity.DevCertificates(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	mesh, err := identity.DevCertificates(filepath.Join(dir, "peers"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	plan, err := os.ReadFile(c.Pipeline)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Write(strings.Replace(string(plan), "    linger: ", fmt.Sprintf(
-		"    peers: {listen: \"${PEERS}\", certificate: %s, key: %s, ca: %s}\n    linger: ", mesh.Certificate, mesh.Key, mesh.CA), 1))
-	type door struct{ mqtt, http string }
-	start := func(name string) (*clitest.Running, door) {
-		d := door{clitest.FreeAddr(t), clitest.FreeAddr(t)}
-		c.Env = []string{"HEARTHLINE_KAFKA=" + c.Broker, "HEARTHLINE_MQTT=" + d.mqtt, "HEARTHLINE_HTTP=" + d.http, "PEERS=" + clitest.FreeAddr(t),
-			"HEARTHLINE_CERTIFICATE=" + certs.Certificate, "HEARTHLINE_KEY=" + certs.Key, "HEARTHLINE_CREDENTIALS=" + file}
-		return c.Role("gateway", "--instance", name), d
-	}
-	holder, holders := start("holder")
-	other, others := start("other")
-	homes.Gateway = holders.mqtt + "," + others.mqtt
-	pem, err := os.ReadFile(certs.CA)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pem)
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "localhost"}}}
-	request := func(method, path, body string) (int, map[string]any) {
-		req, err := http.NewRequest(method, "https://"+others.http+path, bytes.NewReader([]byte(body)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.SetBasicAuth("app", passwords["app"])
-		res, err := client.Do(req)
-		if err != nil {
-			return 0, nil
-		}
-		defer res.Body.Close()
-		var got map[string]any
-		_ = json.NewDecoder(res.Body).Decode(&got)
-		return res.StatusCode, got
-	}
-	c.Eventually("the other gateway answers", "200", func() string {
-		status, _ := request("GET", "/v1/devices/lamp/commands", "")
-		return fmt.Sprint(status)
-	})
+	g := startGateways(t, c, "", identity.DevUser{User: "app", Home: homes.HomeNames()[0], Role: identity.RoleApp})
+	const holder, other = 0, 1
+	homes.Gateway = g.mqtt[holder] + "," + g.mqtt[other]
 	playing, leave := context.WithCancel(t.Context())
 	defer leave()
 	ended := clitest.Play(playing, homes)
@@ -94,12 +36,12 @@ func TestTheGatewayOfTheHubIsKilledUnderCommands(t *testing.T) {
 	for i := range commands {
 		device := fmt.Sprintf("lamp-%d", i%10) // a device has at most so many under way
 		body := fmt.Sprintf(`{"id":"c%d","name":"on","ttl":%d}`, i, ttl)
-		status, _ := request("POST", "/v1/devices/"+device+"/commands", body)
+		status, _ := g.request(t, other, "POST", "/v1/devices/"+device+"/commands", body)
 		if status == http.StatusAccepted || status == http.StatusOK {
 			accepted++
 		}
 		if i == commands/2 {
-			holder.Kill()
+			g.procs[holder].Kill()
 		}
 	}
 	if accepted < commands {
@@ -111,7 +53,7 @@ func TestTheGatewayOfTheHubIsKilledUnderCommands(t *testing.T) {
 		deadline := time.Now().Add((ttl + 30) * time.Second)
 		state := ""
 		for time.Now().Before(deadline) {
-			_, got := request("GET", path, "")
+			_, got := g.request(t, other, "GET", path, "")
 			if state, _ = got["state"].(string); state == "executed" || state == "failed" || state == "expired" {
 				break
 			}
@@ -134,6 +76,6 @@ func TestTheGatewayOfTheHubIsKilledUnderCommands(t *testing.T) {
 	if err := <-ended; err != nil && !errors.Is(err, simulator.ErrUnacknowledged) && !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	other.Terminate()
+	g.procs[other].Terminate()
 	broker.End(t)
 }
