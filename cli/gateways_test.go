@@ -51,11 +51,11 @@ func startGateways(t *testing.T, c *clitest.Cluster, settings string, users ...i
 	if err != nil {
 		t.Fatal(err)
 	}
-	settings += fmt.Sprintf("    peers: {listen: \"${PEERS}\", certificate: %s, key: %s, ca: %s}\n", mesh.Certificate, mesh.Key, mesh.CA)
 	c.Write(strings.Replace(string(plan), "    linger: ", settings+"    linger: ", 1))
 	for i, name := range []string{"holder", "other"} {
 		g.mqtt[i], g.http[i] = clitest.FreeAddr(t), clitest.FreeAddr(t)
-		c.Env = []string{"HEARTHLINE_KAFKA=" + c.Broker, "HEARTHLINE_MQTT=" + g.mqtt[i], "HEARTHLINE_HTTP=" + g.http[i], "PEERS=" + clitest.FreeAddr(t),
+		c.Env = []string{"HEARTHLINE_KAFKA=" + c.Broker, "HEARTHLINE_MQTT=" + g.mqtt[i], "HEARTHLINE_HTTP=" + g.http[i],
+			"HEARTHLINE_PEERS=" + clitest.FreeAddr(t), "HEARTHLINE_PEERS_CERTIFICATE=" + mesh.Certificate, "HEARTHLINE_PEERS_KEY=" + mesh.Key, "HEARTHLINE_PEERS_CA=" + mesh.CA,
 			"HEARTHLINE_CERTIFICATE=" + g.certs.Certificate, "HEARTHLINE_KEY=" + g.certs.Key, "HEARTHLINE_CREDENTIALS=" + file}
 		g.procs[i] = c.Role("gateway", "--instance", name)
 	}

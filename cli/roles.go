@@ -44,11 +44,14 @@ command line is wrong.`
 
 func newGateway(o *options) *cobra.Command {
 	r := &role{options: o}
-	return r.flags(&cobra.Command{
+	var address string
+	cmd := r.flags(&cobra.Command{
 		Use:   "gateway",
 		Short: "Run the gateway: MQTT and HTTP over TLS into Kafka",
-		Long:  "Runs one gateway of the pipeline. Run as many as there are connections to carry.\n" + roleNote,
-		Args:  cobra.NoArgs,
+		Long: `Runs one gateway of the pipeline. Run as many as there are connections to carry. They find each other through
+Kafka, and speak to each other at gateway.settings.peers.
+` + roleNote,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return r.run(cmd, hasIdentity, func(ctx context.Context, p *process, ready *readiness) error {
 				instance, err := os.Hostname()
@@ -56,12 +59,16 @@ func newGateway(o *options) *cobra.Command {
 					return fmt.Errorf("name of this gateway: %w", err)
 				}
 				g := p.gateway(cmp.Or(r.instance, instance))
+				g.Peers.AdvertiseAt(address)
 				ready.set(g.Health, g.Readiness)
 				p.registry.MustRegister(gatewayCollector{g.Stats})
 				return g.Run(ctx)
 			})
 		},
 	})
+	cmd.Flags().StringVar(&address, "address", os.Getenv("HEARTHLINE_ADDRESS"),
+		"host or IP address at which other gateways reach this one, where peers.listen is every address of the machine and peers.advertise is not set")
+	return cmd
 }
 
 func newStage(o *options) *cobra.Command {

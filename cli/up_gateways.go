@@ -113,17 +113,17 @@ func (u *up) settle(g *ingest.Gateway, i int, dir, credentials string) error {
 	if i > 0 {
 		g.Clock += "-" + strconv.Itoa(i)
 		g.MQTT, g.HTTP = portAfter(g.MQTT, i), portAfter(g.HTTP, i)
-		if _, port, err := net.SplitHostPort(g.Peers.Listen); err == nil && port != "0" {
-			g.Peers.Listen, g.Peers.Advertise = portAfter(g.Peers.Listen, i), ""
-		}
+		g.Peers.Listen, g.Peers.Advertise = portAfter(g.Peers.Listen, i), portAfter(g.Peers.Advertise, i)
 	}
+	g.Peers.AdvertiseAt("127.0.0.1") // the others are on this machine, unless the settings say where it is reached
 	if u.gateways > 1 && g.Peers.Listen == "" {
 		// An authority of their own: what it signs is a gateway, and nothing else.
 		certs, err := identity.DevCertificates(filepath.Join(dir, "peers"))
 		if err != nil {
 			return fmt.Errorf("development certificates: %w", err)
 		}
-		g.Peers.Listen, g.Peers.Certificate, g.Peers.Key, g.Peers.CA = "127.0.0.1:0", certs.Certificate, certs.Key, certs.CA
+		g.Peers.Listen, g.Peers.ServerName = "127.0.0.1:0", "localhost"
+		g.Peers.Certificate, g.Peers.Key, g.Peers.CA = certs.Certificate, certs.Key, certs.CA
 	}
 	return nil
 }

@@ -113,6 +113,9 @@ func (c *compose) environment(one *role) map[string]string {
 	}
 	env["GOMEMLIMIT"] = memoryLimit(one.run.Memory)
 	env["HEARTHLINE_DATA"] = dataDir
+	if one.peers != nil {
+		env["HEARTHLINE_ADDRESS"] = one.name
+	}
 	env["HEARTHLINE_LOG"] = "json"
 	env["HEARTHLINE_OPEN_METRICS"] = "true" // the port is not published: the project's own containers reach it
 	env["HEARTHLINE_OPS"] = fmt.Sprintf("0.0.0.0:%d", opsPort)

@@ -46,6 +46,15 @@ type listening struct {
 	HTTP string `yaml:"http"`
 
 	Connections int `yaml:"connections"` // sent away at 100 a second when it drains
+
+	Peers meeting `yaml:"peers"`
+}
+
+type meeting struct {
+	Listen      string `yaml:"listen"`
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	CA          string `yaml:"ca"`
 }
 
 func (l *listening) DrainMax() time.Duration {
@@ -164,6 +173,14 @@ sinks: {parquet: {from: unique}}
 
 var secured = strings.Replace(sound, `-embedded}"}`, `-embedded}", tls: {ca: /etc/kafka/ca.pem}, sasl: {mechanism: PLAIN, user: u, password_env: KAFKA_PASSWORD}}`, 1)
 
+// several is what more than one gateway needs to reach each other.
+var several = strings.Replace(sound, `127.0.0.1:8883}"}`, `127.0.0.1:8883}", peers: {listen: "${PEERS:-}", certificate: /etc/peers/tls.crt, key: /etc/peers/tls.key, ca: /etc/peers/ca.crt}}`, 1)
+
+// abroad has a source on a cluster of its own, which asks for a login.
+var abroad = strings.Replace(sound, "stages:", `sources:
+  away: {topic: t, brokers: "there:9093", tls: {ca: /etc/away/ca.pem}, sasl: {mechanism: PLAIN, user: u, password_env: AWAY_PASSWORD}}
+stages:`, 1)
+
 // Checkpoints in a bucket need no volume, and the way to the server.
 func TestCheckpointsInABucket(t *testing.T) {
 	for want, s3 := range map[string]string{"port: 9443": "s3: {endpoint: \"https://minio.example.com:9443\"}", "port: 443\n": ""} {
@@ -238,6 +255,21 @@ func TestFindings(t *testing.T) {
 		{"files that are not mounted", secured + "deploy: {" + strings.Replace(good, "env: {", "env: {KAFKA_PASSWORD: {secret: s, key: k}, ", 1) + ", nodes: {gateway: {mounts: [{secret: s, at: /etc/kafka}]}}}",
 			`2:56: no mount of normalize+dedupe holds /etc/kafka/ca.pem (kafka.tls.ca); add to deploy.defaults.mounts: {secret: NAME, at: /etc/kafka}`},
 		{"all of it", secured + "deploy: {" + strings.Replace(good, "env: {", "env: {KAFKA_PASSWORD: {secret: s, key: k}, ", 1) + ", defaults: {mounts: [{secret: s, at: /etc/kafka}]}}", ""},
+		{"gateways that do not reach each other", sound + "deploy: {" + good + ", nodes: {gateway: {replicas: 2}}}",
+			`3:1: there may be 2 gateways, and they do not reach each other: commands and messages would not come to the clients of another; write peers: {listen: "${HEARTHLINE_PEERS:-}", certificate: …, key: …, ca: …}, and deploy.env.HEARTHLINE_PEERS: 0.0.0.0:8884`},
+		{"gateways that may become several", several + "deploy: {" + good + ", nodes: {gateway: {autoscale: {min: 1, max: 9}}}}",
+			`3:75: there may be 9 gateways, and they do not reach each other: commands and messages would not come to the clients of another; write peers: {listen: "${HEARTHLINE_PEERS:-}", certificate: …, key: …, ca: …}, and deploy.env.HEARTHLINE_PEERS: 0.0.0.0:8884`},
+		{"gateways on loopback", several + "deploy: {" + strings.Replace(good, "env: {", "env: {PEERS: \"127.0.0.1:8884\", ", 1) + ", nodes: {gateway: {replicas: 2}}}",
+			`3:83: gateway.settings.peers.listen is 127.0.0.1:8884, which no other gateway reaches; write 0.0.0.0:8884`},
+		{"gateways without certificates", several + "deploy: {" + strings.Replace(good, "env: {", "env: {PEERS: \":8884\", ", 1) + ", nodes: {gateway: {replicas: 2}}}",
+			`3:105: no mount of gateway holds /etc/peers/tls.crt (gateway.settings.peers.certificate); add to deploy.nodes.gateway.mounts: {secret: NAME, at: /etc/peers}
+3:138: no mount of gateway holds /etc/peers/tls.key (gateway.settings.peers.key); add to deploy.nodes.gateway.mounts: {secret: NAME, at: /etc/peers}
+3:163: no mount of gateway holds /etc/peers/ca.crt (gateway.settings.peers.ca); add to deploy.nodes.gateway.mounts: {secret: NAME, at: /etc/peers}`},
+		{"gateways that reach each other", several + "deploy: {" + strings.Replace(good, "env: {", "env: {PEERS: \":8884\", ", 1) + ", nodes: {gateway: {replicas: 2, mounts: [{secret: s, at: /etc/peers}]}}}", ""},
+		{"a source without password and files", abroad + "deploy: {" + good + "}",
+			`5:3: no mount of away holds /etc/away/ca.pem (sources.away.tls.ca); add to deploy.nodes.away.mounts: {secret: NAME, at: /etc/away}
+5:3: the variable AWAY_PASSWORD has no value for away; add deploy.env.AWAY_PASSWORD: {secret: NAME, key: KEY}`},
+		{"a source with both", abroad + "deploy: {" + good + ", nodes: {away: {env: {AWAY_PASSWORD: {secret: s, key: k}}, mounts: [{secret: s, at: /etc/away}]}}}", ""},
 		{"bad values", sound + `deploy:
   image: "No Image"
   env: {A: {secret: s}, "b-c": x}

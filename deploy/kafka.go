@@ -4,78 +4,81 @@ import (
 	"fmt"
 	"path"
 	"strings"
+
+	"hearthline/pipeline"
 )
 
 // kafkaSecrets sees to it that every role finds what kafka.tls and kafka.sasl name: the password in its environment,
 // from a Secret, and the files in a mount.
 func (r *renderer) kafkaSecrets() {
 	k := &r.plan.Spec.Kafka
-	if k.SASL != nil {
-		r.passwordVariable(r.there("kafka.sasl.password_env", k.SASL.PasswordEnv))
-		r.mounted("sasl", "password_file", k.SASL.PasswordFile)
-	}
-	if k.TLS != nil {
-		r.mounted("tls", "ca", k.TLS.CA)
-		r.mounted("tls", "certificate", k.TLS.Certificate)
-		r.mounted("tls", "key", k.TLS.Key)
+	r.clusterSecrets("kafka", k.At("tls"), k.At("sasl"), k, r.roles)
+}
+
+// sourceSecrets does so for the sources that have a cluster of their own.
+func (r *renderer) sourceSecrets() {
+	for _, one := range r.roles {
+		if s := one.source; s != nil && s.Foreign {
+			r.clusterSecrets("sources."+s.Name, s.Pos, s.Pos, &s.Kafka, []*role{one})
+		}
 	}
 }
 
-// there is a setting as it is where it runs, never what its variable is on the machine that renders.
-func (r *renderer) there(path, here string) string {
-	for _, use := range r.plan.Spec.Env {
-		if use.Path != path {
-			continue
-		}
-		if v, ok := r.env[use.Name]; ok {
-			return v.Text
-		}
-		return use.Default
+func (r *renderer) clusterSecrets(path string, tlsAt, saslAt pipeline.Pos, k *pipeline.Kafka, roles []*role) {
+	if sasl := k.SASL; sasl != nil {
+		name := path + ".sasl.password_env"
+		r.passwordVariable(saslAt, name, r.valueThere(name, sasl.PasswordEnv), roles)
+		r.mounted(saslAt, path+".sasl.password_file", sasl.PasswordFile, roles...)
 	}
-	return here
+	if tls := k.TLS; tls != nil {
+		r.mounted(tlsAt, path+".tls.ca", tls.CA, roles...)
+		r.mounted(tlsAt, path+".tls.certificate", tls.Certificate, roles...)
+		r.mounted(tlsAt, path+".tls.key", tls.Key, roles...)
+	}
 }
 
-// passwordVariable wants a variable to come from a Secret, for every role.
-func (r *renderer) passwordVariable(name string) {
+// passwordVariable wants a variable to come from a Secret, for each of the roles.
+func (r *renderer) passwordVariable(at pipeline.Pos, path, name string, roles []*role) {
 	if name == "" {
 		return
 	}
-	at := r.plan.Spec.Kafka.At("sasl")
 	hint := fmt.Sprintf("add deploy.env.%s: {secret: NAME, key: KEY}", name)
 	if _, given := r.env[name]; !given && r.target == "compose" {
 		r.env[name] = Value{Secret: "env", Key: name} // from the shell or the file .env
 	}
-	for _, one := range r.roles {
+	for _, one := range roles {
 		switch v, given := r.envOf(one)[name]; {
 		case !given:
-			r.find(at, "kafka.sasl.password_env", hint, "the variable %s has no value for %s", name, one.node)
+			r.find(at, path, hint, "the variable %s has no value for %s", name, one.node)
 			return
 		case v.Text != "":
-			r.find(at, "kafka.sasl.password_env", hint, "the variable %s holds a password, and stands in the file as text", name)
+			r.find(at, path, hint, "the variable %s holds a password, and stands in the file as text", name)
 			return
 		}
 	}
 }
 
-// mounted wants a file to be in a mount of every role.
-func (r *renderer) mounted(section, key, here string) {
-	name := "kafka." + section + "." + key
-	file := r.there(name, here)
+// mounted wants a file to be in a mount of each of the roles.
+func (r *renderer) mounted(at pipeline.Pos, name, here string, roles ...*role) {
+	file := r.valueThere(name, here)
 	if file == "" {
 		return
 	}
-	at := r.plan.Spec.Kafka.At(section)
 	if !path.IsAbs(file) {
 		r.find(at, name, "write its path in the container, such as /etc/hearthline/kafka/"+path.Base(file), "%s is %s, which is relative", name, file)
 		return
 	}
-	for _, one := range r.roles {
+	for _, one := range roles {
 		found := false
 		for _, m := range one.run.Mounts {
 			found = found || strings.HasPrefix(path.Clean(file), path.Clean(m.At)+"/")
 		}
 		if !found {
-			r.find(at, name, fmt.Sprintf("add to deploy.defaults.mounts: {secret: NAME, at: %s}", path.Dir(file)), "no mount of %s holds %s (%s)", one.node, file, name)
+			where := "deploy.defaults"
+			if len(roles) == 1 {
+				where = "deploy.nodes." + one.node
+			}
+			r.find(at, name, fmt.Sprintf("add to %s.mounts: {secret: NAME, at: %s}", where, path.Dir(file)), "no mount of %s holds %s (%s)", one.node, file, name)
 			return
 		}
 	}

@@ -34,12 +34,19 @@ func (k *cluster) network() {
 	for _, p := range gateway.ports {
 		doors.Ports = append(doors.Ports, tcp(p.number))
 	}
+	only := networkingv1.NetworkPolicySpec{
+		PodSelector: *k.selector(gateway),
+		PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+		Ingress:     []networkingv1.NetworkPolicyIngressRule{doors},
+	}
+	if p := gateway.peers; p != nil { // gateways alone, each to all others
+		ports, gateways := []networkingv1.NetworkPolicyPort{tcp(p.number)}, []networkingv1.NetworkPolicyPeer{{PodSelector: k.selector(gateway)}}
+		only.Ingress = append(only.Ingress, networkingv1.NetworkPolicyIngressRule{From: gateways, Ports: ports})
+		only.Egress = []networkingv1.NetworkPolicyEgressRule{{To: gateways, Ports: ports}}
+		only.PolicyTypes = append(only.PolicyTypes, networkingv1.PolicyTypeEgress)
+	}
 	kind := metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"}
 	k.file("network.yaml",
 		&networkingv1.NetworkPolicy{TypeMeta: kind, ObjectMeta: k.meta(k.app(), k.labels(nil)), Spec: all},
-		&networkingv1.NetworkPolicy{TypeMeta: kind, ObjectMeta: k.meta(k.object(gateway), k.labels(gateway)), Spec: networkingv1.NetworkPolicySpec{
-			PodSelector: *k.selector(gateway),
-			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
-			Ingress:     []networkingv1.NetworkPolicyIngressRule{doors},
-		}})
+		&networkingv1.NetworkPolicy{TypeMeta: kind, ObjectMeta: k.meta(k.object(gateway), k.labels(gateway)), Spec: only})
 }

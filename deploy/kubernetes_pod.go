@@ -3,6 +3,7 @@ package deploy
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -91,6 +92,9 @@ func (k *cluster) pod(one *role) corev1.PodSpec {
 	for _, p := range one.ports {
 		c.Ports = append(c.Ports, corev1.ContainerPort{Name: p.name, ContainerPort: p.number, Protocol: corev1.ProtocolTCP})
 	}
+	if p := one.peers; p != nil {
+		c.Ports = append(c.Ports, corev1.ContainerPort{Name: p.name, ContainerPort: p.number, Protocol: corev1.ProtocolTCP})
+	}
 	if one.kind == "gateway" {
 		c.Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: int64(preStop / time.Second)}}}
 		grace += int64(preStop / time.Second)
@@ -148,6 +152,9 @@ func (k *cluster) environment(one *role) []corev1.EnvVar {
 		{Name: "HEARTHLINE_OPS", Value: fmt.Sprintf("0.0.0.0:%d", opsPort)},
 		{Name: "HEARTHLINE_PIPELINE", Value: path.Join(configDir, "pipeline.yaml")},
 	}
+	if one.peers != nil { // what other gateways reach it by
+		env = slices.Insert(env, 1, corev1.EnvVar{Name: "HEARTHLINE_ADDRESS", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.podIP"}}})
+	}
 	own := map[string]bool{}
 	for _, e := range env {
 		own[e.Name] = true
@@ -176,7 +183,7 @@ func (k *cluster) environment(one *role) []corev1.EnvVar {
 func (k *cluster) volumes(one *role) ([]corev1.Volume, []corev1.VolumeMount) {
 	size := func(s string) *resource.Quantity { return new(resource.MustParse(s)) }
 	data := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: size("64Mi")}}
-	if one.kind != "gateway" && k.settings.Data.Claim != "" { // a gateway keeps nothing; without a claim all is in buckets
+	if one.keeps() && k.settings.Data.Claim != "" { // without a claim all is in buckets
 		data = corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: k.settings.Data.Claim}}
 	}
 	volumes := []corev1.Volume{

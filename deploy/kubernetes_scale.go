@@ -90,21 +90,28 @@ func (k *cluster) keda(one *role, a *Autoscale) any {
 	}
 	for _, stream := range one.reads {
 		m := map[string]string{
-			"consumerGroup":     k.plan.Spec.Name + "." + one.node,
+			"consumerGroup":     one.group,
 			"topic":             stream,
 			"lagThreshold":      fmt.Sprint(a.Lag),
 			"offsetResetPolicy": "earliest", // as the consumers read
 		}
-		k.bootstrap(m)
+		if one.source != nil && one.source.Begin == "last" {
+			m["offsetResetPolicy"] = "latest"
+		}
+		k.bootstrap(one, m)
 		o.Spec.Triggers = append(o.Spec.Triggers, scaledTrigger{"kafka", m})
 	}
 	return o
 }
 
-// bootstrap says where the brokers are: as a text, or as the variable of the container.
-func (k *cluster) bootstrap(m map[string]string) {
+// bootstrap says where the brokers of a role's streams are: as a text, or as the variable of the container.
+func (k *cluster) bootstrap(one *role, m map[string]string) {
+	path, brokers := "kafka.brokers", k.plan.Spec.Kafka.Brokers
+	if one.source != nil && one.source.Foreign {
+		path, brokers = "sources."+one.node+".brokers", one.source.Kafka.Brokers
+	}
 	for _, use := range k.plan.Spec.Env {
-		if !strings.HasPrefix(use.Path, "kafka.brokers") {
+		if !strings.HasPrefix(use.Path, path) {
 			continue
 		}
 		if v, ok := k.env[use.Name]; ok && v.Text == "" {
@@ -116,5 +123,5 @@ func (k *cluster) bootstrap(m map[string]string) {
 		}
 		return
 	}
-	m["bootstrapServers"] = strings.Join(k.plan.Spec.Kafka.Brokers, ",")
+	m["bootstrapServers"] = strings.Join(brokers, ",")
 }

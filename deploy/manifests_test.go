@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +26,7 @@ import (
 )
 
 // elsewhere are the objects that the test's pipeline names and that are the cluster's own.
-var elsewhere = []string{"Secret/alerts", "Secret/clickhouse", "ConfigMap/clickhouse", "ConfigMap/registry", "Secret/gateway-tls", "Secret/gateway-credentials"}
+var elsewhere = []string{"Secret/alerts", "Secret/clickhouse", "ConfigMap/clickhouse", "ConfigMap/registry", "Secret/gateway-tls", "Secret/gateway-credentials", "Secret/gateway-peers", "Secret/partner"}
 
 // decode reads manifests as the API server does, unknown and double fields refused.
 func decode(files []deploy.File) ([]runtime.Object, error) {
@@ -93,6 +94,7 @@ func inspect(objects []runtime.Object) []string {
 			in.have = append(in.have, "ServiceAccount/"+o.Name)
 		}
 	}
+	var policies []*networkingv1.NetworkPolicy
 	for _, o := range objects {
 		switch o := o.(type) {
 		case *appsv1.Deployment:
@@ -108,6 +110,7 @@ func inspect(objects []runtime.Object) []string {
 					in.opens(o.Name, p.Port.IntVal)
 				}
 			}
+			policies = append(policies, o)
 		case *autoscalingv2.HorizontalPodAutoscaler:
 			in.scales(o.Spec.ScaleTargetRef.Name)
 		case *unstructured.Unstructured:
@@ -116,7 +119,52 @@ func inspect(objects []runtime.Object) []string {
 			in.keda(o)
 		}
 	}
+	in.meet(policies)
 	return in.problems
+}
+
+// meet checks that gateways reach each other's port, each at its own pod, and that nobody else does.
+func (in *inspector) meet(policies []*networkingv1.NetworkPolicy) {
+	for _, d := range in.deployments {
+		c := d.Spec.Template.Spec.Containers[0]
+		i := slices.IndexFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.Name == "peers" })
+		if i < 0 {
+			continue
+		}
+		at := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "HEARTHLINE_ADDRESS" })
+		if at < 0 || c.Env[at].ValueFrom == nil || c.Env[at].ValueFrom.FieldRef == nil || c.Env[at].ValueFrom.FieldRef.FieldPath != "status.podIP" {
+			in.saysf("%s does not know where others reach it", d.Name)
+		}
+		same := func(peers []networkingv1.NetworkPolicyPeer) bool {
+			return len(peers) == 1 && peers[0].NamespaceSelector == nil && peers[0].PodSelector != nil && maps.Equal(peers[0].PodSelector.MatchLabels, d.Spec.Selector.MatchLabels)
+		}
+		into, out := 0, 0
+		for _, p := range policies {
+			if !labels.SelectorFromSet(p.Spec.PodSelector.MatchLabels).Matches(labels.Set(d.Spec.Template.Labels)) {
+				continue
+			}
+			for _, rule := range p.Spec.Ingress {
+				if !names(rule.Ports, c.Ports[i].ContainerPort) {
+					continue
+				}
+				if into++; !same(rule.From) {
+					in.saysf("NetworkPolicy %s lets others than gateways reach the port of peers", p.Name)
+				}
+			}
+			for _, rule := range p.Spec.Egress {
+				if names(rule.Ports, c.Ports[i].ContainerPort) && same(rule.To) {
+					out++
+				}
+			}
+		}
+		if into != 1 || out != 1 {
+			in.saysf("%s: gateways do not reach each other: %d rules in, %d out", d.Name, into, out)
+		}
+	}
+}
+
+func names(ports []networkingv1.NetworkPolicyPort, number int32) bool {
+	return slices.ContainsFunc(ports, func(p networkingv1.NetworkPolicyPort) bool { return p.Port.IntVal == number })
 }
 
 func (in *inspector) need(who, kind, name string) {
@@ -152,6 +200,9 @@ func (in *inspector) opens(who string, port int32) {
 func (in *inspector) service(s *corev1.Service) {
 	for _, d := range in.selects("Service "+s.Name, s.Spec.Selector) {
 		for _, p := range s.Spec.Ports {
+			if p.TargetPort.StrVal == "peers" {
+				in.saysf("Service %s leads to the port of peers", s.Name)
+			}
 			if !slices.ContainsFunc(d.Spec.Template.Spec.Containers[0].Ports, func(c corev1.ContainerPort) bool { return c.Name == p.TargetPort.StrVal }) {
 				in.saysf("Service %s: %s has no port %s", s.Name, d.Name, p.TargetPort.StrVal)
 			}
@@ -314,7 +365,7 @@ func TestInspectionFinds(t *testing.T) {
 		{"enableServiceLinks: false", "enableServiceLinks: \"no\""},
 		{"claimName: hearthline-data", "claimName: other"},
 		{"name: alerts", "name: alert"},
-		{"name: hearthline-homes-b", "name: hearthline-homes-x"},
+		{"name: hearthline-homes-", "name: hearthline-homes-x"},
 		{"targetPort: mqtt", "targetPort: mqtts"},
 		{"GOMEMLIMIT\n          value: 460MiB", "GOMEMLIMIT\n          value: 512MiB"},
 		{"    name: homes-stage-score\n  triggers", "    name: homes-stage-scores\n  triggers"},
@@ -324,6 +375,12 @@ func TestInspectionFinds(t *testing.T) {
 		{"mountPath: /etc/hearthline/tls", "mountPath: /etc/hearthline/pipeline/tls"},
 		{"- port: 8443", "- port: 8444"},
 		{"sizeLimit: 256Mi", "medium: Memory"},
+		{"fieldPath: status.podIP", "fieldPath: spec.nodeName"},
+		{"name: HEARTHLINE_ADDRESS", "name: HEARTHLINE_ADRESS"},
+		{"  - from:\n    - podSelector:\n", "  - from:\n    - namespaceSelector: {}\n      podSelector:\n"},
+		{"  - from:\n    - podSelector:\n        matchLabels:\n          app.kubernetes.io/component: gateway\n", "  - from:\n    - podSelector:\n        matchLabels:\n"},
+		{"  egress:\n  - ports:\n    - port: 8884", "  egress:\n  - ports:\n    - port: 8883"},
+		{"targetPort: http", "targetPort: peers"},
 	} {
 		files, err := deploy.Kubernetes(plan, s)
 		if err != nil {

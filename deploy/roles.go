@@ -30,16 +30,22 @@ const (
 	userID    = 65532
 )
 
-// role is one container of the plan: the gateway, a unit of stages, or a sink.
+// role is one container of the plan: the gateway, a source, a unit of stages, or a sink.
 type role struct {
-	kind    string // gateway, stage or sink
+	kind    string // gateway, source, stage or sink
 	node    string // as the binary knows it: a unit's name is its stages' joined by +
-	name    string // as a cluster knows it: gateway, stage-score
+	name    string // as a cluster knows it: gateway, source-partner, stage-score
 	reads   []string
-	ports   []port   // of the gateway
-	run     Node     // how it runs
-	members []string // names under which it may stand in deploy.nodes
+	group   string           // in which it reads them
+	source  *pipeline.Source // of a source
+	ports   []port           // of the gateway: its doors
+	peers   *port            // of the gateway: where others of its kind reach it; nil for one that is alone
+	run     Node             // how it runs
+	members []string         // names under which it may stand in deploy.nodes
 }
+
+// keeps says whether a role keeps files. Gateways and sources have all they know in Kafka.
+func (r *role) keeps() bool { return r.kind == "stage" || r.kind == "sink" }
 
 type port struct {
 	name   string
@@ -70,7 +76,9 @@ func newRenderer(plan *pipeline.Plan, s *Settings, target string) *renderer {
 	r.applyNodes()
 	r.variables()
 	r.kafkaSecrets()
+	r.sourceSecrets()
 	r.gatewayPorts()
+	r.gatewayPeers()
 	r.gatewayGrace()
 	r.checkScale()
 	return r
@@ -99,8 +107,12 @@ func (r *renderer) err() error {
 
 func (r *renderer) listRoles() {
 	r.roles = append(r.roles, &role{kind: "gateway", node: "gateway", name: "gateway", members: []string{"gateway"}})
+	for i := range r.plan.Spec.Sources {
+		s := &r.plan.Spec.Sources[i]
+		r.roles = append(r.roles, &role{kind: "source", node: s.Name, name: objectOf("source-", s.Name), reads: []string{s.Topic}, group: s.Group, source: s, members: []string{s.Name}})
+	}
 	for _, u := range r.plan.Units {
-		one := &role{kind: "stage", node: u.Name, reads: u.Inputs}
+		one := &role{kind: "stage", node: u.Name, reads: u.Inputs, group: r.plan.Group(u.Name)}
 		for _, s := range u.Stages {
 			one.members = append(one.members, s.Name)
 		}
@@ -108,7 +120,7 @@ func (r *renderer) listRoles() {
 		r.roles = append(r.roles, one)
 	}
 	for _, s := range r.plan.Sinks {
-		r.roles = append(r.roles, &role{kind: "sink", node: s.Name, name: objectOf("sink-", s.Name), reads: s.Streams, members: []string{s.Name}})
+		r.roles = append(r.roles, &role{kind: "sink", node: s.Name, name: objectOf("sink-", s.Name), reads: s.Streams, group: r.plan.Group(s.Name), members: []string{s.Name}})
 	}
 	seen := map[string]bool{}
 	for _, one := range r.roles {
@@ -200,18 +212,8 @@ func (r *renderer) gatewayPorts() {
 	g := r.plan.Spec.Gateway
 	for i := 0; i+1 < len(g.Settings.Content); i += 2 {
 		key, value := g.Settings.Content[i], g.Settings.Content[i+1]
-		path, text := "gateway.settings."+key.Value, value.Value
-		for _, use := range r.plan.Spec.Env {
-			if use.Path != path {
-				continue
-			}
-			// Never what the variable is on the machine that renders.
-			if v, ok := r.env[use.Name]; ok && v.Text != "" {
-				text = v.Text
-			} else if use.HasDefault {
-				text = use.Default
-			}
-		}
+		path := "gateway.settings." + key.Value
+		text := r.valueThere(path, value.Value)
 		host, number, ok := hostPort(text)
 		if !ok || value.Kind != yaml.ScalarNode {
 			continue
@@ -246,6 +248,9 @@ func loopback(host string) bool {
 // checkScale holds replicas to the partitions: a partition is one task, so more replicas than that idle.
 func (r *renderer) checkScale() {
 	for _, one := range r.roles {
+		if one.kind == "source" {
+			continue // how many partitions the topic has, its own cluster knows
+		}
 		if one.kind == "gateway" {
 			if a := one.run.Autoscale; a != nil && a.With == "keda" {
 				r.find(r.at("deploy", "nodes", "gateway", "autoscale"), "deploy.nodes.gateway.autoscale", "write with: hpa", "the gateway reads no stream that it could lag behind")

@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"maps"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -22,7 +23,7 @@ func (r *renderer) variables() {
 		r.env = map[string]Value{}
 	}
 	// What the container itself decides.
-	own := map[string]bool{"HEARTHLINE_DATA": true, "HEARTHLINE_PIPELINE": true, "HEARTHLINE_OPS": true, "HEARTHLINE_OPEN_METRICS": true}
+	own := map[string]bool{"HEARTHLINE_DATA": true, "HEARTHLINE_PIPELINE": true, "HEARTHLINE_OPS": true, "HEARTHLINE_OPEN_METRICS": true, "HEARTHLINE_ADDRESS": true}
 	brokers := false
 	for _, use := range r.plan.Spec.Env {
 		brokers = brokers || strings.HasPrefix(use.Path, "kafka.brokers")
@@ -84,12 +85,12 @@ func (r *renderer) egress() []int32 {
 					one += map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
 				}
 			}
-			if host, number, ok := hostPort(one); ok && host != "" && !loopback(host) && !slices.Contains(ports, number) {
+			if host, number, ok := hostPort(one); ok && reached(host) && !slices.Contains(ports, number) {
 				ports = append(ports, number)
 			}
 		}
 	}
-	if !slices.ContainsFunc(r.plan.Spec.Env, func(u pipeline.EnvUse) bool { return strings.HasPrefix(u.Path, "kafka.brokers") }) {
+	if !r.varies("kafka.brokers") {
 		for _, b := range r.plan.Spec.Kafka.Brokers {
 			add(b)
 		}
@@ -98,12 +99,30 @@ func (r *renderer) egress() []int32 {
 		add(r.checkpointEndpoint())
 	}
 	for _, one := range r.roles {
+		if one.source != nil && one.source.Foreign && !r.varies("sources."+one.node+".brokers") {
+			for _, b := range one.source.Kafka.Brokers {
+				add(b)
+			}
+		}
+	}
+	for _, one := range r.roles {
 		for _, v := range r.envOf(one) {
 			add(v.Text)
 		}
 	}
 	slices.Sort(ports)
 	return ports
+}
+
+// varies says whether a variable is part of a setting. Then its value here is none of the cluster's.
+func (r *renderer) varies(path string) bool {
+	return slices.ContainsFunc(r.plan.Spec.Env, func(u pipeline.EnvUse) bool { return strings.HasPrefix(u.Path, path) })
+}
+
+// reached says whether a host is one to talk to, rather than the addresses one listens on.
+func reached(host string) bool {
+	ip := net.ParseIP(host)
+	return host != "" && !loopback(host) && (ip == nil || !ip.IsUnspecified())
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -374,6 +374,10 @@ func (g *Gateway) check() error {
 			return fmt.Errorf("%s is not set", f.name)
 		}
 	}
+	// What stands in sections of its own is checked with the file, too; peers by Prepare.
+	if err := g.Commands.Validate(); err != nil {
+		return fmt.Errorf("commands: %w", err)
+	}
 	return g.Validate()
 }
 
@@ -420,9 +424,6 @@ func (g *Gateway) Validate() error {
 	}
 	if g.Loop != wire.Epoll && g.Loop != wire.Goroutines {
 		return fmt.Errorf("loop is %q; want %s or %s", g.Loop, wire.Epoll, wire.Goroutines)
-	}
-	if err := errors.Join(g.Peers.Validate(), g.Commands.Validate()); err != nil {
-		return err
 	}
 	if least := max(g.HTTPPayloadBytesMax, g.DecompressedBytesMax) + bodyStep; g.HTTPWaitingBytesMax < least {
 		return fmt.Errorf("http_waiting_bytes_max is %d, less than one request may take (%d)", g.HTTPWaitingBytesMax, least)

@@ -30,6 +30,11 @@ func (p *planner) identities() {
 		s := &p.spec.Sinks[i]
 		check(s.ID(), s.Name, s.Was, s.at.of("was", ""), "sinks."+s.Name)
 	}
+	for _, s := range p.spec.Sources {
+		if other, ok := taken[s.Name]; ok { // metrics, the console and deploy.nodes know nodes by their names
+			p.find(s.Pos, "sources."+s.Name, "rename one", "%s is the name of %s, too", s.Name, other)
+		}
+	}
 }
 
 // renamed says whether a node goes on under another name than its own.

@@ -40,13 +40,24 @@ func Defaults() Settings {
 
 // Validate says what is wrong with the settings by themselves.
 func (s *Settings) Validate() error {
-	if s.TTL <= 0 || s.TTLMax < s.TTL || s.Keep <= 0 || s.Grace < 0 {
-		return fmt.Errorf("commands: ttl %s, ttl_max %s, keep %s or grace %s out of range", s.TTL, s.TTLMax, s.Keep, s.Grace)
+	var errs []error
+	for _, d := range []struct {
+		name         string
+		value, least time.Duration
+	}{{"ttl", s.TTL, time.Millisecond}, {"ttl_max", s.TTLMax, s.TTL}, {"keep", s.Keep, time.Millisecond}, {"grace", s.Grace, 0}} {
+		if d.value < d.least {
+			errs = append(errs, fmt.Errorf("%s is %s; want %s or more", d.name, d.value, d.least))
+		}
 	}
-	if s.ArgumentsMax < 1 || s.ArgumentsMax > 128<<10 || s.DeviceMax < 1 || s.StreamsMax < 1 || s.SendsMax < 1 {
-		return errors.New("commands: arguments_max (up to 131072), device_max, streams_max and sends_max must be above 0")
+	for _, n := range []struct {
+		name       string
+		value, max int
+	}{{"arguments_max", s.ArgumentsMax, 128 << 10}, {"device_max", s.DeviceMax, 1 << 24}, {"streams_max", s.StreamsMax, 1 << 24}, {"sends_max", s.SendsMax, 1 << 24}} {
+		if n.value < 1 || n.value > n.max {
+			errs = append(errs, fmt.Errorf("%s is %d; want 1 to %d", n.name, n.value, n.max))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Hubs are the hubs that are connected to this gateway.
@@ -125,7 +136,7 @@ func (c *Commands) Stats() Stats {
 // Prepare checks the settings and hooks the table up. The table is prepared after it.
 func (c *Commands) Prepare() error {
 	if err := c.Validate(); err != nil {
-		return err
+		return fmt.Errorf("commands: %w", err)
 	}
 	if c.Table == nil || c.Hubs == nil || c.Others == nil || c.Gateway == "" {
 		return errors.New("commands: no table, hubs, others or gateway")

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -48,21 +49,62 @@ func Defaults() Settings {
 
 // Validate says what is wrong with the settings by themselves.
 func (s *Settings) Validate() error {
+	var errs []error
 	if s.Listen == "" {
-		return nil
-	}
-	for _, a := range []struct{ name, value string }{{"listen", s.Listen}, {"advertise", s.Advertise}} {
-		if _, _, err := net.SplitHostPort(a.value); err != nil && (a.name == "listen" || a.value != "") {
-			return fmt.Errorf("peers.%s is %q; want host:port, such as 10.0.0.7:8884", a.name, a.value)
+		if s.Advertise != "" {
+			errs = append(errs, errors.New("advertise is set, but listen is not: nobody would answer there"))
+		}
+	} else {
+		errs = append(errs, s.addresses())
+		for _, f := range []struct{ name, value string }{{"certificate", s.Certificate}, {"key", s.Key}, {"ca", s.CA}, {"server_name", s.ServerName}} {
+			if f.value == "" {
+				errs = append(errs, fmt.Errorf("%s is not set: gateways prove to each other who they are", f.name))
+			}
 		}
 	}
-	switch {
-	case s.Heartbeat <= 0 || s.CallTimeout <= 0:
-		return fmt.Errorf("peers: heartbeat is %s and call_timeout %s; want more than 0", s.Heartbeat, s.CallTimeout)
-	case s.MissedMax < 2 || s.QueueMax < 1 || s.CallsMax < 1:
-		return fmt.Errorf("peers: missed_max is %d (want 2 or more), queue_max %d and calls_max %d (1 or more)", s.MissedMax, s.QueueMax, s.CallsMax)
+	if s.Heartbeat <= 0 {
+		errs = append(errs, fmt.Errorf("heartbeat is %s; want more than 0", s.Heartbeat))
+	}
+	if s.CallTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("call_timeout is %s; want more than 0", s.CallTimeout))
+	}
+	for _, n := range []struct {
+		name         string
+		value, least int
+	}{{"missed_max", s.MissedMax, 2}, {"queue_max", s.QueueMax, 1}, {"calls_max", s.CallsMax, 1}} {
+		if n.value < n.least {
+			errs = append(errs, fmt.Errorf("%s is %d; want %d or more", n.name, n.value, n.least))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Settings) addresses() error {
+	if _, _, err := net.SplitHostPort(s.Listen); err != nil {
+		return fmt.Errorf("listen is %q; want host:port, such as 0.0.0.0:8884", s.Listen)
+	}
+	if s.Advertise == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(s.Advertise)
+	if err != nil || port == "" || everywhere(host) {
+		return fmt.Errorf("advertise is %q; want host:port as the other gateways reach it, such as 10.0.0.7:8884", s.Advertise)
 	}
 	return nil
+}
+
+// everywhere says whether a host means all addresses of a machine: one can listen there, and not be reached there.
+func everywhere(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+// AdvertiseAt says at which host or IP address others reach this gateway where it listens on all of its machine's, and
+// advertise does not say it.
+func (s *Settings) AdvertiseAt(host string) {
+	if at, port, err := net.SplitHostPort(s.Listen); err == nil && everywhere(at) && s.Advertise == "" && host != "" {
+		s.Advertise = net.JoinHostPort(host, port)
+	}
 }
 
 // Local is this gateway as the others use it.
@@ -134,7 +176,10 @@ type beacon struct {
 // Prepare checks the settings and hooks the tables up. The tables are prepared after it.
 func (p *Peers) Prepare() error {
 	if err := p.Validate(); err != nil {
-		return err
+		return fmt.Errorf("peers: %w", err)
+	}
+	if host, _, err := net.SplitHostPort(p.Listen); err == nil && p.Advertise == "" && everywhere(host) {
+		return fmt.Errorf("peers: listen is %s, every address of this machine, and others need one: set advertise", p.Listen)
 	}
 	if p.Start == "" || strings.Contains(p.Start, "/") {
 		return fmt.Errorf("peers: the name of this start is %q", p.Start)
@@ -184,8 +229,10 @@ func (p *Peers) Run(ctx context.Context) error {
 
 func (p *Peers) advertise(at net.Addr) {
 	address := p.Advertise
-	if address == "" {
+	if host, port, err := net.SplitHostPort(address); address == "" {
 		address = at.String()
+	} else if tcp, ok := at.(*net.TCPAddr); ok && err == nil && port == "0" { // any free one was asked for
+		address = net.JoinHostPort(host, strconv.Itoa(tcp.Port))
 	}
 	p.address.Store(&address)
 }

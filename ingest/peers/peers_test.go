@@ -356,3 +356,32 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 		return err == nil && got == peerspb.CommandReply_TAKEN
 	})
 }
+
+// Others are told an address that they can reach, and never that a gateway is everywhere.
+func TestWhereOthersReachAGateway(t *testing.T) {
+	for _, c := range []struct{ listen, advertise, host, want string }{
+		{"0.0.0.0:8884", "", "10.1.2.3", "10.1.2.3:8884"},
+		{":8884", "", "fd00::7", "[fd00::7]:8884"},
+		{"[::]:8884", "", "gateway", "gateway:8884"},
+		{"127.0.0.1:8884", "", "10.1.2.3", ""},
+		{"0.0.0.0:8884", "lb:1", "10.1.2.3", "lb:1"},
+		{"0.0.0.0:8884", "", "", ""},
+		{"", "", "10.1.2.3", ""},
+	} {
+		s := Settings{Listen: c.listen, Advertise: c.advertise}
+		if s.AdvertiseAt(c.host); s.Advertise != c.want {
+			t.Errorf("%+v advertises %q", c, s.Advertise)
+		}
+	}
+	certs := certificates(t)
+	p := &Peers{Settings: Defaults(), Start: "a"}
+	p.Listen, p.Certificate, p.Key, p.CA = "0.0.0.0:8884", certs.Certificate, certs.Key, certs.CA
+	if err := p.Prepare(); err == nil || !strings.Contains(err.Error(), "set advertise") {
+		t.Errorf("a gateway that is everywhere: %v", err)
+	}
+	p.Advertise = "10.1.2.3:0"
+	p.advertise(&net.TCPAddr{IP: net.IPv4zero, Port: 4711})
+	if got := *p.address.Load(); got != "10.1.2.3:4711" {
+		t.Errorf("with any free port it advertises %s", got)
+	}
+}
