@@ -49,7 +49,8 @@ func (c *connection) publish(flags byte, body []byte, d *payload.Decoder) (h wir
 	if len(p.Payload) > c.g.PayloadBytesMax {
 		return wire.Hold{}, mqtt.Broken(mqtt.CodeTooLarge, "a payload of %d bytes; at most %d", len(p.Payload), c.g.PayloadBytesMax)
 	}
-	if wait := c.overRate(len(p.Payload)); wait > 0 {
+	now := time.Now()
+	if wait := c.overRate(now, len(p.Payload)); wait > 0 {
 		return wire.Hold{AtMost: wait}, nil
 	}
 	if p.Qos == 2 {
@@ -62,14 +63,14 @@ func (c *connection) publish(flags byte, body []byte, d *payload.Decoder) (h wir
 			}
 		}()
 	}
-	h, taken, err = c.take(home, topic, &p, d)
+	h, taken, err = c.take(now, home, topic, &p, d)
 	return h, err
 }
 
 var errTakenOver = errors.New("the session has another connection")
 
 // take takes a message that the client may publish.
-func (c *connection) take(home, topic string, p *mqtt.PublishPacket, d *payload.Decoder) (h wire.Hold, taken bool, err error) {
+func (c *connection) take(now time.Time, home, topic string, p *mqtt.PublishPacket, d *payload.Decoder) (h wire.Hold, taken bool, err error) {
 	device, format, isTelemetry := telemetryTopic(topic)
 	if isTelemetry {
 		taken, h, err := c.telemetry(p, home, device, format, d)
@@ -79,7 +80,6 @@ func (c *connection) take(home, topic string, p *mqtt.PublishPacket, d *payload.
 	} else if ok, h, err := c.command(home, topic, p); ok {
 		return h, err == nil && h.Empty(), err
 	}
-	now := time.Now()
 	spend(c.id.Messages, now, 1)
 	spend(c.id.Bytes, now, len(p.Payload))
 	c.relay(home, topic, p, isTelemetry, now)
@@ -163,8 +163,7 @@ func (c *connection) window(p *mqtt.PublishPacket) (wire.Hold, error) {
 }
 
 // overRate says how long the identity must wait before it may send so many bytes more.
-func (c *connection) overRate(bytes int) time.Duration {
-	now := time.Now()
+func (c *connection) overRate(now time.Time, bytes int) time.Duration {
 	wait := max(shortage(c.id.Messages, now, 1), shortage(c.id.Bytes, now, bytes))
 	if wait > 0 {
 		c.g.count.refused[reason.Rate].Add(1)
