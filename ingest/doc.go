@@ -110,8 +110,8 @@
 // again, with Idempotency-Replayed: true; another body under the key gets 422, a key that is still under way 409 with
 // Retry-After. A request that was told 503 while its rows were on their way is answered 200 once they are durable. What
 // failed before anything was handed in may be sent again. Keys belong to the user, and are remembered for a day
-// (IdempotencyTime), within bounds, by one gateway: another, or the same after a restart, does not know them. There
-// repeated rows are known by their seq alone.
+// (IdempotencyTime), within bounds, by all gateways and over restarts: a balancer may give the repeat to any. What a gateway had
+// under way when it was killed is taken anew by the next one; repeated rows are then known by their seq alone.
 //
 // # CloudEvents
 //

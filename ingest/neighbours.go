@@ -21,7 +21,7 @@ import (
 )
 
 // Tables are what gateways share (decision 24), each under its name as a stream of the log.
-var Tables = []string{tableGateways, tableSessions, tableAudiences, tableCommands, tableRetained, tableQueues}
+var Tables = []string{tableGateways, tableSessions, tableAudiences, tableCommands, tableRetained, tableQueues, tableAnswers}
 
 const (
 	tableGateways  = "gateways"
@@ -29,7 +29,8 @@ const (
 	tableAudiences = "audiences"
 	tableCommands  = "commands"
 	tableRetained  = "retained"
-	tableQueues    = "queues" // sessions whose clients are away, with the messages that wait for them
+	tableQueues    = "queues"  // sessions whose clients are away, with the messages that wait for them
+	tableAnswers   = "answers" // to requests that carry a key
 )
 
 // neighbours are the other gateways, and what is shared with them. A gateway without logs for its tables has none.
@@ -84,6 +85,8 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	if g.Sessions == nil {
 		g.Sessions = sharedSessions{made[tableQueues]}
 	}
+	made[tableAnswers].Rule = answerRule
+	g.repeats.shared = &answers{table: made[tableAnswers], start: start, live: n.mesh.Live, keep: g.IdempotencyTime, now: g.Now}
 	err := errors.Join(n.mesh.Prepare(), n.desk.Prepare())
 	for _, t := range n.tables {
 		err = errors.Join(err, t.Prepare())
@@ -131,6 +134,7 @@ func (g *Gateway) startNeighbours(ctx context.Context) error {
 	if kept, ok := g.Sessions.(sharedSessions); ok {
 		run(&n.working, work, func(ctx context.Context) error { return kept.sweep(ctx, g.Now()) })
 	}
+	run(&n.working, work, g.repeats.shared.sweep)
 	run(&n.working, work, n.mesh.Run)
 	run(&n.working, work, n.desk.Run)
 	if n.audit != nil {

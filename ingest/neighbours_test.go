@@ -17,7 +17,7 @@ import (
 )
 
 // pair is two gateways that share their tables; clients trust both.
-func pair(t testing.TB) (a, b *rig) {
+func pair(t testing.TB, set ...func(*Gateway)) (a, b *rig) {
 	t.Helper()
 	logs := map[string]*tabletest.Log{}
 	for _, name := range Tables {
@@ -33,6 +33,9 @@ func pair(t testing.TB) (a, b *rig) {
 			g.Logs = func(name string) table.Log { return logs[name] }
 			g.Peers.Listen, g.Peers.Certificate, g.Peers.Key, g.Peers.CA = "127.0.0.1:0", certs.Certificate, certs.Key, certs.CA
 			g.Peers.Heartbeat = 50 * time.Millisecond
+			for _, set := range set {
+				set(g)
+			}
 		})
 	}
 	a, b = one("a"), one("b")

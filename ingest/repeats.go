@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"container/list"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"net/http"
@@ -19,6 +20,7 @@ type repeats struct {
 	bytesMax int
 	keep     time.Duration
 	now      func() time.Time
+	shared   *answers // nil: no other gateway knows
 
 	mu      sync.Mutex
 	known   map[repeatKey]*repeat
@@ -48,6 +50,8 @@ type repeat struct {
 	refused     *problem
 	bytes       int
 	all, theirs *list.Element
+	claim       *answer // of this gateway among all; nil when the answer is another's
+	answer      *answer // of another gateway, until finish has it
 }
 
 // repeatBytes is what an entry takes without its rows' verdicts: measured 600 bytes.
@@ -121,6 +125,9 @@ func (m *repeats) finish(r *repeat, got *receipt, refused *problem) {
 	}
 	s := m.senders[r.sender]
 	r.all, r.theirs = m.age.PushBack(r), s.age.PushBack(r)
+	if r.claim != nil {
+		m.shared.say(r)
+	}
 	m.bytes += r.bytes
 	s.bytes += r.bytes
 	for s.bytes > m.bytesMax/senderPart && s.age.Len() > 0 {
@@ -129,6 +136,22 @@ func (m *repeats) finish(r *repeat, got *receipt, refused *problem) {
 	for m.bytes > m.bytesMax && m.age.Len() > 0 {
 		m.drop(m.age.Front().Value.(*repeat))
 	}
+}
+
+// claim asks the other gateways. Those that they have answered are then done; the error is of all of them.
+func (m *repeats) claim(ctx context.Context, all []*repeat) error {
+	if m.shared == nil {
+		return nil
+	}
+	if err := m.shared.claim(ctx, all); err != nil {
+		return err
+	}
+	for _, r := range all {
+		if r.answer != nil {
+			m.finish(r, r.answer.Got, r.answer.Refused)
+		}
+	}
+	return nil
 }
 
 // forget lets the same key come anew: nothing was done under it.
@@ -151,6 +174,9 @@ func (m *repeats) expire() {
 // drop callers hold mu.
 func (m *repeats) drop(r *repeat) {
 	delete(m.known, r.repeatKey)
+	if r.claim != nil {
+		m.shared.drop(r)
+	}
 	s := m.senders[r.sender]
 	if r.done {
 		m.age.Remove(r.all)

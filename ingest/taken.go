@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,7 @@ type receipt struct {
 
 // parcel is what is taken, or refused, as a whole: a request, or one of its CloudEvents.
 type parcel struct {
+	event   *event
 	mark    *repeat // of the event; nil for a request, which has its own
 	rows    []payload.Row
 	refused *reason.Refusal // of all of it
@@ -51,10 +53,24 @@ func (g *Gateway) takeRequest(r *http.Request, from *sender, media, key string, 
 	if err != nil {
 		return nil, g.notAgain(err)
 	}
+	if !done {
+		if err := g.claim(r.Context(), mark); err != nil {
+			g.forgetAll(mark, nil)
+			return nil, g.notAgain(err)
+		}
+		done = mark.answer != nil
+	}
 	if done {
 		return g.again(mark)
 	}
 	return g.takeBody(r, from, media, body, mark)
+}
+
+// claim asks the other gateways about keys that are new here.
+func (g *Gateway) claim(ctx context.Context, all ...*repeat) error {
+	ctx, cancel := context.WithTimeout(ctx, g.StoreTimeout)
+	defer cancel()
+	return g.repeats.claim(ctx, all)
 }
 
 // takeBody ends mark, if there is one, at the latest when the rows are durable.
@@ -94,10 +110,15 @@ func (g *Gateway) takeEvents(r *http.Request, from *sender, media string, body [
 		return nil, g.refuseWhole(bad)
 	}
 	var known receipt // what was said of events that were taken before
-	parcels := make([]parcel, 0, len(all))
+	parcels, news := make([]parcel, 0, len(all)), make([]*repeat, 0, len(all))
+	fail := func(err error) (*receipt, *problem) {
+		g.forgetAll(mark, parcels)
+		return nil, g.notAgain(err)
+	}
 	mine := map[string]bool{}
 	for i := range all {
-		e, p := &all[i], parcel{}
+		e := &all[i]
+		p := parcel{event: e}
 		if e.ID != "" && e.Source != "" {
 			if mine[e.key()] {
 				known.Repeated++
@@ -105,18 +126,29 @@ func (g *Gateway) takeEvents(r *http.Request, from *sender, media string, body [
 			}
 			m, done, err := g.repeats.begin(from.name, e.key(), [sha256.Size]byte{})
 			if err != nil {
-				g.forgetAll(mark, parcels)
-				return nil, g.notAgain(err)
+				return fail(err)
 			}
 			if done {
 				known.add(m)
 				continue
 			}
-			mine[e.key()], p.mark = true, m
+			mine[e.key()], p.mark, news = true, m, append(news, m)
 		}
-		p.read(e, scope)
-		scope.RowsMax -= len(p.rows)
 		parcels = append(parcels, p)
+	}
+	if err := g.claim(r.Context(), news...); err != nil {
+		return fail(err)
+	}
+	parcels = slices.DeleteFunc(parcels, func(p parcel) bool {
+		elsewhere := p.mark != nil && p.mark.answer != nil
+		if elsewhere {
+			known.add(p.mark)
+		}
+		return elsewhere
+	})
+	for i := range parcels {
+		parcels[i].read(scope)
+		scope.RowsMax -= len(parcels[i].rows)
 	}
 	return g.takeParcels(r.Context(), mark, known, parcels, len(body))
 }
@@ -128,12 +160,12 @@ func (r *receipt) add(m *repeat) {
 }
 
 // read decodes an event. Its rows borrow its own decoder's memory, since all of a request's are in use at once.
-func (p *parcel) read(e *event, s payload.Scope) {
-	s, p.refused = e.scope(s)
+func (p *parcel) read(s payload.Scope) {
+	s, p.refused = p.event.scope(s)
 	if p.refused != nil {
 		return
 	}
-	f, data, bad := e.body()
+	f, data, bad := p.event.body()
 	if p.refused = bad; bad != nil {
 		return
 	}
