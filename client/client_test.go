@@ -27,6 +27,7 @@ import (
 	"hearthline/flow"
 	"hearthline/ingest"
 	"hearthline/ingest/identity"
+	"hearthline/ingest/identity/identitytest"
 )
 
 // road is a log that keeps rows in memory.
@@ -73,7 +74,7 @@ type gateway struct {
 	passwords map[string]string
 }
 
-func newGateway(t *testing.T) *gateway {
+func newGateway(t *testing.T, set ...func(*ingest.Gateway)) *gateway {
 	t.Helper()
 	dir := t.TempDir()
 	certs, err := identity.DevCertificates(dir)
@@ -93,6 +94,9 @@ func newGateway(t *testing.T) *gateway {
 	g := ingest.New()
 	g.MQTT, g.HTTP, g.Certificate, g.Key, g.Credentials = "127.0.0.1:0", "127.0.0.1:0", certs.Certificate, certs.Key, file
 	g.Publisher, g.Partitions, g.Instance = gw.road, 2, "test"
+	for _, set := range set {
+		set(g)
+	}
 	ready := make(chan ingest.Addresses, 1)
 	g.Ready = func(at ingest.Addresses) { ready <- at }
 	ctx, cancel := context.WithCancel(context.Background())
@@ -221,6 +225,50 @@ func TestEveryReadingArrivesThoughConnectionsAreCut(t *testing.T) {
 			}
 			t.Logf("%d connections, %d rows came twice", cuts.Load(), len(all)-len(held))
 		})
+	}
+}
+
+// TestProofs comes in by a token, anew for each connection, and by the device's own certificate.
+func TestProofs(t *testing.T) {
+	w := identitytest.New(t)
+	gw := newGateway(t, func(g *ingest.Gateway) { g.Credentials, g.Revocations, g.ClientCertificates, g.Tokens = w.Settings() })
+	var asked atomic.Int64
+	withToken := func(c *Client) {
+		c.User, c.Password, c.ClientID, c.Token = "", "", "by-token", func() (string, error) { asked.Add(1); return w.Token("new", "hub", "hub", time.Hour), nil }
+	}
+	withCertificate := func(c *Client) {
+		c.User, c.Password, c.ClientID = "", "", "by-certificate"
+		c.TLS = c.TLS.Clone()
+		c.TLS.Certificates = []tls.Certificate{w.Device("hub-1")}
+	}
+	sent := 0
+	for _, c := range []struct {
+		name, url string
+		prove     func(*Client)
+	}{
+		{"a token over MQTT", "mqtts://" + gw.at.MQTT.String(), withToken},
+		{"a token over HTTP", "https://" + gw.at.HTTP.String(), withToken},
+		{"a certificate over MQTT", "mqtts://" + gw.at.MQTT.String(), withCertificate},
+		{"a certificate over WebSocket", "wss://" + gw.at.HTTP.String() + "/mqtt", withCertificate},
+		{"a certificate over HTTP", "https://" + gw.at.HTTP.String(), withCertificate},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cl := gw.client(c.url)
+			c.prove(cl)
+			stop := run(t, cl)
+			defer stop()
+			if err := cl.Send(t.Context(), Reading{Device: "lamp", Metric: "power", Value: 3}); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+			flush(t, cl)
+			if n := len(gw.road.all()); n != sent {
+				t.Errorf("%d readings came; %d were acknowledged", n, sent)
+			}
+		})
+	}
+	if asked.Load() < 2 {
+		t.Errorf("%d tokens were asked for", asked.Load())
 	}
 }
 

@@ -1,137 +1,25 @@
 package ingest
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/json"
-	"encoding/pem"
 	"io"
 	"log/slog"
-	"math/big"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
-	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"hearthline/ingest/identity"
+	"hearthline/ingest/identity/identitytest"
 )
 
-// world is what stands behind proofs: an authority of devices, an issuer of tokens, and API keys; a rig trusts them.
-type world struct {
-	t      *testing.T
-	dir    string
-	ca     *x509.Certificate
-	caKey  *ecdsa.PrivateKey
-	serial int64
-	keys   map[string]*ecdsa.PrivateKey // of the issuer, by kid
-	apiKey string
-}
-
-func newKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: t.TempDir(), caKey: newKey(t), serial: 1, keys: map[string]*ecdsa.PrivateKey{"old": newKey(t), "new": newKey(t)}, apiKey: identity.NewKey()}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "device CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, w.caKey.Public(), w.caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if w.ca, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	write(t, w.dir, "devices.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
-	w.publishCRL()
-	w.publishKeys("old", "new")
-	w.publishUsers(w.apiKey)
-	write(t, w.dir, "revoked.yaml", "")
-	return w
-}
-
-func (w *world) publishUsers(apiKey string) {
-	text := "- {user: anna, home: h1, certificate: hub-1}\n- {user: cloud, home: h1, role: service, keys: ['" + identity.HashKey(apiKey) + "']}\n" +
-		"- {user: bert, home: h1, hash: '$2y$04$1zBFyCyjGevxr6osTSGwMuVFz84z9nDsw1IJvzqCTOFFnsP1ZKlsO', role: viewer}\n"
-	write(w.t, w.dir, "users.yaml", text)
-}
-
-func (w *world) publishKeys(kids ...string) {
-	var set jose.JSONWebKeySet
-	for _, kid := range kids {
-		set.Keys = append(set.Keys, jose.JSONWebKey{Key: w.keys[kid].Public(), KeyID: kid, Algorithm: "ES256"})
-	}
-	data, err := json.Marshal(set)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	write(w.t, w.dir, "keys.json", string(data))
-}
-
-func (w *world) publishCRL(serials ...*big.Int) {
-	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}
-	for _, s := range serials {
-		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: s, RevocationTime: time.Now()})
-	}
-	der, err := x509.CreateRevocationList(rand.Reader, list, w.ca, w.caKey)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	write(w.t, w.dir, "crl.pem", string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})))
-}
-
-// device issues a certificate.
-func (w *world) device(name string) tls.Certificate {
-	w.t.Helper()
-	w.serial++
-	key := newKey(w.t)
-	template := &x509.Certificate{SerialNumber: big.NewInt(w.serial), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, template, w.ca, key.Public(), w.caKey)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
-
-// token signs one of home h1 and a role.
-func (w *world) token(kid, sub, role string, life time.Duration) string {
-	w.t.Helper()
-	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: w.keys[kid], KeyID: kid}}, nil)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	out, err := jwt.Signed(s).Claims(map[string]any{"iss": "https://id.example", "aud": "hearthline", "sub": sub, "homes": "h1", "role": role, "exp": time.Now().Add(life).Unix()}).Serialize()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return out
-}
-
-func (w *world) rig(set func(*Gateway)) *rig {
-	return newRig(w.t, func(g *Gateway) {
-		g.Credentials, g.Revocations = filepath.Join(w.dir, "users.yaml"), filepath.Join(w.dir, "revoked.yaml")
-		g.ClientCertificates = identity.ClientCertificates{CA: filepath.Join(w.dir, "devices.pem"), CRL: filepath.Join(w.dir, "crl.pem")}
-		g.Tokens = []identity.Issuer{{Issuer: "https://id.example", Audience: "hearthline", Keys: filepath.Join(w.dir, "keys.json"), Leeway: time.Nanosecond}}
+// trusting is a rig whose users come in by the proofs of a world.
+func trusting(t *testing.T, w *identitytest.World, set func(*Gateway)) *rig {
+	return newRig(t, func(g *Gateway) {
+		g.Credentials, g.Revocations, g.ClientCertificates, g.Tokens = w.Settings()
 		if set != nil {
 			set(g)
 		}
@@ -165,12 +53,12 @@ func (r *rig) ask(cert *tls.Certificate, body io.Reader, header ...string) (int,
 }
 
 func TestEveryProofAtBothDoors(t *testing.T) {
-	w := newWorld(t)
+	w := identitytest.New(t)
 	var said lockedText
-	r := w.rig(func(g *Gateway) {
+	r := trusting(t, w, func(g *Gateway) {
 		g.Logger = slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	})
-	hub, stranger := w.device("hub-1"), newWorld(t).device("hub-1")
+	hub, stranger := w.Device("hub-1"), identitytest.New(t).Device("hub-1")
 	mqtt := []struct {
 		name           string
 		cert           *tls.Certificate
@@ -182,8 +70,8 @@ func TestEveryProofAtBothDoors(t *testing.T) {
 		{"a certificate and another name", &hub, "bert", "", 0x86},
 		{"nothing", nil, "", "", 0x86},
 		{"a user alone", nil, "anna", "", 0x86},
-		{"a token", nil, "anybody", w.token("new", "carl", "app", time.Hour), 0},
-		{"an old token", nil, "anybody", w.token("new", "carl", "app", -time.Hour), 0x86},
+		{"a token", nil, "anybody", w.Token("new", "carl", "app", time.Hour), 0},
+		{"an old token", nil, "anybody", w.Token("new", "carl", "app", -time.Hour), 0x86},
 		{"bcrypt", nil, "bert", "secret", 0},
 		{"bcrypt, wrong", nil, "bert", "Secret", 0x86},
 		{"a password of one without", nil, "anna", "secret", 0x86},
@@ -209,16 +97,16 @@ func TestEveryProofAtBothDoors(t *testing.T) {
 		status int
 	}{
 		{"a certificate", &hub, nil, 200},
-		{"an API key as bearer", nil, []string{"Authorization", "Bearer " + w.apiKey}, 200},
-		{"an API key", nil, []string{"X-API-Key", w.apiKey}, 200},
-		{"a token of a hub", nil, []string{"Authorization", "Bearer " + w.token("old", "hub", "hub", time.Hour)}, 200},
-		{"a token of an app", nil, []string{"Authorization", "Bearer " + w.token("old", "app", "app", time.Hour)}, 403},
+		{"an API key as bearer", nil, []string{"Authorization", "Bearer " + w.APIKey}, 200},
+		{"an API key", nil, []string{"X-API-Key", w.APIKey}, 200},
+		{"a token of a hub", nil, []string{"Authorization", "Bearer " + w.Token("old", "hub", "hub", time.Hour)}, 200},
+		{"a token of an app", nil, []string{"Authorization", "Bearer " + w.Token("old", "app", "app", time.Hour)}, 403},
 		{"a viewer", nil, []string{"Authorization", "Bearer bert:secret"}, 403},
 		{"another key", nil, []string{"X-API-Key", identity.NewKey()}, 401},
-		{"an old token", nil, []string{"Authorization", "Bearer " + w.token("old", "hub", "hub", -time.Hour)}, 401},
+		{"an old token", nil, []string{"Authorization", "Bearer " + w.Token("old", "hub", "hub", -time.Hour)}, 401},
 		{"nothing", nil, nil, 401},
 	} {
-		if status, body := r.ask(c.cert, strings.NewReader(deviceReading), c.header...); status != c.status || strings.Contains(body, w.apiKey) {
+		if status, body := r.ask(c.cert, strings.NewReader(deviceReading), c.header...); status != c.status || strings.Contains(body, w.APIKey) {
 			t.Errorf("HTTP, %s: %d %s; want %d", c.name, status, body, c.status)
 		}
 	}
@@ -228,7 +116,7 @@ func TestEveryProofAtBothDoors(t *testing.T) {
 			t.Errorf("%s is in the log", c.name)
 		}
 	}
-	if strings.Contains(said.text(), w.apiKey) || strings.Contains(said.text(), "eyJ") {
+	if strings.Contains(said.text(), w.APIKey) || strings.Contains(said.text(), "eyJ") {
 		t.Error("an API key or a token is in the log")
 	}
 }
@@ -253,13 +141,13 @@ func (l *lockedText) text() string {
 
 // However a client has proved who it is: when that is withdrawn, its open connection ends.
 func TestRevocationOfEveryKind(t *testing.T) {
-	w := newWorld(t)
-	r := w.rig(nil)
-	hub, other := w.device("hub-1"), w.device("hub-1")
+	w := identitytest.New(t)
+	r := trusting(t, w, nil)
+	hub, other := w.Device("hub-1"), w.Device("hub-1")
 	kept := []struct {
 		cert             *tls.Certificate
 		password, client string
-	}{{&other, "", "other"}, {nil, w.token("new", "carl", "app", time.Hour), "kept"}}
+	}{{&other, "", "other"}, {nil, w.Token("new", "carl", "app", time.Hour), "kept"}}
 	var open []*peer
 	for _, k := range kept {
 		p, code := r.by(5, k.cert, "", k.password, k.client)
@@ -274,10 +162,10 @@ func TestRevocationOfEveryKind(t *testing.T) {
 		password func() string
 		withdraw func()
 	}{
-		{"a certificate by the list", &hub, func() string { return "" }, func() { w.publishCRL(hub.Leaf.SerialNumber) }},
-		{"a token's key", nil, func() string { return w.token("old", "dora", "app", time.Hour) }, func() { w.publishKeys("new") }},
-		{"a token by its subject", nil, func() string { return w.token("new", "eric", "app", time.Hour) }, func() { write(t, w.dir, "revoked.yaml", "- name: eric\n") }},
-		{"a token by its time", nil, func() string { return w.token("new", "fred", "app", 3*time.Second) }, func() {}},
+		{"a certificate by the list", &hub, func() string { return "" }, func() { w.PublishCRL(hub.Leaf.SerialNumber) }},
+		{"a token's key", nil, func() string { return w.Token("old", "dora", "app", time.Hour) }, func() { w.PublishKeys("new") }},
+		{"a token by its subject", nil, func() string { return w.Token("new", "eric", "app", time.Hour) }, func() { write(t, w.Dir, "revoked.yaml", "- name: eric\n") }},
+		{"a token by its time", nil, func() string { return w.Token("new", "fred", "app", 3*time.Second) }, func() {}},
 	} {
 		for _, version := range []byte{5, 4} {
 			if version == 4 && c.name != "a token by its time" {
@@ -310,8 +198,8 @@ func TestRevocationOfEveryKind(t *testing.T) {
 
 // A request that lasts ends with what it was let in by.
 func TestRevocationEndsALongRequest(t *testing.T) {
-	w := newWorld(t)
-	r := w.rig(nil)
+	w := identitytest.New(t)
+	r := trusting(t, w, nil)
 	body, feed := io.Pipe()
 	type answer struct {
 		status int
@@ -319,14 +207,14 @@ func TestRevocationEndsALongRequest(t *testing.T) {
 	}
 	done := make(chan answer, 1)
 	go func() {
-		status, body := r.ask(nil, body, "X-API-Key", w.apiKey)
+		status, body := r.ask(nil, body, "X-API-Key", w.APIKey)
 		done <- answer{status, body}
 	}()
 	if _, err := io.WriteString(feed, deviceReading); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the request is under way", func() bool { r.connectionsMu.Lock(); defer r.connectionsMu.Unlock(); return len(r.stays) == 1 })
-	w.publishUsers(identity.NewKey())
+	w.PublishUsers(identity.NewKey())
 	select {
 	case a := <-done:
 		if a.status != 401 || !strings.Contains(a.body, "changed") {

@@ -194,6 +194,9 @@ func (a *authorities) loadCA() error {
 	return nil
 }
 
+// asn1Sequence begins whatever is in DER form.
+const asn1Sequence = 0x30
+
 // loadCRL reads the revocation lists. One that is past its next update stays in force: what it revoked is still revoked.
 func (a *authorities) loadCRL() error {
 	data, err := os.ReadFile(a.CRL)
@@ -202,6 +205,9 @@ func (a *authorities) loadCRL() error {
 	}
 	all, lists := make(map[certMark]bool), 0
 	var stale error
+	if der := data; len(der) > 0 && der[0] == asn1Sequence { // as authorities publish it
+		data = pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
+	}
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		list, err := x509.ParseRevocationList(block.Bytes)
 		if err != nil {
@@ -222,7 +228,7 @@ func (a *authorities) loadCRL() error {
 		lists++
 	}
 	if lists == 0 {
-		return errors.New("it holds no revocation list in PEM form")
+		return errors.New("it holds no revocation list, in PEM or DER form")
 	}
 	a.stale = stale
 	a.lists.Store(&all)

@@ -195,6 +195,11 @@ func TestClientCertificates(t *testing.T) {
 		if err := d.Load(); err == nil || !strings.Contains(err.Error(), "replaced by") || ids[2].Gone(time.Now()) == nil {
 			t.Error("a late list is not said to be late, or not in force", err)
 		}
+		block, _ := pem.Decode([]byte(a.revoke(time.Now().Add(time.Hour), first[0][0].SerialNumber.Int64())))
+		writeTest(t, dir, "crl.pem", string(block.Bytes))
+		if err := d.Load(); err != nil || ids[2].Gone(time.Now()) != nil || ids[0].Gone(time.Now()) == nil {
+			t.Error("a list in DER form is not read", err)
+		}
 	})
 	if _, err := NewDoor(Settings{Clients: ClientCertificates{CA: filepath.Join(dir, "ca.pem"), Name: "cn:{home}"}, Limits: noLimits, Failure: func() {}}).admitCertificate(first, ""); err == nil {
 		t.Error("before its files are read it lets somebody in")
