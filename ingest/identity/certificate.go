@@ -18,7 +18,7 @@ import (
 // ClientCertificates says which certificates of devices are taken (mutual TLS), and who they speak for.
 type ClientCertificates struct {
 	CA string `yaml:"ca"` // PEM file of the authorities that may sign them; read again when it changes; "" takes none
-	// PEM file of the authorities' revocation lists (RFC 5280, section 5); read again when it changes; "" for none
+	// PEM or DER file of the authorities' revocation lists (RFC 5280, section 5); read again when it changes; "" for none
 	CRL string `yaml:"crl"`
 	// Where a certificate says who it is: cn:{name}, or uri:spiffe://example/{home}/{name}. With {home} it is a hub of that home; without,
 	// the credentials file says of which, by the entry whose certificate is the name. "" is cn:{name}

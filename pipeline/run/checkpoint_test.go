@@ -200,12 +200,19 @@ func FuzzDecodeCheckpoint(f *testing.F) {
 func TestDearCheckpointsComeLessOften(t *testing.T) {
 	task := &task{r: &Runner{Plan: testPlan()}}
 	task.r.Plan.Spec.Checkpoint = 10 * time.Second
-	for cost, want := range map[time.Duration]time.Duration{
-		0: 10 * time.Second, 900 * time.Millisecond: 10 * time.Second, 3 * time.Second: 30 * time.Second, time.Hour: checkpointPauseMax,
+	for _, c := range []struct {
+		took, want time.Duration
+	}{
+		{3 * time.Second, 10 * time.Second}, {9 * time.Second, 10 * time.Second}, // what two took says nothing
+		{4 * time.Second, 30 * time.Second},
+		{time.Hour, 40 * time.Second}, // a broker that was away
+		{5 * time.Second, 40 * time.Second},
+		{5 * time.Second, 50 * time.Second},
+		{900 * time.Millisecond, 10 * time.Second},
+		{time.Hour, 10 * time.Second}, {time.Hour, 10 * time.Second}, {time.Hour, checkpointPauseMax},
 	} {
-		task.cost.Store(int64(cost))
-		if got := task.checkpointPause(); got != want {
-			t.Errorf("after one of %v, the next comes in %v; want %v", cost, got, want)
+		if task.saved(c.took); task.checkpointPause() != c.want {
+			t.Errorf("after one of %v, the next comes in %v; want %v", c.took, task.checkpointPause(), c.want)
 		}
 	}
 }

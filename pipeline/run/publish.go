@@ -82,7 +82,7 @@ func (t *task) save(ctx context.Context, c *checkpoint) error {
 		return err
 	}
 	took := c.making + time.Since(start)
-	t.cost.Store(int64(took))
+	t.saved(took)
 	m := t.r.Meter.Node(t.unit.Name)
 	m.Checkpoint.Observe(took.Seconds())
 	m.partition(t.inputs[0].stream, t.partition).CheckpointBytes.Store(int64(size))

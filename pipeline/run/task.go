@@ -62,8 +62,10 @@ type task struct {
 	anew      bool // some stage begins without state
 
 	deliveries chan delivery
-	saving     atomic.Bool  // a checkpoint is on its way
-	cost       atomic.Int64 // nanoseconds that the last one took, to be made and to be stored
+	saving     atomic.Bool      // a checkpoint is on its way
+	costs      [3]time.Duration // that the last ones took, to be made and to be stored; used by save alone
+	saves      int
+	cost       atomic.Int64 // the least of them, nanoseconds
 	fail       context.CancelCauseFunc
 }
 
@@ -176,12 +178,20 @@ func (t *task) read(ctx, work context.Context, workers *stream.Stream) (done boo
 // is stored nothing is published; so those of a large state come less often than is set, and a replay is as much longer.
 const checkpointShare = 0.1
 
-// checkpointPauseMax bounds what a store that was slow once adds to a replay.
+// checkpointPauseMax bounds what slow checkpoints add to a replay.
 const checkpointPauseMax = 5 * time.Minute
 
-// checkpointPause is the time from one checkpoint to the next: as set, or longer if the last one took long.
+// checkpointPause is the time from one checkpoint to the next: as set, or longer if the last ones took long.
 func (t *task) checkpointPause() time.Duration {
 	return max(t.r.Plan.Spec.Checkpoint, min(time.Duration(float64(t.cost.Load())/checkpointShare), checkpointPauseMax))
+}
+
+// saved notes what a checkpoint took. What counts is the least of three: a state that is large makes each of them dear; a broker
+// that was away makes one, and a replay is not to be longer for that.
+func (t *task) saved(took time.Duration) {
+	t.costs[t.saves%len(t.costs)] = took
+	t.saves++
+	t.cost.Store(int64(slices.Min(t.costs[:])))
 }
 
 // nextMessage waits for a message, but no longer than until a checkpoint is due.
