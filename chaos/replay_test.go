@@ -238,13 +238,17 @@ func (w *world) drained(ctx context.Context, c *streams.Client) error {
 	}
 	for _, r := range order {
 		for _, stream := range r.streams {
+			last := int64(-1) // is not known
 			for {
 				left, err := behind(ctx, c, r.group, stream)
 				if err == nil && left == 0 {
 					break
 				}
+				if err == nil {
+					last = left
+				}
 				if ctx.Err() != nil {
-					return fmt.Errorf("group %s has not come to the end of %s: %d messages are left: %w %v", r.group, stream, left, ctx.Err(), err)
+					return fmt.Errorf("group %s has not come to the end of %s: %d messages are left: %w %v", r.group, stream, last, ctx.Err(), err)
 				}
 				wait(ctx, 50*time.Millisecond)
 			}
