@@ -6,23 +6,28 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"hearthline/ingest"
+	"hearthline/ingest/latency"
 )
 
 // gatewayCollector gives a gateway's counters to Prometheus: rooms count, and do not know who reads.
 type gatewayCollector struct{ stats func() ingest.Stats }
 
+func gatewayDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("hearthline_gateway_"+name, help, labels, nil)
+}
+
 var (
-	gatewayDesc = func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc("hearthline_gateway_"+name, help, labels, nil)
-	}
 	connectionsDesc = gatewayDesc("connections", "MQTT clients connected now.")
 	socketsDesc     = gatewayDesc("sockets", "TLS connections open now.")
 	waitingDesc     = gatewayDesc("rows_waiting", "Rows taken that Kafka does not have yet.")
 	acceptedDesc    = gatewayDesc("sockets_total", "Connections accepted.")
 	handshakesDesc  = gatewayDesc("handshakes_failed_total", "TLS handshakes that failed.")
+	connectsDesc    = gatewayDesc("connects_refused_total", "CONNECTs answered by a refusal.")
 	loginsDesc      = gatewayDesc("logins_failed_total", "Unknown users and wrong passwords.")
 	takeoversDesc   = gatewayDesc("takeovers_total", "Sessions taken over by a newer connection of the same client.")
 	messagesDesc    = gatewayDesc("messages_total", "Telemetry messages taken.")
+	liveDesc        = gatewayDesc("live_messages_total", "Other messages that MQTT clients published.")
+	deliveredDesc   = gatewayDesc("messages_delivered_total", "Messages sent to subscribers.")
 	requestsDesc    = gatewayDesc("requests_total", "HTTP requests.")
 	bytesDesc       = gatewayDesc("bytes_total", "Payload bytes of telemetry taken.")
 	durableDesc     = gatewayDesc("rows_durable_total", "Rows that Kafka has: what was acknowledged, at least.")
@@ -32,79 +37,78 @@ var (
 	heldDesc        = gatewayDesc("held_total", "Times a publisher was made to wait.")
 	panicsDesc      = gatewayDesc("panics_total", "Connections that ended by a bug.")
 	reloadsDesc     = gatewayDesc("reload_errors_total", "Credentials or certificates that could not be read again.")
+	expiresDesc     = gatewayDesc("certificate_expires_timestamp_seconds", "When a certificate of this gateway ends, in seconds since 1970: that of its doors, and that for other gateways.", "certificate")
 	publishDesc     = gatewayDesc("publish_seconds", "Time of one publish that succeeded.")
 	acknowledgeDesc = gatewayDesc("acknowledge_seconds", "Time from a message's arrival until its acknowledgement was due.")
 	repeatedDesc    = gatewayDesc("requests_repeated_total", "HTTP requests answered from memory: sent again under their key.")
-	openDesc        = gatewayDesc("listener_connections", "Connections open now.", "listener")
-	listenedDesc    = gatewayDesc("listener_accepted_total", "Connections accepted.", "listener")
-	fullDesc        = gatewayDesc("listener_full_total", "Connections closed at once: over the limit.", "listener")
-	shakeFailDesc   = gatewayDesc("listener_handshakes_failed_total", "TLS handshakes that failed.", "listener")
-	resumedDesc     = gatewayDesc("listener_handshakes_resumed_total", "TLS handshakes by ticket.", "listener")
-	shakeDesc       = gatewayDesc("listener_handshake_seconds", "Time from a connection's being accepted to its handshake's end.", "listener")
-	answersDesc     = gatewayDesc("http_answers_total", "HTTP requests answered.", "route", "class")
-	routeTimeDesc   = gatewayDesc("http_request_seconds", "Time of an HTTP request.", "route")
-	doorDescs       = []*prometheus.Desc{repeatedDesc, openDesc, listenedDesc, fullDesc, shakeFailDesc, resumedDesc, shakeDesc, answersDesc, routeTimeDesc}
-	gatewayAllDescs = []*prometheus.Desc{connectionsDesc, socketsDesc, waitingDesc, acceptedDesc, handshakesDesc, loginsDesc, takeoversDesc, messagesDesc, requestsDesc, bytesDesc, durableDesc, gatewayRowsDesc, refusedDesc, publishErrsDesc, heldDesc, panicsDesc, reloadsDesc, publishDesc, acknowledgeDesc}
+
+	openDesc      = gatewayDesc("listener_connections", "Connections open now.", "listener")
+	listenedDesc  = gatewayDesc("listener_accepted_total", "Connections accepted.", "listener")
+	fullDesc      = gatewayDesc("listener_full_total", "Connections closed at once: over the limit.", "listener")
+	shakeFailDesc = gatewayDesc("listener_handshakes_failed_total", "TLS handshakes that failed.", "listener")
+	resumedDesc   = gatewayDesc("listener_handshakes_resumed_total", "TLS handshakes by ticket.", "listener")
+	shakeDesc     = gatewayDesc("listener_handshake_seconds", "Time from a connection's being accepted to its handshake's end.", "listener")
+	answersDesc   = gatewayDesc("http_answers_total", "HTTP requests answered.", "route", "class")
+	routeTimeDesc = gatewayDesc("http_request_seconds", "Time of an HTTP request.", "route")
 )
 
-func (c gatewayCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range append(doorDescs, gatewayAllDescs...) {
-		ch <- d
-	}
-}
+// Describe is of prometheus.Collector. What a gateway has no tables for it does not show, so it is an unchecked collector.
+func (gatewayCollector) Describe(chan<- *prometheus.Desc) {}
 
+// Collect is of prometheus.Collector.
 func (c gatewayCollector) Collect(ch chan<- prometheus.Metric) {
 	s := c.stats()
-	gauge := func(d *prometheus.Desc, v int64) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v))
+	to := sender{ch}
+	to.gauge(connectionsDesc, s.Connections)
+	to.gauge(socketsDesc, s.Sockets)
+	to.gauge(waitingDesc, s.Waiting)
+	for _, one := range []struct {
+		d *prometheus.Desc
+		v uint64
+	}{
+		{acceptedDesc, s.Accepted}, {handshakesDesc, s.HandshakesFailed}, {connectsDesc, s.ConnectsRefused}, {loginsDesc, s.LoginsFailed}, {takeoversDesc, s.Takeovers},
+		{messagesDesc, s.Messages}, {liveDesc, s.LiveMessages}, {deliveredDesc, s.Delivered}, {requestsDesc, s.Requests}, {bytesDesc, s.Bytes},
+		{durableDesc, s.RowsDurable}, {publishErrsDesc, s.PublishErrors}, {heldDesc, s.Held}, {panicsDesc, s.Panics}, {reloadsDesc, s.ReloadErrors}, {repeatedDesc, s.Repeated},
+	} {
+		to.counter(one.d, one.v)
 	}
-	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
-	}
-	gauge(connectionsDesc, s.Connections)
-	gauge(socketsDesc, s.Sockets)
-	gauge(waitingDesc, s.Waiting)
-	counter(acceptedDesc, s.Accepted)
-	counter(handshakesDesc, s.HandshakesFailed)
-	counter(loginsDesc, s.LoginsFailed)
-	counter(takeoversDesc, s.Takeovers)
-	counter(messagesDesc, s.Messages)
-	counter(requestsDesc, s.Requests)
-	counter(bytesDesc, s.Bytes)
-	counter(durableDesc, s.RowsDurable)
-	counter(publishErrsDesc, s.PublishErrors)
-	counter(heldDesc, s.Held)
-	counter(panicsDesc, s.Panics)
-	counter(reloadsDesc, s.ReloadErrors)
 	for reason, n := range s.RowsRefused {
-		counter(gatewayRowsDesc, n, reason)
+		to.counter(gatewayRowsDesc, n, reason)
 	}
 	for reason, n := range s.Refused {
-		counter(refusedDesc, n, reason)
+		to.counter(refusedDesc, n, reason)
 	}
-	counter(repeatedDesc, s.Repeated)
+	to.instant(expiresDesc, s.CertificateExpires, "gateway")
+	to.histogram(publishDesc, s.Publish)
+	to.histogram(acknowledgeDesc, s.Acknowledge)
+	to.doors(&s)
+	to.sessions(&s)
+	to.peers(s.Peers)
+	to.tables(s.Tables)
+	to.commands(s.Commands, s.AuditDropped)
+}
+
+func (to sender) doors(s *ingest.Stats) {
 	for listener, l := range s.Listeners {
-		ch <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, float64(l.Open), listener)
-		counter(listenedDesc, l.Accepted, listener)
-		counter(fullDesc, l.Full, listener)
-		counter(shakeFailDesc, l.HandshakesFailed, listener)
-		counter(resumedDesc, l.Resumed, listener)
-		ch <- histogram(shakeDesc, l.Handshake, listener)
+		to.gauge(openDesc, l.Open, listener)
+		to.counter(listenedDesc, l.Accepted, listener)
+		to.counter(fullDesc, l.Full, listener)
+		to.counter(shakeFailDesc, l.HandshakesFailed, listener)
+		to.counter(resumedDesc, l.Resumed, listener)
+		to.histogram(shakeDesc, l.Handshake, listener)
 	}
 	for route, r := range s.Routes {
 		for class, n := range r.Answers {
-			if n > 0 {
-				counter(answersDesc, n, route, strconv.Itoa(class)+"xx")
+			if class > 0 {
+				to.counter(answersDesc, n, route, strconv.Itoa(class)+"xx")
 			}
 		}
-		ch <- histogram(routeTimeDesc, r.Time, route)
+		to.histogram(routeTimeDesc, r.Time, route)
 	}
-	ch <- histogram(publishDesc, s.Publish)
-	ch <- histogram(acknowledgeDesc, s.Acknowledge)
 }
 
 // histogram makes Prometheus's cumulative buckets of ours.
-func histogram(d *prometheus.Desc, h ingest.Histogram, labels ...string) prometheus.Metric {
+func histogram(d *prometheus.Desc, h latency.Histogram, labels ...string) prometheus.Metric {
 	buckets, sum := map[float64]uint64{}, uint64(0)
 	for i := range len(h.Buckets) - 1 {
 		sum += h.Buckets[i]

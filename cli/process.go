@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,6 +30,7 @@ type process struct {
 	*options
 	plan     *pipeline.Plan
 	client   *streams.Client
+	dialled  atomic.Pointer[streams.Client] // client, for those who count while it is dialled
 	store    blobs.Store
 	meter    *run.Meter
 	registry *prometheus.Registry
@@ -97,7 +99,19 @@ func (p *process) kafka(brokers []string) streams.Config {
 // dial reaches Kafka, or says why it cannot.
 func (p *process) dial(ctx context.Context, brokers []string) (err error) {
 	p.client, err = streams.Dial(ctx, p.kafka(brokers), p.log)
+	if err == nil {
+		p.dialled.Store(p.client)
+	}
 	return err
+}
+
+// countKafka is what the client has counted, once there is one.
+func (p *process) countKafka() (streams.Stats, bool) {
+	c := p.dialled.Load()
+	if c == nil {
+		return streams.Stats{}, false
+	}
+	return c.Stats(), true
 }
 
 func (p *process) runner(drain run.Drain, tap run.TapFunc) *run.Runner {

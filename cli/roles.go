@@ -174,6 +174,7 @@ func (r *role) run(cmd *cobra.Command, check func(*pipeline.Plan) error, work fu
 	s := services{log: r.log, fatal: fatal}
 	defer s.endAll()
 	ready := newReadiness("connecting to Kafka")
+	p.registry.MustRegister(processCollector{ready.ready, p.countKafka})
 	ops := &console.Server{
 		Listen: r.ops, Plan: plan, Meter: p.meter, Gatherer: p.registry, Log: r.log.With("node", "console"),
 		Token: token, Insecure: plan.Spec.Console.Insecure, MetricsOpen: r.openMetrics,

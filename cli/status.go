@@ -123,6 +123,7 @@ func (u *up) startConsole(ctx context.Context) error {
 		return err
 	}
 	u.books = books
+	u.registry.MustRegister(processCollector{u.ready, u.countKafka})
 	r := u.runner(run.Drain{}, nil)
 	ready := make(chan string, 1)
 	s := &console.Server{

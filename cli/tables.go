@@ -27,7 +27,7 @@ func (l tableLog) Append(ctx context.Context, partition int32, records []table.R
 // Follow implements table.Log.
 func (l tableLog) Follow(ctx context.Context, partition int32, take func(table.Read) error) error {
 	return l.client.Follow(ctx, l.stream, partition, func(f streams.Followed) error {
-		r := table.Read{Next: f.Next, Whole: f.Whole}
+		r := table.Read{Next: f.Next, End: f.End, Whole: f.Whole}
 		for _, n := range f.Notes {
 			r.Records = append(r.Records, table.Record{Key: n.Key, Value: n.Value, Offset: n.Offset})
 		}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"hearthline/ingest/latency"
 )
 
 // ListenerStats are of one address that the gateway listens on.
@@ -14,32 +16,32 @@ type ListenerStats struct {
 	Accepted         uint64 // by the kernel
 	Full             uint64 // closed at once: over the limit of connections
 	HandshakesFailed uint64
-	Resumed          uint64    // handshakes by ticket, which cost no signature
-	Handshake        Histogram // time from a connection's being accepted to its handshake's end, waiting for a turn included
+	Resumed          uint64            // handshakes by ticket, which cost no signature
+	Handshake        latency.Histogram // time from a connection's being accepted to its handshake's end, waiting for a turn included
 }
 
 // RouteStats are of one kind of HTTP request.
 type RouteStats struct {
-	Answers [6]uint64 // by the first digit of the status
-	Time    Histogram // until it was answered
+	Answers [6]uint64         // by the first digit of the status
+	Time    latency.Histogram // until it was answered
 }
 
 // listenerCounters is ListenerStats as it is counted.
 type listenerCounters struct {
 	open                                      atomic.Int64
 	accepted, full, handshakesFailed, resumed atomic.Uint64
-	handshake                                 histogram
+	handshake                                 latency.Meter
 }
 
 func (c *listenerCounters) shaken(conn *tls.Conn, since time.Time) {
-	c.handshake.observe(time.Since(since))
+	c.handshake.Observe(time.Since(since))
 	if conn.ConnectionState().DidResume {
 		c.resumed.Add(1)
 	}
 }
 
 func (c *listenerCounters) read() ListenerStats {
-	return ListenerStats{Open: c.open.Load(), Accepted: c.accepted.Load(), Full: c.full.Load(), HandshakesFailed: c.handshakesFailed.Load(), Resumed: c.resumed.Load(), Handshake: c.handshake.read()}
+	return ListenerStats{Open: c.open.Load(), Accepted: c.accepted.Load(), Full: c.full.Load(), HandshakesFailed: c.handshakesFailed.Load(), Resumed: c.resumed.Load(), Handshake: c.handshake.Read()}
 }
 
 // routeNames are the kinds of request that are told apart.
@@ -48,14 +50,14 @@ var routeNames = [...]string{"/v1/telemetry", "/v1/hooks/{name}", "other"}
 // routeCounters is RouteStats as it is counted.
 type routeCounters struct {
 	answers [6]atomic.Uint64
-	time    histogram
+	time    latency.Meter
 }
 
 func (c *routeCounters) read() (s RouteStats) {
 	for i := range c.answers {
 		s.Answers[i] = c.answers[i].Load()
 	}
-	s.Time = c.time.read()
+	s.Time = c.time.Read()
 	return s
 }
 
@@ -69,7 +71,7 @@ func (g *Gateway) counted(path string, serve http.HandlerFunc) http.HandlerFunc 
 	return func(w http.ResponseWriter, r *http.Request) {
 		since, s := time.Now(), &statusWriter{ResponseWriter: w}
 		serve(s, r)
-		c.time.observe(time.Since(since))
+		c.time.Observe(time.Since(since))
 		c.answers[min(s.status/100, 5)].Add(1)
 	}
 }

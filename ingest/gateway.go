@@ -123,6 +123,7 @@ type Gateway struct {
 	tasks      conc.WaitGroup // connections and their writes
 	stop       chan struct{}  // Closed when the gateway drains
 	state      atomic.Int32
+	prepared   atomic.Bool // what prepare makes is there
 	partitions []*gatherer
 	secrets    secrets // by the goroutine that reloads
 	mqttTLS    *tlsDoor
@@ -170,9 +171,6 @@ const (
 )
 
 func (g *Gateway) draining() bool { return g.state.Load() >= stateDraining }
-
-// Stats gives the counters. It may be called at any time.
-func (g *Gateway) Stats() Stats { return g.count.read() }
 
 // Health says whether the gateway is worth keeping: nil unless Run has ended.
 func (g *Gateway) Health() error {
@@ -334,6 +332,7 @@ func (g *Gateway) prepare() error {
 	}
 	var err error
 	g.loop, err = wire.NewLoop(g.Loop, wire.Settings{Stop: g.stop, BytesMax: g.packetMax()})
+	g.prepared.Store(err == nil)
 	return err
 }
 

@@ -329,7 +329,7 @@ func (g *gatherer) attempt(ctx context.Context, due []sealed) error {
 	if err != nil {
 		return err
 	}
-	g.count.publish.observe(time.Since(start))
+	g.count.publish.Observe(time.Since(start))
 	g.count.batches.Add(uint64(len(batches)))
 	return nil
 }
@@ -373,7 +373,7 @@ func (g *gatherer) acknowledge(due []sealed) {
 		g.count.rowsDurable.Add(uint64(s.rows))
 		g.count.waiting.Add(-int64(s.rows))
 		for _, w := range s.waiters {
-			g.count.acknowledge.observe(now.Sub(w.since))
+			g.count.acknowledge.Observe(now.Sub(w.since))
 			if w.to.durable(w.token) {
 				settle = append(settle, w.to)
 			}

@@ -1,11 +1,14 @@
 package ingest
 
 import (
-	"math/bits"
 	"sync/atomic"
 	"time"
 
+	"hearthline/ingest/commands"
+	"hearthline/ingest/latency"
+	"hearthline/ingest/peers"
 	"hearthline/ingest/reason"
+	"hearthline/ingest/table"
 )
 
 // Stats are a gateway's counters since it began, and its gauges now.
@@ -34,52 +37,18 @@ type Stats struct {
 	Waiting          int64                    // rows gathered and not yet durable, now
 	Panics           uint64                   // connections that ended by a bug
 	ReloadErrors     uint64                   // credentials or certificate files that could not be read again
-	Publish          Histogram                // time of one Publish call that succeeded
+	Publish          latency.Histogram        // time of one Publish call that succeeded
 	Listeners        map[string]ListenerStats // mqtt and http, which WebSockets belong to
 	Routes           map[string]RouteStats    // HTTP requests, by path
-	Acknowledge      Histogram                // time from a message's arrival to its acknowledgement being due
-}
+	Acknowledge      latency.Histogram        // time from a message's arrival to its acknowledgement being due
 
-// Histogram counts durations in buckets that double: bucket i holds those of at most 2^i × 64 µs; the last one all
-// that are longer.
-type Histogram struct {
-	Buckets [histogramBuckets]uint64
-	Count   uint64
-	Sum     time.Duration
-}
-
-const (
-	histogramBuckets = 20 // the last bound is 2^18 × 64 µs = 16.8 s
-	histogramUnit    = 64 * time.Microsecond
-)
-
-// Bound is the upper bound of bucket i. The last bucket has none.
-func (Histogram) Bound(i int) time.Duration { return histogramUnit << i }
-
-type histogram struct {
-	buckets [histogramBuckets]atomic.Uint64
-	sum     atomic.Int64
-}
-
-func (h *histogram) observe(d time.Duration) { h.observeN(d, 1) }
-
-func (h *histogram) observeN(d time.Duration, n uint64) {
-	i := 0
-	if d > histogramUnit {
-		i = min(bits.Len64(uint64((d-1)/histogramUnit)), histogramBuckets-1)
-	}
-	h.buckets[i].Add(n)
-	h.sum.Add(int64(d) * int64(n))
-}
-
-func (h *histogram) read() Histogram {
-	var out Histogram
-	for i := range h.buckets {
-		out.Buckets[i] = h.buckets[i].Load()
-		out.Count += out.Buckets[i]
-	}
-	out.Sum = time.Duration(h.sum.Load())
-	return out
+	Sessions, SessionsAway  int64 // all that this gateway holds; of them, those whose clients are away
+	KeptMessages, KeptBytes int64 // QoS 1 and 2 messages for clients that are away, slow, or have not acknowledged them
+	CertificateExpires      time.Time
+	Peers                   *peers.Stats // nil where there are no tables
+	Tables                  map[string]table.Stats
+	Commands                *commands.Stats // nil likewise
+	AuditDropped            int64           // steps of commands that are missing in their stream
 }
 
 // counters is Stats as it is counted.
@@ -90,7 +59,7 @@ type counters struct {
 	rowsAccepted, rowsDurable, batches, publishErrors, held              atomic.Uint64
 	panics, reloadErrors                                                 atomic.Uint64
 	rowsRefused, refused                                                 [reason.Count]atomic.Uint64
-	publish, acknowledge                                                 histogram
+	publish, acknowledge                                                 latency.Meter
 	mqttDoor, webDoor                                                    listenerCounters
 	routes                                                               [len(routeNames)]routeCounters
 }
@@ -109,7 +78,7 @@ func (c *counters) read() Stats {
 		RowsAccepted: c.rowsAccepted.Load(), RowsDurable: c.rowsDurable.Load(), Batches: c.batches.Load(),
 		PublishErrors: c.publishErrors.Load(), Held: c.held.Load(), Panics: c.panics.Load(), ReloadErrors: c.reloadErrors.Load(),
 		RowsRefused: make(map[string]uint64, reason.Count), Refused: make(map[string]uint64, reason.Count),
-		Publish: c.publish.read(), Acknowledge: c.acknowledge.read(),
+		Publish: c.publish.Read(), Acknowledge: c.acknowledge.Read(),
 	}
 	s.Listeners = map[string]ListenerStats{"mqtt": c.mqttDoor.read(), "http": c.webDoor.read()}
 	s.Routes = make(map[string]RouteStats, len(routeNames))
@@ -119,6 +88,34 @@ func (c *counters) read() Stats {
 	for r := range reason.Count {
 		s.RowsRefused[r.String()] = c.rowsRefused[r].Load()
 		s.Refused[r.String()] = c.refused[r].Load()
+	}
+	return s
+}
+
+// Stats gives the counters. It may be called at any time.
+func (g *Gateway) Stats() Stats {
+	s := g.count.read()
+	if !g.prepared.Load() {
+		return s
+	}
+	all, away := g.registry.Len()
+	s.Sessions, s.SessionsAway = int64(all), int64(away)
+	s.KeptMessages, s.KeptBytes = g.registry.Kept()
+	if c := g.mqttTLS.now.Load(); c != nil && c.Certificates[0].Leaf != nil {
+		s.CertificateExpires = c.Certificates[0].Leaf.NotAfter
+	}
+	n := &g.near
+	if n.mesh == nil {
+		return s
+	}
+	mesh, desk := n.mesh.Stats(), n.desk.Stats()
+	s.Peers, s.Commands = &mesh, &desk
+	s.Tables = make(map[string]table.Stats, len(n.tables))
+	for _, t := range n.tables {
+		s.Tables[t.Name] = t.Stats()
+	}
+	if n.audit != nil {
+		s.AuditDropped = n.audit.Dropped()
 	}
 	return s
 }

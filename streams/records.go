@@ -36,6 +36,7 @@ func (p *Producer) PublishNotes(ctx context.Context, stream string, partition in
 type Followed struct {
 	Notes []Note // in the order of the log; they belong to the receiver
 	Next  int64  // the offset that is read next
+	End   int64  // the offset behind the last note
 	Whole bool   // nothing more stood in the log when this was read
 }
 
@@ -97,7 +98,7 @@ func (c *Client) follow(ctx context.Context, f *fetcher) (out Followed, err erro
 		out.Notes = append(out.Notes, n)
 	}
 	// Compaction may have taken the last offsets away: then nothing comes although the end is further on.
-	out.Next, out.Whole = f.offset, f.offset >= got.end || len(got.items) == 0 && f.offset == before
+	out.Next, out.End, out.Whole = f.offset, got.end, f.offset >= got.end || len(got.items) == 0 && f.offset == before
 	return out, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -36,7 +37,11 @@ type Audit struct {
 	Logger     *slog.Logger
 
 	parts []*auditPart
+	lost  atomic.Int64
 }
+
+// Dropped is how many steps were dropped, because the log did not take them in time.
+func (a *Audit) Dropped() int64 { return a.lost.Load() }
 
 type auditPart struct {
 	number   int32
@@ -83,6 +88,7 @@ func (a *Audit) Write(c *Command) {
 		p.rows = append(p.rows, c)
 	} else {
 		p.dropped++
+		a.lost.Add(1)
 	}
 	p.mu.Unlock()
 	select {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sourcegraph/conc"
 
+	"hearthline/ingest/latency"
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/peers/peerspb"
 	"hearthline/ingest/table"
@@ -94,6 +95,7 @@ type Commands struct {
 	mu       sync.Mutex
 	flight   map[string]*flight // by key: what this gateway has sent, until its end
 	active   map[string]int     // by home/device: commands that have not ended
+	open     [Executed]int64    // by state, likewise
 	timers   timers
 	timer    chan struct{}
 	followed map[string][]func(*Command) // by key: who asked to be told
@@ -111,25 +113,34 @@ type flight struct {
 	known   chan struct{} // closed when it has
 }
 
-type counters struct{ accepted, repeated, sent, delivered, executed, failed, expired, away atomic.Int64 }
+type counters struct {
+	accepted, repeated, sent, delivered, executed, failed, expired, away, rerouted atomic.Int64
+	untilDelivered, untilExecuted                                                  latency.Meter
+}
 
 // Stats are the counters. Steps count at the gateway that saw them.
 type Stats struct {
 	Accepted, Repeated, Sent, Delivered, Executed, Failed, Expired int64
-	Away                                                           int64 // sent to nobody at first: no gateway had the hub
-	Active                                                         int64 // that have not ended, of all gateways
+	Away                                                           int64             // sent to nobody at first: no gateway had the hub
+	Rerouted                                                       int64             // looked for a second time: the gateway that had the hub no longer did
+	Active                                                         int64             // that have not ended, of all gateways
+	Open                                                           [Executed]int64   // of them, by the state they are in
+	UntilDelivered, UntilExecuted                                  latency.Histogram // since they were accepted, by the clocks of the gateways that saw both
+	Streams                                                        int64             // event streams that are open
 }
 
 // Stats gives the counters.
 func (c *Commands) Stats() Stats {
 	n := &c.count
 	s := Stats{Accepted: n.accepted.Load(), Repeated: n.repeated.Load(), Sent: n.sent.Load(), Delivered: n.delivered.Load(),
-		Executed: n.executed.Load(), Failed: n.failed.Load(), Expired: n.expired.Load(), Away: n.away.Load()}
+		Executed: n.executed.Load(), Failed: n.failed.Load(), Expired: n.expired.Load(), Away: n.away.Load(), Rerouted: n.rerouted.Load(),
+		UntilDelivered: n.untilDelivered.Read(), UntilExecuted: n.untilExecuted.Read(), Streams: c.streams.Load()}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, active := range c.active {
 		s.Active += int64(active)
 	}
+	s.Open = c.open
 	return s
 }
 
@@ -288,6 +299,7 @@ const retryWait = 300 * time.Millisecond
 func (c *Commands) route(cmd *Command, raw []byte) {
 	for attempt := range 2 {
 		if attempt > 0 {
+			c.count.rerouted.Add(1)
 			if c.hand(cmd) {
 				return
 			}
@@ -539,6 +551,12 @@ func (c *Commands) changed(old, rec table.Record) {
 			delete(c.active, device)
 		}
 	}
+	if before != 0 && !before.Final() {
+		c.open[before]--
+	}
+	if !cmd.State.Final() {
+		c.open[cmd.State]++
+	}
 	tell := c.followed[rec.Key]
 	if cmd.State.Final() {
 		delete(c.flight, rec.Key)
@@ -556,7 +574,7 @@ func (c *Commands) changed(old, rec table.Record) {
 		c.settle(rec.Key)
 	}
 	if cmd.Gateway == c.Gateway {
-		c.tally(cmd.State)
+		c.tally(cmd)
 		if c.Audit != nil {
 			c.Audit(cmd)
 		}
@@ -566,14 +584,16 @@ func (c *Commands) changed(old, rec table.Record) {
 	}
 }
 
-func (c *Commands) tally(s State) {
-	switch s {
+func (c *Commands) tally(cmd *Command) {
+	switch cmd.State {
 	case Sent:
 		c.count.sent.Add(1)
 	case Delivered:
 		c.count.delivered.Add(1)
+		c.count.untilDelivered.Observe(cmd.Changed.Sub(cmd.Created))
 	case Executed:
 		c.count.executed.Add(1)
+		c.count.untilExecuted.Observe(cmd.Changed.Sub(cmd.Created))
 	case Failed:
 		c.count.failed.Add(1)
 	case Expired:

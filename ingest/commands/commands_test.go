@@ -217,6 +217,9 @@ func TestACommandCrossesGateways(t *testing.T) {
 	c.reaches("one", Sent)
 	b.ack("one")
 	c.reaches("one", Delivered)
+	if open := c.Stats().Open; open != [Executed]int64{Delivered: 1} {
+		t.Errorf("open, by state: %v; want one that is delivered", open)
+	}
 	b.report("one", "executed")
 	for _, n := range []*node{a, b, c} {
 		n.reaches("one", Executed)
@@ -243,7 +246,13 @@ func TestACommandCrossesGateways(t *testing.T) {
 	if want := []string{"one accepted", "one sent", "one delivered", "one executed"}; !slices.Equal(steps, want) {
 		t.Errorf("the audit has %v", steps)
 	}
-	eventually(t, "none is counted as under way", func() bool { s := a.Stats(); return s.Active == 0 && s.Accepted == 1 })
+	eventually(t, "none is counted as under way", func() bool {
+		s := a.Stats()
+		return s.Active == 0 && s.Open == [Executed]int64{} && s.Accepted == 1
+	})
+	if s := b.Stats(); s.UntilDelivered.Count != 1 || s.UntilExecuted.Count != 1 || s.UntilExecuted.Sum < s.UntilDelivered.Sum {
+		t.Errorf("the time it took is counted as %+v", s)
+	}
 }
 
 func TestAnIDIsOneCommand(t *testing.T) {

@@ -152,11 +152,14 @@ func (p *Peers) Command(ctx context.Context, start string, command []byte) (peer
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.CallTimeout)
 	defer cancel()
+	since := time.Now()
 	reply, err := l.client.Command(ctx, &peerspb.CommandRequest{To: start, Command: command})
 	if err != nil {
+		p.count.failed.Add(1)
 		return peerspb.CommandReply_UNKNOWN, fmt.Errorf("command to gateway %s: %w: %w", start, ErrUnreachable, err)
 	}
 	p.count.commands.Add(1)
+	p.count.call.Observe(time.Since(since))
 	return reply.GetOutcome(), nil
 }
 

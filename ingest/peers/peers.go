@@ -21,7 +21,9 @@ import (
 	"time"
 
 	"github.com/sourcegraph/conc/pool"
+	"google.golang.org/grpc/connectivity"
 
+	"hearthline/ingest/latency"
 	"hearthline/ingest/peers/peerspb"
 	"hearthline/ingest/table"
 )
@@ -159,12 +161,23 @@ type other struct {
 	link           *link // nil until it is dialled
 }
 
-type counters struct{ sent, lost, received, commands, evicted, retired atomic.Int64 }
+type counters struct {
+	sent, lost, received, commands, failed, evicted, retired atomic.Int64
+	call                                                     latency.Meter
+}
 
 // Stats are the counters of the mesh.
 type Stats struct {
-	Others                                           int // that live
-	Sent, Lost, Received, Commands, Evicted, Retired int64
+	Others    int // that live
+	Connected int // of them, those that are reached now
+	Queued    int // messages that wait for them
+
+	Sent, Lost, Received int64             // messages
+	Commands, Failed     int64             // handed to others: calls that were answered, and calls that were not
+	Call                 latency.Histogram // time of those that were
+	Evicted, Retired     int64             // sessions that others took; gateways whose leavings were taken away
+
+	Expires time.Time // When the certificate of this gateway ends; zero for one that is alone
 }
 
 // beacon is what a gateway says of itself in the table of gateways.
@@ -239,8 +252,27 @@ func (p *Peers) advertise(at net.Addr) {
 
 // Stats gives the counters.
 func (p *Peers) Stats() Stats {
-	return Stats{Others: len(p.Live()), Sent: p.count.sent.Load(), Lost: p.count.lost.Load(), Received: p.count.received.Load(),
-		Commands: p.count.commands.Load(), Evicted: p.count.evicted.Load(), Retired: p.count.retired.Load()}
+	c := &p.count
+	s := Stats{Sent: c.sent.Load(), Lost: c.lost.Load(), Received: c.received.Load(), Commands: c.commands.Load(), Failed: c.failed.Load(),
+		Call: c.call.Read(), Evicted: c.evicted.Load(), Retired: c.retired.Load()}
+	if p.security != nil {
+		s.Expires = p.security.expires()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, o := range p.others {
+		if o.gone {
+			continue
+		}
+		s.Others++
+		if l := o.link; l != nil {
+			s.Queued += len(l.queue)
+			if l.conn.GetState() == connectivity.Ready {
+				s.Connected++
+			}
+		}
+	}
+	return s
 }
 
 // Live gives the starts of the other gateways that live, as far as is known here.

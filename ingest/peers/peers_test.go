@@ -175,7 +175,7 @@ func TestMessagesGoWhereSubscribersAre(t *testing.T) {
 	}
 	n[1].Subscribed("h1", nil)
 	eventually(t, "nobody listens any more", func() bool { return n[0].Listeners("h1", "homes/h1/x") == nil })
-	if s := n[0].Stats(); s.Sent != 500 || s.Lost != 0 || s.Others != 2 {
+	if s := n[0].Stats(); s.Sent != 500 || s.Lost != 0 || s.Others != 2 || s.Connected != 2 || s.Queued != 0 || time.Until(s.Expires) < time.Hour {
 		t.Errorf("%+v", s)
 	}
 }
@@ -199,6 +199,9 @@ func TestCommandsAreForOneStart(t *testing.T) {
 	reply, err := l.client.Command(ctx, &peerspb.CommandRequest{To: "gw-1~before", Command: []byte("on")})
 	if err != nil || reply.GetOutcome() != peerspb.CommandReply_NOT_HERE {
 		t.Errorf("a command for the start before: %v, %v", reply, err)
+	}
+	if s := n[0].Stats(); s.Commands != 1 || s.Call.Count != 1 || s.Call.Sum <= 0 || s.Failed != 0 {
+		t.Errorf("of one call: %+v", s)
 	}
 	n[1].kill()
 	if got, err := n[0].Command(ctx, n[1].Start, []byte("on")); err == nil && got == peerspb.CommandReply_TAKEN {

@@ -90,6 +90,15 @@ func (c *security) read() error {
 	return nil
 }
 
+// expires says when the certificate in force ends.
+func (c *security) expires() time.Time {
+	cert, _, err := c.files()
+	if err != nil || cert.Leaf == nil {
+		return time.Time{}
+	}
+	return cert.Leaf.NotAfter
+}
+
 // config is that of one handshake. Who dials and who listens show the same kind of certificate, and both look at it.
 func (c *security) config() (*tls.Config, error) {
 	cert, roots, err := c.files()

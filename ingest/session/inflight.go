@@ -42,9 +42,22 @@ func (d *Delivery) size() int {
 	return d.Message.Size() + 5*len(d.IDs)
 }
 
+// hold counts a message that is kept, or one that is not kept any more: then bytes is below zero.
 func (o *outbox) hold(r *Registry, bytes int) {
 	o.bytes += bytes
 	r.bytes.Add(int64(bytes))
+	if bytes < 0 {
+		r.messages.Add(-1)
+	} else {
+		r.messages.Add(1)
+	}
+}
+
+// release counts all its messages off.
+func (o *outbox) release(r *Registry) {
+	r.bytes.Add(-int64(o.bytes))
+	r.messages.Add(-int64(len(o.flight) + len(o.queue)))
+	o.bytes = 0
 }
 
 // fits says whether a message may wait, behind what is there already.

@@ -29,9 +29,10 @@ type Registry struct {
 	Ended         func(*Session)        // is told of each session that has ended, not under a lock; nil: nobody asks
 	Logger        *slog.Logger
 
-	bytes  atomic.Int64
-	seed   maphash.Seed
-	saving [64]sync.Mutex // held while a session is saved, loaded or deleted, so that its last word stands
+	bytes    atomic.Int64
+	messages atomic.Int64
+	seed     maphash.Seed
+	saving   [64]sync.Mutex // held while a session is saved, loaded or deleted, so that its last word stands
 
 	mu       sync.Mutex // taken after a session's, never before
 	sessions map[Key]*Session
@@ -225,7 +226,7 @@ func (r *Registry) finish(s *Session) {
 	subs, will, out := s.subs, s.will, s.out
 	s.subs, s.will, s.out, s.in = nil, nil, nil, nil
 	if out != nil {
-		out.hold(r, -out.bytes)
+		out.release(r)
 	}
 	s.mu.Unlock()
 	ended := r.ending(s)
@@ -321,7 +322,7 @@ func (r *Registry) Surrender(key Key) *State {
 	st := s.state()
 	s.gone, s.at = true, nil
 	if s.out != nil {
-		s.out.hold(r, -s.out.bytes)
+		s.out.release(r)
 	}
 	r.unpark(s)
 	s.mu.Unlock()
@@ -382,6 +383,9 @@ func (r *Registry) SaveAll(ctx context.Context) error {
 
 // savesMax is how many sessions are stored at once.
 const savesMax = 64
+
+// Kept is the number of QoS 1 and 2 messages that are kept for clients, those in flight among them, and their bytes.
+func (r *Registry) Kept() (messages, bytes int64) { return r.messages.Load(), r.bytes.Load() }
 
 // Len is the number of sessions, and how many of their clients are away.
 func (r *Registry) Len() (all, away int) {

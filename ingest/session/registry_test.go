@@ -270,7 +270,7 @@ func TestSurrender(t *testing.T) {
 	if st == nil || len(st.Flight) != 1 || len(st.Subscriptions) != 1 || st.Will == nil || st.Away.IsZero() || st.Expiry != 100 {
 		t.Errorf("%+v", st)
 	}
-	if all, away := b.Len(); all != 0 || away != 0 || b.Audience.Len() != 0 || b.bytes.Load() != 0 || len(b.left()) != 0 {
+	if all, away := b.Len(); all != 0 || away != 0 || b.Audience.Len() != 0 || b.bytes.Load() != 0 || b.messages.Load() != 0 || len(b.left()) != 0 {
 		t.Error("something stays behind", all, away, b.Audience.Len(), b.bytes.Load(), b.left())
 	}
 	d := b.connect("d")

@@ -139,6 +139,9 @@ func (t *Table) append(ctx context.Context, p *part, batch []*put) {
 	}
 	first, err := t.Log.Append(ctx, p.number, records)
 	t.count.appends.Add(1)
+	if err != nil {
+		t.count.failed.Add(1)
+	}
 	for i, w := range batch {
 		w.record.Offset = first + int64(i)
 		if w.done != nil {

@@ -46,6 +46,7 @@ type Rule func(old, new Record) bool
 type Read struct {
 	Records []Record
 	Next    int64 // the offset that is read next
+	End     int64 // the offset behind the last record in the log
 	Whole   bool  // nothing more stood in the log
 }
 
@@ -85,12 +86,15 @@ type Table struct {
 	count    counters
 }
 
-type counters struct{ puts, appends, changes, refused, repairs, lost atomic.Int64 }
+type counters struct{ puts, appends, failed, changes, refused, repairs, lost atomic.Int64 }
 
 // Stats are a table's counters.
 type Stats struct {
 	Keys, Bytes                                    int64
 	Puts, Appends, Changes, Refused, Repairs, Lost int64
+	Failed                                         int64         // appends that the log did not take
+	Lag                                            int64         // records that stand in the log and are not read yet, as far as it is known
+	Silence                                        time.Duration // since the log last answered, of the partition for which that is longest
 }
 
 // part is one partition.
@@ -102,6 +106,8 @@ type part struct {
 	groups  map[string]map[string]entry // by the part of the key before its first slash
 	keys    int64
 	next    int64
+	end     int64         // of the log, when it last answered
+	heard   time.Time     // and when that was
 	arrived chan struct{} // closed when next moves; nil unless somebody waits
 	whole   bool
 	doubts  map[string]time.Time // keys that end in a refused record: when to write what stands again
@@ -151,7 +157,7 @@ func (t *Table) Prepare() error {
 	for i := range t.Partitions {
 		t.parts = append(t.parts, &part{
 			number: int32(i), queue: make(chan *put, t.QueueMax), // #nosec G115 -- likewise
-			groups: map[string]map[string]entry{}, doubts: map[string]time.Time{},
+			groups: map[string]map[string]entry{}, doubts: map[string]time.Time{}, heard: time.Now(),
 		})
 	}
 	return nil
@@ -180,10 +186,13 @@ func (t *Table) Run(ctx context.Context) error {
 // Stats gives the counters. It may be called at any time after Prepare.
 func (t *Table) Stats() Stats {
 	s := Stats{Bytes: t.bytes.Load(), Puts: t.count.puts.Load(), Appends: t.count.appends.Load(), Changes: t.count.changes.Load(),
-		Refused: t.count.refused.Load(), Repairs: t.count.repairs.Load(), Lost: t.count.lost.Load()}
+		Refused: t.count.refused.Load(), Repairs: t.count.repairs.Load(), Lost: t.count.lost.Load(), Failed: t.count.failed.Load()}
+	now := time.Now()
 	for _, p := range t.parts {
 		p.mu.RLock()
 		s.Keys += p.keys
+		s.Lag += max(p.end-p.next, 0)
+		s.Silence = max(s.Silence, now.Sub(p.heard))
 		p.mu.RUnlock()
 	}
 	return s
@@ -252,7 +261,7 @@ func (t *Table) take(p *part, r Read) {
 		close(p.arrived)
 		p.arrived = nil
 	}
-	p.next = r.Next
+	p.next, p.end, p.heard = r.Next, r.End, time.Now()
 	first := r.Whole && !p.whole
 	p.whole = p.whole || r.Whole
 	p.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/sourcegraph/conc"
 
 	"hearthline/ingest/table"
 	"hearthline/ingest/table/tabletest"
@@ -94,6 +95,44 @@ func TestTablesAgree(t *testing.T) {
 	}
 	if s := a.Stats(); s.Bytes != 0 || s.Keys != 0 {
 		t.Errorf("an empty table holds %d keys, %d bytes", s.Keys, s.Bytes)
+	}
+}
+
+// behind is a log of which a part is read, and that takes nothing.
+type behind struct{ next, end int64 }
+
+func (b behind) Append(context.Context, int32, []table.Record) (int64, error) {
+	return 0, tabletest.ErrDown
+}
+
+func (b behind) Follow(ctx context.Context, _ int32, take func(table.Read) error) error {
+	if err := take(table.Read{Next: b.next, End: b.end}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A table says how far behind its log it is, since when it has not heard of it, and what that did not take.
+func TestHowFarBehind(t *testing.T) {
+	tab := table.New()
+	tab.Name, tab.Log, tab.Partitions = "t", behind{next: 3, end: 10}, 2
+	if err := tab.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var work conc.WaitGroup
+	defer work.Wait()
+	defer cancel()
+	work.Go(func() { _ = tab.Run(ctx) })
+	if _, err := tab.Put(ctx, "h/x", []byte("1")); err == nil {
+		t.Error("a log that is down took a record")
+	}
+	eventually(t, "the lag of both partitions", func() bool { return tab.Stats().Lag == 14 })
+	first := tab.Stats()
+	eventually(t, "silence grows", func() bool { return tab.Stats().Silence > first.Silence+20*time.Millisecond })
+	if s := tab.Stats(); s.Failed != 1 || s.Appends != 1 {
+		t.Errorf("of one append that failed: %+v", s)
 	}
 }
 

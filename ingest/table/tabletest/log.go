@@ -77,7 +77,7 @@ func (l *Log) Follow(ctx context.Context, partition int32, take func(table.Read)
 	for {
 		l.mu.Lock()
 		changed := l.changed
-		r := table.Read{Next: l.next[partition], Whole: true}
+		r := table.Read{Next: l.next[partition], End: l.next[partition], Whole: true}
 		for _, rec := range l.parts[partition] {
 			if rec.Offset >= next {
 				r.Records = append(r.Records, rec)
