@@ -7,6 +7,7 @@ SHELL := bash
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOSEC := github.com/securego/gosec/v2/cmd/gosec@v2.30.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+GOTESTSUM := gotest.tools/gotestsum@v1.13.0
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X hearthline/cli.version=$(VERSION)
@@ -31,8 +32,12 @@ kafka: ## Apache Kafka itself on this machine, for development (ARGS="-brokers 3
 	@go run ./streams/apache/kafka $(ARGS)
 
 .PHONY: test
-test: tools ## every test, race detector on
+test: tools ## every test, race detector on (RERUN=1: three at most that fail run once more, and are named)
+ifdef RERUN
+	go run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=3 --packages=./... -- -race -timeout 25m
+else
 	go test -race -timeout 25m ./...
+endif
 	go test -count=1 -run 'TestSimulation|TestASeed' ./pipeline/run # thousands of schedules, for which the race detector is too slow
 
 .PHONY: chaos
