@@ -12,6 +12,7 @@ import (
 	"hearthline/ingest/identity"
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/reason"
+	"hearthline/ingest/shadow"
 	"hearthline/ingest/wire"
 )
 
@@ -154,17 +155,17 @@ func (c *connection) later(p *mqtt.PublishPacket) func(error) {
 	}
 }
 
-// codeOf is how MQTT 5 says what became of a command.
+// codeOf is how MQTT 5 says what became of a command, or of a change of a shadow.
 func codeOf(err error) (code byte, why string) {
 	switch {
 	case err == nil:
 		return mqtt.CodeSuccess, ""
-	case errors.Is(err, commands.ErrInvalid), errors.Is(err, commands.ErrConflict):
+	case errors.Is(err, commands.ErrInvalid), errors.Is(err, commands.ErrConflict), errors.Is(err, shadow.ErrInvalid):
 		return mqtt.CodePayloadFormat, err.Error()
-	case errors.Is(err, commands.ErrTooMany):
+	case errors.Is(err, commands.ErrTooMany), errors.Is(err, shadow.ErrTooMany):
 		return mqtt.CodeQuota, err.Error()
 	}
-	return mqtt.CodeUnspecified, "the log does not take it now; send it again, with its id"
+	return mqtt.CodeUnspecified, "the log does not take it now; send it again, a command with its id"
 }
 
 // answer says what a message is answered with.
@@ -174,12 +175,17 @@ func (a *ackQueue) answer(token uint64, code byte, why string) {
 	}
 }
 
-// ready tells the desk that a hub here hears commands: those that wait for it are sent.
+// ready tells that a hub here hears commands or deltas: those that wait for it are sent.
 func (c *connection) ready(filter string) {
 	n := &c.g.near
 	home := identity.HomeOf(filter)
-	if n.desk == nil || !mayCommand(filter) || c.id.MayTelemetry(home, "") != nil {
+	if n.desk == nil || c.id.MayTelemetry(home, "") != nil {
 		return
 	}
-	c.g.tasks.Go(func() { n.desk.Connected(home, filter) })
+	if mayCommand(filter) {
+		c.g.tasks.Go(func() { n.desk.Connected(home, filter) })
+	}
+	if mayDelta(filter) {
+		c.g.tasks.Go(func() { n.shadow.Connected(home, filter) })
+	}
 }

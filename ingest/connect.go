@@ -78,6 +78,9 @@ func takeWill(p *mqtt.ConnectPacket, id *identity.Identity) (will *session.Will,
 	if _, _, ok := commandTopic(topic); ok {
 		return nil, mqtt.CodeTopicName, "the will's topic is one of commands: a will is none, and reports none"
 	}
+	if _, _, ok := shadowTopic(topic); ok {
+		return nil, mqtt.CodeTopicName, "the will's topic is one of shadows: a will changes none"
+	}
 	m := mqtt.Message{Topic: topic, Qos: w.Qos, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...), Props: w.Props.Forwarded(nil)}
 	return &session.Will{Message: m, Expiry: w.Props.MessageExpiry, Delay: w.Props.WillDelay}, mqtt.CodeSuccess, ""
 }

@@ -49,7 +49,8 @@
 //	                these that match. $share/{group}/{filter} within a home: in turn to members that are connected
 //	retained        the last of each topic, telemetry too, in bounds for each home ([session.Retained])
 //	wills           of any QoS, retained or not, after min(will delay, session expiry); none when the client is back before,
-//	                or the gateway goes down; a will is no reading and no command
+//	                or the gateway goes down; a will is no reading, no command and no
+//	                change of a shadow
 //	message expiry  counted down, for waiting and retained messages too
 //	topic aliases   16 in; out for a connection's first 16 topics, as far as the client allows
 //	flow control    receive maximum and maximum packet size, both ways; server keep alive; messages larger than a client takes
@@ -95,6 +96,16 @@
 // and /v1/devices/{device}/commands on the HTTP door; docs/devices.md has the payloads. A PUBACK means that the table of commands
 // has it. Gateways that share tables ([Gateway.Logs]) pass on to each other what their clients have subscribed to, hold the same
 // retained messages, and leave a session to the gateway that claimed it last. One without them takes no commands.
+//
+// # Shadows
+//
+//	homes/{home}/devices/{device}/shadow           the whole document, JSON: apps are sent what stands, as retained, and each change
+//	homes/{home}/devices/{device}/shadow/reported  hubs: a merge patch (RFC 7396) of what the device is
+//	homes/{home}/devices/{device}/shadow/desired   apps: a merge patch of what it shall be
+//	homes/{home}/devices/{device}/shadow/delta     hubs are sent what differs
+//
+// and /v1/devices/{device}/shadow, /v1/homes/{home}/shadows on the HTTP door. A PUBACK means that the table of shadows has it. The first
+// and the last are published by gateways alone. Telemetry changes no shadow (decision 29).
 //
 // # HTTP
 //

@@ -25,6 +25,7 @@ import (
 	"hearthline/ingest/payload"
 	"hearthline/ingest/peers"
 	"hearthline/ingest/session"
+	"hearthline/ingest/shadow"
 	"hearthline/ingest/table"
 	"hearthline/ingest/wire"
 )
@@ -91,6 +92,7 @@ type Gateway struct {
 
 	Peers         peers.Settings    `yaml:"peers"`           // the other gateways
 	Commands      commands.Settings `yaml:"commands"`        // what apps ask of devices
+	Shadow        shadow.Settings   `yaml:"shadow"`          // what is wanted of devices, and what they were last said to be
 	TableBytesMax int               `yaml:"table_bytes_max"` // of each table that gateways share, in memory
 
 	Logs            func(table string) table.Log `yaml:"-"` // where what gateways share is kept, each of [Tables]; nil: this one is alone, and takes no commands
@@ -154,7 +156,7 @@ func New() *Gateway {
 		PacketTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second, KeepAliveMax: 20 * time.Minute, Loop: wire.Best, ReceiveMaximum: 256,
 		SessionExpiryMax: 24 * time.Hour, SessionsMax: 100_000, UserSessionsMax: 100, SessionQueueMax: 1024, SessionQueueBytesMax: 1 << 20, QueuedBytesMax: 256 << 20,
 		SubscriptionsMax: 32, RetainedMax: 1024, RetainedBytesMax: 1 << 20, RetainedAllBytesMax: 256 << 20,
-		Peers: peers.Defaults(), Commands: commands.Defaults(), TableBytesMax: 512 << 20,
+		Peers: peers.Defaults(), Commands: commands.Defaults(), Shadow: shadow.Defaults(), TableBytesMax: 512 << 20,
 		DrainTimeout: 20 * time.Second,
 		Admission:    Admission{AcceptsPerSecond: float64(2000 * runtime.GOMAXPROCS(0)), AcceptWait: 20 * time.Second, EvictPerSecond: 500},
 		Now:          time.Now,
@@ -376,6 +378,9 @@ func (g *Gateway) check() error {
 	// What stands in sections of its own is checked with the file, too; peers by Prepare.
 	if err := g.Commands.Validate(); err != nil {
 		return fmt.Errorf("commands: %w", err)
+	}
+	if err := g.Shadow.Validate(); err != nil {
+		return fmt.Errorf("shadow: %w", err)
 	}
 	return g.Validate()
 }

@@ -35,9 +35,9 @@ func (g *Gateway) handler() http.Handler {
 	route(http.MethodPost, "/v1/telemetry", answered(g.telemetryRequest))
 	route(http.MethodPost, "/v1/hooks/{name}", answered(g.hookRequest))
 	routes.HandleFunc("GET "+mqttPath, g.serveWebSocket)
-	g.commandRoutes(routes)
+	g.sharedRoutes(routes)
 	routes.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		problemOf(http.StatusNotFound, "not-found", "there are POST /v1/telemetry, POST /v1/hooks/{name} and MQTT over WebSocket at /mqtt here, and nothing else").write(w)
+		problemOf(http.StatusNotFound, "not-found", "there are POST /v1/telemetry, POST /v1/hooks/{name}, commands and shadow of /v1/devices/{device}, commands, shadows and live of /v1/homes/{home}, and MQTT over WebSocket at /mqtt here, and nothing else").write(w)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.count.requests.Add(1)

@@ -17,11 +17,12 @@ import (
 	"hearthline/ingest/peers"
 	"hearthline/ingest/peers/peerspb"
 	"hearthline/ingest/session"
+	"hearthline/ingest/shadow"
 	"hearthline/ingest/table"
 )
 
 // Tables are what gateways share (decision 24), each under its name as a stream of the log.
-var Tables = []string{tableGateways, tableSessions, tableAudiences, tableCommands, tableRetained, tableQueues, tableAnswers}
+var Tables = []string{tableGateways, tableSessions, tableAudiences, tableCommands, tableRetained, tableQueues, tableAnswers, tableShadows}
 
 const (
 	tableGateways  = "gateways"
@@ -31,12 +32,14 @@ const (
 	tableRetained  = "retained"
 	tableQueues    = "queues"  // sessions whose clients are away, with the messages that wait for them
 	tableAnswers   = "answers" // to requests that carry a key
+	tableShadows   = "shadows" // what is wanted of devices, and what they were last said to be
 )
 
 // neighbours are the other gateways, and what is shared with them. A gateway without logs for its tables has none.
 type neighbours struct {
 	mesh   *peers.Peers
 	desk   *commands.Commands
+	shadow *shadow.Shadows
 	audit  *commands.Audit
 	tables []*table.Table
 	asking chan struct{} // commands of MQTT clients that are being accepted or reported
@@ -72,12 +75,13 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	n.desk = &commands.Commands{Settings: g.Commands, Table: made[tableCommands], Hubs: local{g}, Others: n.mesh, Gateway: start,
 		Now: g.Now, Logger: g.Logger, Draining: g.stop}
 	n.mesh.Commands = n.desk
+	n.shadow = &shadow.Shadows{Settings: g.Shadow, Table: made[tableShadows], Clients: shadowed{g}, Gateway: start, Now: g.Now, Logger: g.Logger}
 	if g.CommandsTo != "" {
 		n.audit = &commands.Audit{To: g.CommandsTo, Partitions: g.Partitions, Producer: g.producer, RunID: g.RunID, Publisher: g.Publisher, Now: g.Now, Logger: g.Logger}
 		if err := n.audit.Prepare(); err != nil {
 			return err
 		}
-		n.desk.Audit = n.audit.Write
+		n.desk.Audit, n.shadow.Audit = n.audit.Write, n.wished
 	}
 	if g.Retained == nil {
 		g.Retained = g.shareRetained(made[tableRetained])
@@ -87,7 +91,7 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	}
 	made[tableAnswers].Rule = answerRule
 	g.repeats.shared = &answers{table: made[tableAnswers], start: start, live: n.mesh.Live, keep: g.IdempotencyTime, now: g.Now}
-	err := errors.Join(n.mesh.Prepare(), n.desk.Prepare())
+	err := errors.Join(n.mesh.Prepare(), n.desk.Prepare(), n.shadow.Prepare())
 	for _, t := range n.tables {
 		err = errors.Join(err, t.Prepare())
 	}
@@ -137,6 +141,7 @@ func (g *Gateway) startNeighbours(ctx context.Context) error {
 	run(&n.working, work, g.repeats.shared.sweep)
 	run(&n.working, work, n.mesh.Run)
 	run(&n.working, work, n.desk.Run)
+	run(&n.working, work, n.shadow.Run)
 	if n.audit != nil {
 		run(&n.auditing, audit, func(ctx context.Context) error { return n.audit.Run(ctx, g.PublishTime) })
 	}
@@ -204,12 +209,12 @@ func (g *Gateway) forward(home string, m *mqtt.Message) {
 // heardElsewhere says whether some other gateway has subscribers at all.
 func (g *Gateway) heardElsewhere() bool { return g.near.mesh != nil && g.near.mesh.Audiences() > 0 }
 
-// commandRoutes adds the API of commands to the HTTP door.
-func (g *Gateway) commandRoutes(mux *http.ServeMux) {
-	if g.near.desk == nil {
+// sharedRoutes adds the API of what gateways share to the HTTP door.
+func (g *Gateway) sharedRoutes(mux *http.ServeMux) {
+	if g.near.mesh == nil {
 		return
 	}
-	g.near.desk.Routes(mux, func(w http.ResponseWriter, r *http.Request) *identity.Identity {
+	who := func(w http.ResponseWriter, r *http.Request) *identity.Identity {
 		id, p := g.authenticate(w, r)
 		if p != nil {
 			p.write(w)
@@ -220,5 +225,7 @@ func (g *Gateway) commandRoutes(mux *http.ServeMux) {
 		context.AfterFunc(r.Context(), done) // it ends when the handler returns
 		*r = *r.WithContext(ctx)
 		return id
-	})
+	}
+	g.near.desk.Routes(mux, who)
+	g.near.shadow.Routes(mux, who)
 }

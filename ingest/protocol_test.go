@@ -102,6 +102,8 @@ func TestConnectIsAnswered(t *testing.T) {
 		{"will as telemetry", will(lampTopic, 1, false), 0x90, 3},
 		{"will as a command", will("homes/h1/devices/lamp/commands", 1, false), 0x90, 3},
 		{"will as a report", will("homes/h1/devices/lamp/commands/1/status", 1, true), 0x90, 3},
+		{"will as a shadow's report", will("homes/h1/devices/lamp/shadow/reported", 1, false), 0x90, 3},
+		{"will as a delta", will("homes/h1/devices/lamp/shadow/delta", 1, false), 0x90, 3},
 		{"will with a wildcard", will("homes/h1/#", 1, false), 0x90, 3},
 	} {
 		for version, want := range map[byte]byte{5: c.v5, 4: c.v311} {

@@ -79,6 +79,8 @@ func (c *connection) take(now time.Time, home, topic string, p *mqtt.PublishPack
 		}
 	} else if ok, h, err := c.command(home, topic, p); ok {
 		return h, err == nil && h.Empty(), err
+	} else if ok, h, err := c.shadow(home, topic, p); ok {
+		return h, err == nil && h.Empty(), err
 	}
 	spend(c.id.Messages, now, 1)
 	spend(c.id.Bytes, now, len(p.Payload))

@@ -35,6 +35,7 @@ func (c *connection) subscribe(body []byte) error {
 	for _, sub := range replay {
 		home, _ := session.HomeOf(sub.Filter)
 		c.g.delivered(c.g.audience.Replay(home, c.session, sub, c.g.Retained))
+		c.replayShadows(home, sub)
 	}
 	return nil
 }

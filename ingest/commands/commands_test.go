@@ -20,6 +20,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"hearthline/flow"
+	"hearthline/ingest/api"
 	"hearthline/ingest/identity"
 	"hearthline/ingest/peers/peerspb"
 	"hearthline/ingest/table"
@@ -521,7 +522,7 @@ func TestHTTP(t *testing.T) {
 }
 
 // doorOf authenticates by a credentials file.
-func doorOf(t *testing.T, file string) Authenticate {
+func doorOf(t *testing.T, file string) api.Authenticate {
 	t.Helper()
 	door := identity.NewDoor(identity.Settings{Credentials: file, Failure: func() {}, Limits: func(identity.Limits) (*rate.Limiter, *rate.Limiter) {
 		return rate.NewLimiter(rate.Inf, 1), rate.NewLimiter(rate.Inf, 1)

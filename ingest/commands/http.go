@@ -12,8 +12,8 @@ import (
 	"strconv"
 	"time"
 
+	"hearthline/ingest/api"
 	"hearthline/ingest/identity"
-	"hearthline/ingest/reason"
 	"hearthline/ingest/table"
 )
 
@@ -21,120 +21,60 @@ import (
 const (
 	listMax     = 1000 // commands of one answer; the newest
 	acceptWait  = 10 * time.Second
-	aliveEvery  = 15 * time.Second // a stream that has nothing to say says so, and looks whether its reader may still read
-	writeWait   = 10 * time.Second
 	requestMore = 4 << 10 // bytes of a request beside its arguments
 )
 
-// Authenticate says whom a request speaks for. When it does not know, it has answered.
-type Authenticate func(http.ResponseWriter, *http.Request) *identity.Identity
-
 // Routes adds the API to a door.
-func (c *Commands) Routes(mux *http.ServeMux, who Authenticate) {
-	route := func(pattern string, serve func(http.ResponseWriter, *http.Request, *identity.Identity) error) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			id := who(w, r)
-			if id == nil {
-				return
-			}
-			if err := serve(w, r, id); err != nil {
-				refuse(w, err)
-			}
-		})
+func (c *Commands) Routes(mux *http.ServeMux, who api.Authenticate) {
+	for pattern, serve := range map[string]api.Handler{
+		"POST /v1/devices/{device}/commands":            c.post,
+		"GET /v1/devices/{device}/commands":             c.list,
+		"GET /v1/devices/{device}/commands/{id}":        c.get,
+		"GET /v1/devices/{device}/commands/{id}/events": c.events,
+		"GET /v1/devices/{device}/commands/events":      c.events,
+		"GET /v1/homes/{home}/commands":                 c.list,
+		"GET /v1/homes/{home}/commands/events":          c.events,
+	} {
+		api.Route(mux, pattern, who, serve, problemOf)
 	}
-	route("POST /v1/devices/{device}/commands", c.post)
-	route("GET /v1/devices/{device}/commands", c.list)
-	route("GET /v1/devices/{device}/commands/{id}", c.get)
-	route("GET /v1/devices/{device}/commands/{id}/events", c.events)
-	route("GET /v1/devices/{device}/commands/events", c.events)
-	route("GET /v1/homes/{home}/commands", c.list)
-	route("GET /v1/homes/{home}/commands/events", c.events)
 }
 
-// problem is an answer that is no success (RFC 9457).
-type problem struct {
-	Type   string `json:"type"`
-	Title  string `json:"title"`
-	Status int    `json:"status"`
-	Detail string `json:"detail,omitempty"`
-	retry  bool
-}
-
-func (p *problem) Error() string { return p.Detail }
-
-func refused(status int, name, detail string) *problem {
-	return &problem{Type: "/problems/" + name, Title: http.StatusText(status), Status: status, Detail: detail}
-}
-
-// refuse answers a request that failed.
-func refuse(w http.ResponseWriter, err error) {
-	var p *problem
+// problemOf is the answer to a request that failed.
+func problemOf(err error) *api.Problem {
+	var p *api.Problem
 	switch {
 	case errors.As(err, &p):
+		return p
 	case errors.Is(err, ErrInvalid):
-		p = refused(http.StatusBadRequest, "command", err.Error())
+		return api.Refused(http.StatusBadRequest, "command", err.Error())
 	case errors.Is(err, ErrConflict):
-		p = refused(http.StatusConflict, "id-used", err.Error())
+		return api.Refused(http.StatusConflict, "id-used", err.Error())
 	case errors.Is(err, ErrTooMany):
-		p = refused(http.StatusTooManyRequests, "too-many", err.Error())
-		p.retry = true
-	default:
-		p = refused(http.StatusServiceUnavailable, "unavailable", "the log does not take the command in time; send it again, with its id")
-		p.retry = true
+		return api.Later(http.StatusTooManyRequests, "too-many", err.Error())
 	}
-	if p.retry {
-		w.Header().Set("Retry-After", "5")
-	}
-	answer(w, p.Status, "application/problem+json", p)
-}
-
-func answer(w http.ResponseWriter, status int, media string, v any) {
-	w.Header().Set("Content-Type", media)
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the client is gone if this fails
-}
-
-// homeOf is the home a request speaks of: that of its path, query or body, or the only one of the identity.
-func homeOf(r *http.Request, id *identity.Identity, body string) (string, error) {
-	for _, home := range []string{r.PathValue("home"), r.URL.Query().Get("home"), body, id.OnlyHome()} {
-		if home != "" {
-			return home, nil
-		}
-	}
-	return "", refused(http.StatusBadRequest, "home", "these credentials hold several homes: say which, as home in the query")
-}
-
-// may turns a refusal into an answer.
-func may(no *reason.Refusal) error {
-	if no != nil {
-		return refused(http.StatusForbidden, "forbidden", no.Detail)
-	}
-	return nil
+	return api.Later(http.StatusServiceUnavailable, "unavailable", "the log does not take the command in time; send it again, with its id")
 }
 
 func (c *Commands) post(w http.ResponseWriter, r *http.Request, id *identity.Identity) error {
 	limit := int64(c.ArgumentsMax*2 + requestMore) // arguments may come with spaces between them
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if err != nil {
-		return refused(http.StatusRequestEntityTooLarge, "too-large", fmt.Sprintf("the body cannot be read, or has more than %d bytes", limit))
+		return api.Refused(http.StatusRequestEntityTooLarge, "too-large", fmt.Sprintf("the body cannot be read, or has more than %d bytes", limit))
 	}
 	asked, err := ParseRequest(data)
 	if err != nil {
 		return err
 	}
-	home, err := homeOf(r, id, asked.Home)
+	home, err := api.HomeOf(r, id, asked.Home)
 	if err != nil {
 		return err
 	}
 	device := r.PathValue("device")
-	if err := may(id.MayCommand(home, device)); err != nil {
+	if err := api.May(id.MayCommand(home, device)); err != nil {
 		return err
 	}
-	if now := time.Now(); !id.Messages.AllowN(now, 1) {
-		p := refused(http.StatusTooManyRequests, "rate", "over the rate of these credentials")
-		p.retry = true
-		return p
+	if err := api.Spend(id); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), acceptWait)
 	defer cancel()
@@ -147,23 +87,23 @@ func (c *Commands) post(w http.ResponseWriter, r *http.Request, id *identity.Ide
 		status = http.StatusAccepted
 	}
 	w.Header().Set("Location", fmt.Sprintf("/v1/devices/%s/commands/%s?home=%s", url.PathEscape(device), cmd.ID, url.QueryEscape(home)))
-	answer(w, status, "application/json", cmd)
+	api.Answer(w, status, cmd)
 	return nil
 }
 
 func (c *Commands) get(w http.ResponseWriter, r *http.Request, id *identity.Identity) error {
-	home, err := homeOf(r, id, "")
+	home, err := api.HomeOf(r, id, "")
 	if err != nil {
 		return err
 	}
-	if err := may(id.MaySee(home, r.PathValue("device"))); err != nil {
+	if err := api.May(id.MaySee(home, r.PathValue("device"))); err != nil {
 		return err
 	}
 	cmd, ok := c.Get(home, r.PathValue("device"), r.PathValue("id"))
 	if !ok {
-		return refused(http.StatusNotFound, "not-found", "no such command, or it ended long ago")
+		return api.Refused(http.StatusNotFound, "not-found", "no such command, or it ended long ago")
 	}
-	answer(w, http.StatusOK, "application/json", cmd)
+	api.Answer(w, http.StatusOK, cmd)
 	return nil
 }
 
@@ -176,7 +116,7 @@ func (c *Commands) list(w http.ResponseWriter, r *http.Request, id *identity.Ide
 	limit := 100
 	if text := r.URL.Query().Get("limit"); text != "" {
 		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > listMax {
-			return refused(http.StatusBadRequest, "limit", fmt.Sprintf("limit is %.20q; want 1 to %d", text, listMax))
+			return api.Refused(http.StatusBadRequest, "limit", fmt.Sprintf("limit is %.20q; want 1 to %d", text, listMax))
 		}
 	}
 	all := []*Command{}
@@ -186,17 +126,17 @@ func (c *Commands) list(w http.ResponseWriter, r *http.Request, id *identity.Ide
 		}
 	}
 	slices.SortFunc(all, func(a, b *Command) int { return b.Created.Compare(a.Created) })
-	answer(w, http.StatusOK, "application/json", map[string]any{"commands": all[:min(limit, len(all))]})
+	api.Answer(w, http.StatusOK, map[string]any{"commands": all[:min(limit, len(all))]})
 	return nil
 }
 
 // place is what a request speaks of: a home, and perhaps a device of it.
 func (c *Commands) place(r *http.Request, id *identity.Identity) (home, device string, err error) {
 	device = r.PathValue("device")
-	if home, err = homeOf(r, id, ""); err != nil {
+	if home, err = api.HomeOf(r, id, ""); err != nil {
 		return "", "", err
 	}
-	return home, device, may(id.MaySee(home, device))
+	return home, device, api.May(id.MaySee(home, device))
 }
 
 func prefixOf(home, device, id string) string {
@@ -218,26 +158,20 @@ func (c *Commands) events(w http.ResponseWriter, r *http.Request, id *identity.I
 	since := int64(-1)
 	if text := r.Header.Get("Last-Event-ID"); text != "" {
 		if since, err = strconv.ParseInt(text, 10, 64); err != nil {
-			return refused(http.StatusBadRequest, "last-event-id", "Last-Event-ID is not one of this stream")
+			return api.Refused(http.StatusBadRequest, "last-event-id", "Last-Event-ID is not one of this stream")
 		}
 	}
-	s := &stream{c: c, w: w, id: id, home: home, one: r.PathValue("id"), since: since}
+	s := &stream{c: c, id: id, home: home, one: r.PathValue("id"), since: since}
 	s.prefix = prefixOf(home, device, s.one)
 	if _, ok := c.Table.Get(s.prefix); s.one != "" && !ok {
-		return refused(http.StatusNotFound, "not-found", "no such command, or it ended long ago")
+		return api.Refused(http.StatusNotFound, "not-found", "no such command, or it ended long ago")
 	}
 	if c.streams.Add(1) > int64(c.StreamsMax) {
 		c.streams.Add(-1)
-		p := refused(http.StatusServiceUnavailable, "unavailable", "too many event streams are open here")
-		p.retry = true
-		return p
+		return api.Later(http.StatusServiceUnavailable, "unavailable", "too many event streams are open here")
 	}
 	defer c.streams.Add(-1)
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Accel-Buffering", "no")
-	// The door's limit on reading a request would end the stream.
-	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil {
+	if s.to, err = api.OpenEvents(w, id); err != nil {
 		return err
 	}
 	_ = s.run(r.Context()) // its reader is gone, or may not read on: there is nobody to tell
@@ -247,14 +181,13 @@ func (c *Commands) events(w http.ResponseWriter, r *http.Request, id *identity.I
 // stream is one event stream.
 type stream struct {
 	c      *Commands
-	w      http.ResponseWriter
+	to     *api.Events
 	id     *identity.Identity
 	home   string
 	one    string // id of the only command; "" for many
 	prefix string
 	since  int64 // offset of the last event; -1: none
 	joined bool  // what stood at the beginning has been sent
-
 }
 
 var errDone = errors.New("nothing more comes")
@@ -284,10 +217,10 @@ func (s *stream) follow(ctx context.Context, watch *table.Watcher) error {
 		}
 	}
 	s.joined = true
-	if err := s.write(": following\n\n"); err != nil {
+	if err := s.to.Comment("following"); err != nil {
 		return err
 	}
-	alive := time.NewTicker(aliveEvery)
+	alive := time.NewTicker(api.AliveEvery)
 	defer alive.Stop()
 	for {
 		select {
@@ -299,7 +232,7 @@ func (s *stream) follow(ctx context.Context, watch *table.Watcher) error {
 				return err
 			}
 		case <-alive.C:
-			if err := s.write(": alive\n\n"); err != nil {
+			if err := s.to.Comment("alive"); err != nil {
 				return err
 			}
 		case <-s.c.Draining:
@@ -325,7 +258,7 @@ func (s *stream) send(rec table.Record) error {
 	if err != nil {
 		return err
 	}
-	if err := s.write(fmt.Sprintf("event: command\nid: %d\ndata: %s\n\n", rec.Offset, raw)); err != nil {
+	if err := s.to.Send("command", strconv.FormatInt(rec.Offset, 10), raw); err != nil {
 		return err
 	}
 	s.since = rec.Offset
@@ -333,20 +266,4 @@ func (s *stream) send(rec table.Record) error {
 		return errDone
 	}
 	return nil
-}
-
-// write sends an event, unless the reader's credentials are no longer good.
-func (s *stream) write(text string) error {
-	now := time.Now()
-	if err := s.id.Gone(now); err != nil {
-		return err
-	}
-	control := http.NewResponseController(s.w)
-	if err := control.SetWriteDeadline(now.Add(writeWait)); err != nil {
-		return err
-	}
-	if _, err := io.WriteString(s.w, text); err != nil {
-		return err
-	}
-	return control.Flush()
 }

@@ -37,6 +37,18 @@ func (a *Audience) Hand(name string, m *mqtt.Message, may func(*Terms) bool, ack
 	return sent
 }
 
+// Listening says whether some session here has subscribed to a topic of a home.
+func (a *Audience) Listening(name, topic string) bool {
+	if a.count.Load() == 0 {
+		return false
+	}
+	sh := a.shard(name)
+	sh.mu.RLock()
+	defer sh.mu.RUnlock()
+	h := sh.homes[name]
+	return h != nil && len(h.match(topic, nil)) > 0
+}
+
 // tell says what has been subscribed to in a home. The shard's lock is held, so that the last word is the last.
 func (a *Audience) tell(sh *shard, name string) {
 	if a.Changed == nil {

@@ -179,6 +179,9 @@ func (t *Table) repair(ctx context.Context, p *part) {
 		}
 		p.mu.Unlock()
 		for _, rec := range due {
+			if t.Raise != nil && rec.Value != nil {
+				rec.Value = t.Raise(rec.Value)
+			}
 			if t.Offer(rec.Key, rec.Value) {
 				t.count.repairs.Add(1)
 			}

@@ -11,7 +11,8 @@
 // key holds. Compaction knows nothing of rules: it keeps the last record of a key, and would bring the refused one
 // back. So a table that sees its key end in a refused record writes the standing one behind it again, after a short wait
 // in which one of the others may do so. This needs a rule that always comes to the same end: it takes a record only if that is
-// above the standing one in an order that looks at nothing but the two, and takes any where there is none.
+// above the standing one in an order that looks at nothing but the two, and takes any where there is none. Where two records
+// can be equal in that order and the first shall stand, what is written again must be above both: that is [Table.Raise].
 package table
 
 import (
@@ -73,6 +74,7 @@ type Table struct {
 	Log        Log                   `yaml:"-"`
 	Partitions int                   `yaml:"-"`
 	Rule       Rule                  `yaml:"-"` // nil: the last record stands
+	Raise      func([]byte) []byte   `yaml:"-"` // makes of what stands the same, but above whatever the rule has refused for it; nil: it is above by itself
 	Changed    func(old, new Record) `yaml:"-"` // called for each change, in the order of the partition, on the goroutine that follows it: it must not wait; may be nil
 	Logger     *slog.Logger          `yaml:"-"`
 

@@ -1,0 +1,61 @@
+package api
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"hearthline/ingest/identity"
+)
+
+// Limits of event streams.
+const (
+	AliveEvery = 15 * time.Second // a stream that has nothing to say says so, and looks whether its reader may still read
+	writeWait  = 10 * time.Second // a reader that takes nothing for as long is given up
+)
+
+// Events is a stream of Server-Sent Events (WHATWG HTML, section 9.2). It is used by one goroutine.
+type Events struct {
+	w       http.ResponseWriter
+	id      *identity.Identity
+	control *http.ResponseController
+}
+
+// OpenEvents begins the answer.
+func OpenEvents(w http.ResponseWriter, id *identity.Identity) (*Events, error) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Accel-Buffering", "no")
+	e := &Events{w: w, id: id, control: http.NewResponseController(w)}
+	// The door's limit on reading a request would end the stream.
+	return e, e.control.SetReadDeadline(time.Time{})
+}
+
+// Send sends an event, unless the reader's credentials are no longer good. data is JSON on one line.
+func (e *Events) Send(event, id string, data []byte) error {
+	return e.write(fmt.Sprintf("event: %s\nid: %s\ndata: %s\n\n", event, id, data))
+}
+
+// Comment sends what no reader is told of.
+func (e *Events) Comment(text string) error { return e.write(": " + text + "\n\n") }
+
+func (e *Events) write(text string) error {
+	if err := e.id.Gone(time.Now()); err != nil {
+		return err
+	}
+	return e.put(text)
+}
+
+// End says why nothing more comes. The event changes nothing about where the reader goes on.
+func (e *Events) End(why []byte) { _ = e.put(fmt.Sprintf("event: end\ndata: %s\n\n", why)) } // its reader may be gone
+
+func (e *Events) put(text string) error {
+	if err := e.control.SetWriteDeadline(time.Now().Add(writeWait)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(e.w, text); err != nil {
+		return err
+	}
+	return e.control.Flush()
+}

@@ -1,0 +1,272 @@
+package ingest
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"hearthline/ingest/shadow"
+)
+
+const (
+	deltaFilter   = "homes/h1/devices/+/shadow/delta"
+	shadowFilter  = "homes/h1/devices/+/shadow"
+	reportedTopic = "homes/h1/devices/lamp/shadow/reported"
+	desiredTopic  = "homes/h1/devices/lamp/shadow/desired"
+)
+
+// hears subscribes, and gives the client back.
+func (p *peer) hears(filter string) *peer {
+	p.t.Helper()
+	p.send(subscribeOf(1, 1, filter))
+	p.want(packets.Suback)
+	return p
+}
+
+// delta reads a delta, and acknowledges it.
+func (p *peer) delta() string {
+	p.t.Helper()
+	pk := p.want(packets.Publish)
+	if pk.TopicName != "homes/h1/devices/lamp/shadow/delta" || pk.FixedHeader.Qos != 1 {
+		p.t.Fatalf("want a delta; got %s %s", pk.TopicName, pk.Payload)
+	}
+	p.send(puback(pk.PacketID))
+	var d shadow.Delta
+	if err := json.Unmarshal(pk.Payload, &d); err != nil {
+		p.t.Fatal(err)
+	}
+	return string(d.State)
+}
+
+// document reads a shadow as apps see it, and acknowledges it.
+func (p *peer) document() (d shadow.Document, retained bool) {
+	p.t.Helper()
+	pk := p.want(packets.Publish)
+	if pk.TopicName != "homes/h1/devices/lamp/shadow" {
+		p.t.Fatalf("want a shadow; got %s %s", pk.TopicName, pk.Payload)
+	}
+	if pk.FixedHeader.Qos == 1 {
+		p.send(puback(pk.PacketID))
+	}
+	if err := json.Unmarshal(pk.Payload, &d); err != nil {
+		p.t.Fatal(err)
+	}
+	return d, pk.FixedHeader.Retain
+}
+
+// change publishes a change of a shadow, and gives what it is answered.
+func (p *peer) change(topic, patch string) byte {
+	p.t.Helper()
+	p.send(publishOf(topic, patch, 1, 9))
+	return p.want(packets.Puback).ReasonCode
+}
+
+func (r *rig) desire(patch string) {
+	r.t.Helper()
+	if status, got := r.request("app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":`+patch+`}`); status != 200 {
+		r.t.Fatalf("%d %v", status, got)
+	}
+}
+
+func TestShadowsCrossGateways(t *testing.T) {
+	a, b := pair(t)
+	hub := a.connect(5, "anna", "hub").hears(deltaFilter)
+	app := b.connect(5, "app", "phone").hears(shadowFilter)
+	b.desire(`{"power":"on","level":40}`)
+	if got := hub.delta(); got != `{"level":40,"power":"on"}` {
+		t.Errorf("the hub was told %s", got)
+	}
+	if d, retained := app.document(); string(d.Desired) != `{"level":40,"power":"on"}` || string(d.Delta) != string(d.Desired) || retained || d.Metadata.Desired.By != "app" {
+		t.Errorf("the app sees %+v", d)
+	}
+	if code := hub.change(reportedTopic, `{"power":"on","level":40,"battery":81}`); code != 0 {
+		t.Errorf("a report is answered %#x", code)
+	}
+	if d, _ := app.document(); d.Delta != nil || string(d.Reported) != `{"battery":81,"level":40,"power":"on"}` || d.Metadata.Reported.By != "anna" {
+		t.Errorf("the app sees %+v", d)
+	}
+	// By MQTT, what one client wants.
+	if code := b.connect(5, "app", "tablet").change(desiredTopic, `{"level":30}`); code != 0 {
+		t.Errorf("a wish is answered %#x", code)
+	}
+	if got := hub.delta(); got != `{"level":30}` {
+		t.Errorf("the hub was told %s", got)
+	}
+	// By hand: the hub takes back what was desired, and reports.
+	app.document()
+	if code := hub.change(desiredTopic, `{"power":null}`); code != 0 {
+		t.Errorf("taking back is answered %#x", code)
+	}
+	app.document()
+	if code := hub.change(reportedTopic, `{"power":"off","level":30}`); code != 0 {
+		t.Errorf("a report is answered %#x", code)
+	}
+	if d, _ := app.document(); d.Delta != nil || string(d.Desired) != `{"level":30}` || string(d.Reported) != `{"battery":81,"level":30,"power":"off"}` {
+		t.Errorf("the app sees %+v", d)
+	}
+	// Who comes later, on the other gateway, sees what stands.
+	late := a.connect(4, "app", "other").hears(shadowFilter)
+	if d, retained := late.document(); !retained || string(d.Desired) != `{"level":30}` {
+		t.Errorf("an app that comes later sees %+v, retained %t", d, retained)
+	}
+	if s := a.near.shadow.Stats(); s.Deltas != 2 {
+		t.Errorf("%d deltas: %+v", s.Deltas, s)
+	}
+}
+
+// What was wanted while the hub was away, or on a connection that broke, is told where it comes back.
+func TestDeltasFollowTheHub(t *testing.T) {
+	a, b := pair(t)
+	b.desire(`{"power":"on"}`)
+	a.desire(`{"level":1}`)
+	b.desire(`{"level":2}`)
+	kept := func(p *packets.Packet) {
+		p.Properties.SessionExpiryInterval, p.Properties.SessionExpiryIntervalFlag = 100, true
+		p.Connect.Clean = false
+	}
+	hub := a.connect(5, "anna", "hub", kept)
+	hub.send(subscribeOf(1, 1, deltaFilter))
+	hub.want(packets.Suback)
+	const all = `{"level":2,"power":"on"}`
+	if got := hub.delta(); got != all {
+		t.Errorf("the hub that came was told %s", got)
+	}
+	hub.conn.Close()
+	eventually(t, "it has gone", func() bool { return a.Stats().Connections == 0 })
+	a.desire(`{"level":3}`) // nothing is kept for it: it is told what stands when it comes
+	a.desire(`{"level":2}`)
+	hub = a.connect(5, "anna", "hub", kept) // it has subscribed before
+	if got := hub.delta(); got != all {
+		t.Errorf("the hub that came back was told %s", got)
+	}
+	over := b.connect(5, "anna", "hub2").hears(deltaFilter)
+	if got := over.delta(); got != all {
+		t.Errorf("on the other gateway it was told %s", got)
+	}
+	if code := over.change(reportedTopic, all); code != 0 {
+		t.Errorf("a report is answered %#x", code)
+	}
+	done := b.connect(5, "anna", "hub3").hears(deltaFilter)
+	done.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
+	done.want(packets.Pingresp) // nothing differs: nothing was sent
+}
+
+// TestWhoMayChangeShadows: by MQTT and by HTTP.
+func TestWhoMayChangeShadows(t *testing.T) {
+	one, _ := pair(t)
+	for _, c := range []struct {
+		user, topic, payload string
+		code                 byte
+	}{
+		{"app", "homes/h1/devices/lamp/shadow/reported", `{"a":1}`, 0x87},
+		{"app", "homes/h1/devices/lamp/shadow", `{"a":1}`, 0x87},
+		{"app", "homes/h1/devices/lamp/shadow/delta", `{"a":1}`, 0x87},
+		{"anna", "homes/h1/devices/lamp/shadow/delta", `{"a":1}`, 0x87},
+		{"anna", "homes/h1/devices/lamp/shadow/other", `{"a":1}`, 0x87},
+		{"bert", "homes/h1/devices/lamp/shadow/reported", `{"a":1}`, 0x87},
+		{"app", "homes/h1/devices/lamp/shadow/desired", `[1]`, 0x99},
+		{"app", "homes/h1/devices/lamp/shadow/desired", ``, 0x99},
+		{"anna", "homes/h1/devices/lamp/shadow/reported", strings.Repeat("[", 10_000), 0x99},
+		{"anna", "homes/h1/devices/lamp/shadow/reported", `{"a":"` + strings.Repeat("x", 9_000) + `"}`, 0x99},
+	} {
+		p := one.connect(5, c.user, c.user)
+		if code := p.change(c.topic, c.payload); code != c.code {
+			t.Errorf("%s to %s: %#x; want %#x", c.user, c.topic, code, c.code)
+		}
+	}
+	for i, c := range []struct {
+		user, method, path, body, match string
+		status                          int
+	}{
+		{"app", "GET", "/v1/devices/lamp/shadow", ``, "", 404},
+		{"app", "DELETE", "/v1/devices/lamp/shadow", ``, "", 404},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":{"a":1}}`, `"1"`, 412},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":{"a":1}}`, `*`, 412},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":{"a":1},"version":0}`, "", 200},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":{"a":2}}`, `"1"`, 200},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":{"a":3},"version":1}`, "", 412},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":{"a":3}}`, `"x"`, 412},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"reported":{"a":1}}`, "", 403},
+		{"anna", "PATCH", "/v1/devices/lamp/shadow", `{"reported":{"a":1}}`, "", 200},
+		{"anna", "PATCH", "/v1/devices/lamp/shadow", `{"desired":null}`, "", 200},
+		{"anna", "DELETE", "/v1/devices/lamp/shadow", ``, "", 403},
+		{"bert", "PATCH", "/v1/devices/lamp/shadow?home=h1", `{"reported":{"a":1}}`, "", 403},
+		{"bert", "GET", "/v1/devices/lamp/shadow?home=h1", ``, "", 403},
+		{"bert", "GET", "/v1/homes/h1/shadows", ``, "", 403},
+		{"bert", "GET", "/v1/devices/lamp/shadow", ``, "", 404},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{}`, "", 400},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":{},"reported":{}}`, "", 400},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":1}`, "", 400},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":{},"more":1}`, "", 400},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":` + strings.Repeat("[", 9000), "", 400},
+		{"app", "PATCH", "/v1/devices/lamp/shadow", strings.Repeat("x", 1<<20), "", 413},
+		{"app", "POST", "/v1/devices/lamp/shadow", `{}`, "", 404},
+		{"app", "GET", "/v1/homes/h1/shadows", ``, "", 200},
+		{"app", "DELETE", "/v1/devices/lamp/shadow", ``, `"1"`, 412},
+		{"app", "DELETE", "/v1/devices/lamp/shadow", ``, `"3"`, 204},
+		{"app", "GET", "/v1/devices/lamp/shadow", ``, "", 404},
+	} {
+		header := []string{"Authorization", one.basic(c.user)}
+		if c.match != "" {
+			header = append(header, "If-Match", c.match)
+		}
+		status, answer, got := one.do(c.method, c.path, strings.NewReader(c.body), nil, header...)
+		if status != c.status {
+			t.Errorf("%d: %s %s %s %.60s: %d %s; want %d", i, c.user, c.method, c.path, c.body, status, answer, c.status)
+		}
+		if c.path == "/v1/devices/lamp/shadow" && status == http.StatusOK && !strings.HasPrefix(got.Get("ETag"), `"`) {
+			t.Errorf("%d: ETag %s", i, got.Get("ETag"))
+		}
+	}
+}
+
+// Changes of a shadow by many connections on both gateways, over TLS, all come to stand, and every subscriber ends with the same.
+func TestShadowsUnderLoad(t *testing.T) {
+	a, b := pair(t)
+	app := a.connect(5, "app", "phone").hears(shadowFilter)
+	const each = 40
+	done := make(chan error, 4)
+	for i := range 4 {
+		r := []*rig{a, b}[i%2]
+		p := r.connect(5, "anna", fmt.Sprint("hub", i))
+		go func() {
+			for k := range each {
+				p.send(publishOf(reportedTopic, fmt.Sprintf(`{"p%d":%d}`, i, k), 1, uint16(k+1)))
+			}
+			for range each {
+				if pk, err := p.read(); err != nil || pk.ReasonCode != 0 {
+					done <- fmt.Errorf("%#x %w", pk.ReasonCode, err)
+					return
+				}
+			}
+			done <- nil
+		}()
+	}
+	for range 4 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	want := fmt.Sprintf(`{"p0":%[1]d,"p1":%[1]d,"p2":%[1]d,"p3":%[1]d}`, each-1)
+	last := int64(0)
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		d, _ := app.document()
+		if d.Version < last {
+			t.Errorf("version %d after %d", d.Version, last)
+		}
+		if last = d.Version; string(d.Reported) == want {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it ends with %s", d.Reported)
+		}
+	}
+	if last != 4*each {
+		t.Errorf("version %d after %d changes", last, 4*each)
+	}
+}
