@@ -25,6 +25,7 @@ var (
 	peersCallDesc      = gatewayDesc("peers_call_seconds", "Time of handing a command to another gateway, answered.")
 	peersFailedDesc    = gatewayDesc("peers_calls_failed_total", "Calls to other gateways that were not answered.")
 	peersEvictedDesc   = gatewayDesc("peers_sessions_lost_total", "Sessions whose clients came to another gateway.")
+	peersHandoverDesc  = gatewayDesc("peers_handovers_total", "Sessions got from another gateway when their clients came here (taken), given to another (given), and asked for in vain (unanswered).", "outcome")
 	peersRetiredDesc   = gatewayDesc("peers_retired_total", "Gateways that died, whose leavings this one took out of the tables.")
 
 	tableRecordsDesc  = gatewayDesc("table_records", "Keys in a table that gateways share.", "table")
@@ -99,6 +100,9 @@ func (to sender) peers(s *peers.Stats) {
 	to.histogram(peersCallDesc, s.Call)
 	to.count(peersFailedDesc, s.Failed)
 	to.count(peersEvictedDesc, s.Evicted)
+	to.count(peersHandoverDesc, s.Taken, "taken")
+	to.count(peersHandoverDesc, s.Given, "given")
+	to.count(peersHandoverDesc, s.Unanswered, "unanswered")
 	to.count(peersRetiredDesc, s.Retired)
 	to.instant(expiresDesc, s.Expires, "peers")
 }

@@ -163,7 +163,6 @@ func (c *connection) welcome(p *mqtt.ConnectPacket, id *identity.Identity, will 
 	g.count.connections.Add(1)
 	g.remember(c)
 	if g.near.mesh != nil {
-		s.Mark.Store(g.near.mesh.Claim(id.Subject, client))
 		for _, sub := range s.Subscriptions() {
 			c.ready(sub.Filter)
 		}

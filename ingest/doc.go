@@ -43,8 +43,9 @@
 //	sessions        outlive their connection as long as the client asks for (3.1.1 without clean session: session_expiry_max,
 //	                which bounds all), with subscriptions, packet ids of QoS 2, and QoS 1 and 2 messages: up to session_queue_max
 //	                that wait. In flight are at most 64, sent again first and in order. They belong to the user: another
-//	                user's client id is another session. Gateways that share tables find each other's
-//	                when the client was away, a second old at most; without tables they end with this process
+//	                user's client id is another session. Gateways that share tables ask each other for them before CONNACK,
+//	                connected or not; of one that does not answer they find what it stored when the client had left, a second
+//	                old at most. Without tables sessions end with this process
 //	subscriptions   no local, retain as published, retain handling, identifiers; a session gets a message once, with all of
 //	                these that match. $share/{group}/{filter} within a home: in turn to members that are connected
 //	retained        the last of each topic, telemetry too, in bounds for each home ([session.Retained])

@@ -348,6 +348,7 @@ func (g *Gateway) prepareSessions() {
 	g.audience = session.NewAudience(g.SubscriptionsMax)
 	if g.near.mesh != nil {
 		g.audience.Changed = g.near.mesh.Subscribed
+		g.registry.Taken = func(s *session.Session) { s.Mark.Store(g.near.mesh.Claim(s.Key.User, s.Key.Client)) }
 		g.registry.Ended = func(s *session.Session) { g.near.mesh.Release(s.Key.User, s.Key.Client, s.Mark.Load()) }
 	}
 	r := &g.registry

@@ -3,64 +3,168 @@ package ingest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"net/url"
+	"log/slog"
+	"sync/atomic"
 	"time"
 
+	"hearthline/ingest/peers"
 	"hearthline/ingest/session"
 	"hearthline/ingest/table"
 )
 
-// sharedSessions keeps sessions in a table, from which another gateway, or the next start of this one, has them. Keys are
-// user/client, escaped.
-type sharedSessions struct{ table *table.Table }
-
-func sessionKey(k session.Key) string {
-	return url.PathEscape(k.User) + "/" + url.PathEscape(k.Client)
+// sharedSessions keeps sessions in a table, from which another gateway, or the next start of this one, has them, and asks the gateway that
+// has a session for it. Keys are user/client, escaped.
+//
+// A record is written by whoever holds the session, and a gateway that was stopped for a while may wake up and take itself for
+// that. So each says by which claim it was written, and the table's rule refuses those of an earlier one. A session's end
+// is a record too, for endedKeep, so that it is not undone.
+type sharedSessions struct {
+	table  *table.Table
+	mesh   *peers.Peers
+	logger *slog.Logger
+	saves  atomic.Int64 // records written by this process
 }
 
-// Load implements session.Store. Whoever held the session lets go of it when it sees the claim of this gateway.
-func (s sharedSessions) Load(_ context.Context, k session.Key) (*session.State, error) {
+// endedKeep is how long a session's end is remembered: longer than a gateway that was stopped, and goes on, needs to see that
+// its sessions are elsewhere.
+const endedKeep = 10 * time.Minute
+
+// kept is a record of the table. Its first member tells records apart, and is read alone: [keptPlace].
+type kept struct {
+	Place place `json:"place"`
+	*session.State
+}
+
+// place is the epoch of the claim that a record was written under, which of its gateway's records it is, and when it may be swept
+// away, in seconds since 1970; 0: not at all.
+type place [3]int64
+
+const placePrefix = `{"place":[`
+
+// placeOf reads a record's place. Records of a version that wrote none are the oldest.
+func placeOf(value []byte) (at place) {
+	if len(value) < len(placePrefix) || string(value[:len(placePrefix)]) != placePrefix {
+		return place{}
+	}
+	i := 0
+	for _, b := range value[len(placePrefix):] {
+		switch {
+		case b >= '0' && b <= '9':
+			at[i] = at[i]*10 + int64(b-'0')
+		case b == ',' && i < len(at)-1:
+			i++
+		default:
+			return at
+		}
+	}
+	return at
+}
+
+// laterClaim is the rule of the table: a record written under an earlier claim does not take the place of one under a later.
+func laterClaim(old, fresh table.Record) bool {
+	if old.Value == nil || fresh.Value == nil {
+		return true
+	}
+	was, is := placeOf(old.Value), placeOf(fresh.Value)
+	return is[0] > was[0] || is[0] == was[0] && is[1] > was[1]
+}
+
+func sessionKey(k session.Key) string { return peers.SessionKey(k.User, k.Client) }
+
+// Load implements session.Store. Another gateway that has the session is asked for it; if that is dead, or stands still, it is
+// what the table has. Whoever held the session lets go of it when it sees the claim of this gateway.
+func (s *sharedSessions) Load(ctx context.Context, k session.Key) (*session.State, error) {
+	value, found, err := s.mesh.TakeOver(ctx, k.User, k.Client)
+	switch {
+	case err != nil && !errors.Is(err, peers.ErrUnreachable):
+		return nil, err
+	case err != nil:
+		s.logger.Debug("gateway: a session is taken up as it was stored last: who has it does not answer", "client", k.Client, "err", err)
+	case found == peers.Ended:
+		return nil, nil
+	case found == peers.Given:
+		st := new(session.State)
+		if err := json.Unmarshal(value, st); err != nil {
+			return nil, fmt.Errorf("the session that another gateway has handed over: %w", err)
+		}
+		return st, nil
+	}
 	rec, ok := s.table.Get(sessionKey(k))
 	if !ok || rec.Value == nil {
 		return nil, nil
 	}
-	st := new(session.State)
-	if err := json.Unmarshal(rec.Value, st); err != nil {
+	var stored kept
+	if err := json.Unmarshal(rec.Value, &stored); err != nil {
 		return nil, fmt.Errorf("the session's record in table %s: %w", s.table.Name, err)
 	}
-	return st, nil
+	return stored.State, nil
 }
 
-// Save implements session.Store.
-func (s sharedSessions) Save(ctx context.Context, st *session.State) error {
-	value, err := json.Marshal(st)
-	if err != nil {
-		return err
-	}
-	_, err = s.table.Put(ctx, sessionKey(st.Key), value)
-	return err
-}
-
-// sweep deletes the sessions that have expired while no gateway held them: those of one that was killed.
-func (s sharedSessions) sweep(ctx context.Context, now time.Time) error {
-	for _, rec := range s.table.Scan("") {
-		st := new(session.State)
-		if rec.Value == nil || json.Unmarshal(rec.Value, st) != nil || !st.Expired(now) {
-			continue
-		}
-		if _, err := s.table.Put(ctx, rec.Key, nil); err != nil {
-			return fmt.Errorf("delete expired sessions: %w", err)
-		}
-	}
-	return nil
+// Save implements session.Store. A session that another gateway has claimed meanwhile is its own to save.
+func (s *sharedSessions) Save(ctx context.Context, st *session.State) error {
+	return s.put(ctx, st.Key, st, st.Ends())
 }
 
 // Delete implements session.Store. What was never stored costs nothing.
-func (s sharedSessions) Delete(ctx context.Context, k session.Key) error {
+func (s *sharedSessions) Delete(ctx context.Context, k session.Key) error {
 	if rec, ok := s.table.Get(sessionKey(k)); !ok || rec.Value == nil {
 		return nil
 	}
-	_, err := s.table.Put(ctx, sessionKey(k), nil)
+	return s.put(ctx, k, nil, time.Now().Add(endedKeep))
+}
+
+func (s *sharedSessions) put(ctx context.Context, k session.Key, st *session.State, until time.Time) error {
+	epoch, ours, err := s.mesh.Epoch(ctx, k.User, k.Client)
+	if err != nil || !ours {
+		return err
+	}
+	at := place{epoch, s.saves.Add(1), 0}
+	if !until.IsZero() {
+		at[2] = until.Unix()
+	}
+	value, err := json.Marshal(kept{Place: at, State: st})
+	if err != nil {
+		return err
+	}
+	_, err = s.table.Put(ctx, sessionKey(k), value)
 	return err
+}
+
+// sweepSessionsEvery is how often the table is looked through for what may go.
+const sweepSessionsEvery = 5 * time.Minute
+
+// sweepAfter is how much longer than a session its record stays: who holds it deletes it when it ends.
+const sweepAfter = time.Minute
+
+// sweep deletes the records of sessions that have expired while no gateway held them, those of one that was killed, and of ends
+// that need not be remembered any more. Of the gateways that live, one does it.
+func (s *sharedSessions) sweep(ctx context.Context, now func() time.Time) error {
+	tick := time.NewTicker(sweepSessionsEvery)
+	defer tick.Stop()
+	for {
+		if s.mesh.First() {
+			if err := s.sweepOnce(ctx, now().Add(-sweepAfter)); err != nil && ctx.Err() == nil {
+				s.logger.Warn("gateway: sessions that have expired could not be deleted; trying again", "err", err)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (s *sharedSessions) sweepOnce(ctx context.Context, before time.Time) error {
+	for _, rec := range s.table.Scan("") {
+		if until := placeOf(rec.Value)[2]; until == 0 || until >= before.Unix() {
+			continue
+		}
+		if _, err := s.table.Put(ctx, rec.Key, nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package ingest
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -55,6 +56,9 @@ const askingMax = 1024
 // catchUpMax is how long the start of a gateway waits until it has read its tables.
 const catchUpMax = 2 * time.Minute
 
+// stateBytesMin is what a session's state may take besides its messages, as JSON: subscriptions and packet ids at their most.
+const stateBytesMin = 8 << 20
+
 // prepareNeighbours makes the tables and those who work on them. start names this start of the gateway.
 func (g *Gateway) prepareNeighbours(start string) error {
 	n := &g.near
@@ -70,7 +74,7 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	}
 	n.failed = make(chan error, 1)
 	n.asking = make(chan struct{}, askingMax)
-	n.mesh = &peers.Peers{Settings: g.Peers, Start: start, Local: local{g}, Logger: g.Logger,
+	n.mesh = &peers.Peers{Settings: g.Peers, Start: start, Local: local{g}, Logger: g.Logger, StateBytesMax: stateBytesMin + 2*g.SessionQueueBytesMax,
 		Tables: peers.Tables{Gateways: made[tableGateways], Sessions: made[tableSessions], Audiences: made[tableAudiences]}}
 	n.desk = &commands.Commands{Settings: g.Commands, Table: made[tableCommands], Hubs: local{g}, Others: n.mesh, Gateway: start,
 		Now: g.Now, Logger: g.Logger, Draining: g.stop}
@@ -87,7 +91,8 @@ func (g *Gateway) prepareNeighbours(start string) error {
 		g.Retained = g.shareRetained(made[tableRetained])
 	}
 	if g.Sessions == nil {
-		g.Sessions = sharedSessions{made[tableQueues]}
+		made[tableQueues].Rule = laterClaim
+		g.Sessions = &sharedSessions{table: made[tableQueues], mesh: n.mesh, logger: g.Logger}
 	}
 	made[tableAnswers].Rule = answerRule
 	g.repeats.shared = &answers{table: made[tableAnswers], start: start, live: n.mesh.Live, keep: g.IdempotencyTime, now: g.Now}
@@ -135,8 +140,8 @@ func (g *Gateway) startNeighbours(ctx context.Context) error {
 			return fmt.Errorf("read what gateways share: %w", context.Cause(wait))
 		}
 	}
-	if kept, ok := g.Sessions.(sharedSessions); ok {
-		run(&n.working, work, func(ctx context.Context) error { return kept.sweep(ctx, g.Now()) })
+	if kept, ok := g.Sessions.(*sharedSessions); ok {
+		run(&n.working, work, func(ctx context.Context) error { return kept.sweep(ctx, g.Now) })
 	}
 	run(&n.working, work, g.repeats.shared.sweep)
 	run(&n.working, work, n.mesh.Run)
@@ -175,9 +180,29 @@ func (l local) Deliver(m *peerspb.Message) {
 }
 
 // Evict implements peers.Local.
-func (l local) Evict(user, client string) {
-	l.g.count.takeovers.Add(1)
-	l.g.registry.Surrender(session.Key{User: user, Client: client})
+func (l local) Evict(user, client string, number uint64) {
+	lost, here := l.g.registry.Surrender(session.Key{User: user, Client: client}, number)
+	if here {
+		l.g.count.takeovers.Add(1)
+	}
+	if lost {
+		l.g.count.sessionsLost.Add(1)
+		l.g.Logger.Warn("gateway: another gateway has claimed a session without asking for it; what it had here is lost", "client", client)
+	}
+}
+
+// HandOver implements peers.Local.
+func (l local) HandOver(ctx context.Context, user, client string) (state []byte, found peers.Found, err error) {
+	st, ended, here := l.g.registry.HandOver(ctx, session.Key{User: user, Client: client})
+	switch {
+	case ended:
+		l.g.count.takeovers.Add(1)
+		return nil, peers.Ended, nil
+	case !here:
+		return nil, peers.Nobody, nil
+	}
+	state, err = json.Marshal(st)
+	return state, peers.Given, err
 }
 
 // Hand implements commands.Hubs.

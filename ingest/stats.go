@@ -20,6 +20,7 @@ type Stats struct {
 	ConnectsRefused  uint64 // CONNECTs answered by a refusal
 	LoginsFailed     uint64 // unknown users and wrong passwords, MQTT and HTTP
 	Takeovers        uint64
+	SessionsLost     uint64 // claimed by another gateway that did not ask for what they had here
 	Wills            uint64
 	Messages         uint64            // telemetry messages taken, MQTT and HTTP
 	LiveMessages     uint64            // other messages published by MQTT clients
@@ -53,15 +54,15 @@ type Stats struct {
 
 // counters is Stats as it is counted.
 type counters struct {
-	connections, sockets, waiting                                        atomic.Int64
-	accepted, handshakesFailed, connectsRefused, loginsFailed, takeovers atomic.Uint64
-	wills, messages, live, delivered, requests, repeated, bytes          atomic.Uint64
-	rowsAccepted, rowsDurable, batches, publishErrors, held              atomic.Uint64
-	panics, reloadErrors                                                 atomic.Uint64
-	rowsRefused, refused                                                 [reason.Count]atomic.Uint64
-	publish, acknowledge                                                 latency.Meter
-	mqttDoor, webDoor                                                    listenerCounters
-	routes                                                               [len(routeNames)]routeCounters
+	connections, sockets, waiting                                                      atomic.Int64
+	accepted, handshakesFailed, connectsRefused, loginsFailed, takeovers, sessionsLost atomic.Uint64
+	wills, messages, live, delivered, requests, repeated, bytes                        atomic.Uint64
+	rowsAccepted, rowsDurable, batches, publishErrors, held                            atomic.Uint64
+	panics, reloadErrors                                                               atomic.Uint64
+	rowsRefused, refused                                                               [reason.Count]atomic.Uint64
+	publish, acknowledge                                                               latency.Meter
+	mqttDoor, webDoor                                                                  listenerCounters
+	routes                                                                             [len(routeNames)]routeCounters
 }
 
 func (c *counters) loginFailed() {
@@ -73,7 +74,7 @@ func (c *counters) read() Stats {
 	s := Stats{
 		Connections: c.connections.Load(), Sockets: c.sockets.Load(), Waiting: c.waiting.Load(),
 		Accepted: c.accepted.Load(), HandshakesFailed: c.handshakesFailed.Load(), ConnectsRefused: c.connectsRefused.Load(),
-		LoginsFailed: c.loginsFailed.Load(), Takeovers: c.takeovers.Load(), Wills: c.wills.Load(),
+		LoginsFailed: c.loginsFailed.Load(), Takeovers: c.takeovers.Load(), SessionsLost: c.sessionsLost.Load(), Wills: c.wills.Load(),
 		Messages: c.messages.Load(), LiveMessages: c.live.Load(), Delivered: c.delivered.Load(), Requests: c.requests.Load(), Repeated: c.repeated.Load(), Bytes: c.bytes.Load(),
 		RowsAccepted: c.rowsAccepted.Load(), RowsDurable: c.rowsDurable.Load(), Batches: c.batches.Load(),
 		PublishErrors: c.publishErrors.Load(), Held: c.held.Load(), Panics: c.panics.Load(), ReloadErrors: c.reloadErrors.Load(),

@@ -3,6 +3,7 @@ package peers
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/url"
 	"strings"
 	"sync"
@@ -17,17 +18,21 @@ type claims struct {
 	next    uint64
 	held    map[string]uint64 // by user/client, escaped: the claim's number
 	unsaid  map[string]bool   // whose claim, or its end, is not in the table yet
+	lent    map[string]string // to whom a session was handed over whose claim has not come back yet: a start
 	waiting chan struct{}
 }
 
 func (c *claims) prepare() {
-	c.held, c.unsaid, c.waiting = map[string]uint64{}, map[string]bool{}, make(chan struct{}, 1)
+	c.held, c.unsaid, c.lent, c.waiting = map[string]uint64{}, map[string]bool{}, map[string]string{}, make(chan struct{}, 1)
 }
 
 // claim is the value of a key of the table of sessions.
 type claim struct {
 	Number uint64 `json:"number"` // counts the claims of a start, so that each is another record
 }
+
+// SessionKey names a session in tables.
+func SessionKey(user, client string) string { return escape(user) + "/" + escape(client) }
 
 // Claim says that a session's client is connected to this gateway. It does not wait. If several gateways claim a session,
 // the last claim in the log stands, and the others end their connections. The claim's number is above those before.
@@ -36,23 +41,87 @@ func (p *Peers) Claim(user, client string) (number uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.next++
-	key := escape(user) + "/" + escape(client)
+	key := SessionKey(user, client)
 	c.held[key] = c.next
 	c.unsaid[key] = true
+	delete(c.lent, key)
 	signal(c.waiting)
 	return c.next
 }
+
+// lend notes that a session was handed over: until its new holder's claim comes back, it is known to be there.
+func (p *Peers) lend(session, to string) {
+	c := &p.claims
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held[session] != 0 {
+		c.lent[session] = to
+	}
+}
+
+// holder gives the start that has a session, as far as is known here: the one whose claim stands last in the log. It is "" when
+// that is this one, whose claim may be on its way, or there is none.
+func (p *Peers) holder(session string) string {
+	c := &p.claims
+	c.mu.Lock()
+	lent, held := c.lent[session], c.held[session] != 0
+	c.mu.Unlock()
+	if lent != "" || held {
+		return lent
+	}
+	var last table.Record
+	for _, rec := range p.Tables.Sessions.Scan(session + "/") {
+		if last.Key == "" || rec.Offset > last.Offset {
+			last = rec
+		}
+	}
+	if start := strings.TrimPrefix(last.Key, session+"/"); start != p.Start {
+		return start
+	}
+	return ""
+}
+
+// Epoch gives the place of this gateway's claim to a session in the log, which is above those of all claims before it; it waits until
+// the claim has come back. ok is false when another gateway has claimed the session since, or nobody here holds it.
+func (p *Peers) Epoch(ctx context.Context, user, client string) (epoch int64, ok bool, err error) {
+	c := &p.claims
+	key := SessionKey(user, client)
+	tick := time.NewTicker(epochEvery)
+	defer tick.Stop()
+	for {
+		c.mu.Lock()
+		number := c.held[key]
+		c.mu.Unlock()
+		if number == 0 {
+			return 0, false, nil
+		}
+		rec, found := p.Tables.Sessions.Get(key + "/" + p.Start)
+		var said claim
+		if found && json.Unmarshal(rec.Value, &said) == nil && said.Number == number {
+			return rec.Offset, true, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, false, fmt.Errorf("the claim to the session is not in the log: %w", ctx.Err())
+		}
+	}
+}
+
+// epochEvery is how often it is looked whether a claim has come back: as a rule it has.
+const epochEvery = 5 * time.Millisecond
 
 // Release says that this gateway has the session of a claim no longer, unless it has claimed it again since.
 func (p *Peers) Release(user, client string, number uint64) {
 	c := &p.claims
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	key := escape(user) + "/" + escape(client)
+	key := SessionKey(user, client)
 	if c.held[key] != number {
 		return
 	}
 	delete(c.held, key)
+	delete(c.lent, key)
 	c.unsaid[key] = true
 	signal(c.waiting)
 }
@@ -61,28 +130,29 @@ func (p *Peers) Release(user, client string, number uint64) {
 func (p *Peers) claimAgain() {
 	c := &p.claims
 	c.mu.Lock()
-	var lost []string
-	for key := range c.held {
+	lost := map[string]uint64{}
+	for key, number := range c.held {
 		c.unsaid[key] = true
 		for _, rec := range p.Tables.Sessions.Scan(key + "/") {
 			if !strings.HasSuffix(rec.Key, "/"+p.Start) {
 				delete(c.held, key)
-				lost = append(lost, key)
+				delete(c.lent, key)
+				lost[key] = number
 				break
 			}
 		}
 	}
 	signal(c.waiting)
 	c.mu.Unlock()
-	for _, key := range lost {
-		p.evict(key)
+	for key, number := range lost {
+		p.evict(key, number)
 	}
 }
 
-func (p *Peers) evict(session string) {
+func (p *Peers) evict(session string, number uint64) {
 	user, client, _ := strings.Cut(session, "/")
 	p.count.evicted.Add(1)
-	p.Local.Evict(unescape(user), unescape(client))
+	p.Local.Evict(unescape(user), unescape(client), number)
 }
 
 func (p *Peers) keepClaims(ctx context.Context) error {
@@ -135,10 +205,11 @@ func (p *Peers) sessionChanged(_, rec table.Record) {
 		return
 	}
 	delete(c.held, session)
+	delete(c.lent, session)
 	c.unsaid[session] = true
 	signal(c.waiting)
 	c.mu.Unlock()
-	p.evict(session)
+	p.evict(session, number)
 }
 
 func unescape(part string) string {

@@ -113,8 +113,11 @@ func (s *Settings) AdvertiseAt(host string) {
 type Local interface {
 	// Deliver hands a message of another gateway to the clients here that have subscribed. It must not wait.
 	Deliver(m *peerspb.Message)
-	// Evict ends the connection of a session that another gateway has now. It must not wait.
-	Evict(user, client string)
+	// Evict lets go of a session that another gateway has now: the one of that claim, and not what was claimed after it. It must
+	// not wait.
+	Evict(user, client string, number uint64)
+	// HandOver ends a session's connection and gives its state, for another gateway that is going to claim it.
+	HandOver(ctx context.Context, user, client string) (state []byte, found Found, err error)
 }
 
 // Commander takes commands that another gateway hands in.
@@ -133,11 +136,12 @@ type Tables struct {
 // methods may be called from many goroutines after Prepare.
 type Peers struct {
 	Settings
-	Start    string // of this gateway, unique for ever
-	Tables   Tables
-	Local    Local
-	Commands Commander // nil: it takes none
-	Logger   *slog.Logger
+	Start         string // of this gateway, unique for ever
+	StateBytesMax int    // of a session that another gateway hands over
+	Tables        Tables
+	Local         Local
+	Commands      Commander // nil: it takes none
+	Logger        *slog.Logger
 
 	security *security
 	address  atomic.Pointer[string]
@@ -162,8 +166,8 @@ type other struct {
 }
 
 type counters struct {
-	sent, lost, received, commands, failed, evicted, retired atomic.Int64
-	call                                                     latency.Meter
+	sent, lost, received, commands, failed, evicted, retired, taken, given, unanswered atomic.Int64
+	call                                                                               latency.Meter
 }
 
 // Stats are the counters of the mesh.
@@ -176,6 +180,8 @@ type Stats struct {
 	Commands, Failed     int64             // handed to others: calls that were answered, and calls that were not
 	Call                 latency.Histogram // time of those that were
 	Evicted, Retired     int64             // sessions that others took; gateways whose leavings were taken away
+
+	Taken, Given, Unanswered int64 // sessions handed over from others and to others, and those that were asked for in vain
 
 	Expires time.Time // When the certificate of this gateway ends; zero for one that is alone
 }
@@ -254,7 +260,8 @@ func (p *Peers) advertise(at net.Addr) {
 func (p *Peers) Stats() Stats {
 	c := &p.count
 	s := Stats{Sent: c.sent.Load(), Lost: c.lost.Load(), Received: c.received.Load(), Commands: c.commands.Load(), Failed: c.failed.Load(),
-		Call: c.call.Read(), Evicted: c.evicted.Load(), Retired: c.retired.Load()}
+		Call: c.call.Read(), Evicted: c.evicted.Load(), Retired: c.retired.Load(),
+		Taken: c.taken.Load(), Given: c.given.Load(), Unanswered: c.unanswered.Load()}
 	if p.security != nil {
 		s.Expires = p.security.expires()
 	}
@@ -381,14 +388,31 @@ func (p *Peers) retire(ctx context.Context) error {
 	}
 }
 
+// First says whether this gateway is the first by name of those that live: the one to see to what one of them must.
+func (p *Peers) First() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.first()
+}
+
+// first is First, for who holds p.mu.
+func (p *Peers) first() bool {
+	for _, o := range p.others {
+		if !o.gone && o.start < p.Start {
+			return false
+		}
+	}
+	return true
+}
+
 // mine gives the starts that are gone, if this gateway is the one to see to them.
 func (p *Peers) mine() (gone []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.first() {
+		return nil
+	}
 	for _, o := range p.others {
-		if !o.gone && o.start < p.Start {
-			return nil
-		}
 		if o.gone {
 			gone = append(gone, o.start)
 		}

@@ -38,6 +38,7 @@ type node struct {
 	messages []string
 	evicted  []string
 	commands []string
+	sessions map[string][]byte // to be handed over, by user|client; nil: it ends
 }
 
 func (n *node) Deliver(m *peerspb.Message) {
@@ -46,10 +47,23 @@ func (n *node) Deliver(m *peerspb.Message) {
 	n.messages = append(n.messages, m.GetTopic()+"="+string(m.GetPayload()))
 }
 
-func (n *node) Evict(user, client string) {
+func (n *node) Evict(user, client string, _ uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.evicted = append(n.evicted, user+"|"+client)
+}
+
+func (n *node) HandOver(_ context.Context, user, client string) ([]byte, Found, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	state, ok := n.sessions[user+"|"+client]
+	switch {
+	case !ok:
+		return nil, Nobody, nil
+	case state == nil:
+		return nil, Ended, nil
+	}
+	return state, Given, nil
 }
 
 func (n *node) Take(_ context.Context, command []byte) peerspb.CommandReply_Outcome {
@@ -77,7 +91,7 @@ func certificates(t testing.TB) identity.Certificates {
 func start(t testing.TB, name string, l *logs, certs identity.Certificates) *node {
 	t.Helper()
 	n := &node{}
-	p := &Peers{Settings: Defaults(), Start: name, Local: n, Commands: n}
+	p := &Peers{Settings: Defaults(), Start: name, StateBytesMax: 4 << 20, Local: n, Commands: n}
 	n.Peers = p
 	p.Settings.Listen, p.Certificate, p.Key, p.CA = "127.0.0.1:0", certs.Certificate, certs.Key, certs.CA
 	p.Heartbeat, p.MissedMax = 50*time.Millisecond, 8

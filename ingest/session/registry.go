@@ -26,7 +26,8 @@ type Registry struct {
 	StoreTime     time.Duration // of one call
 	Audience      *Audience
 	Publish       func(m *mqtt.Message) // of a will; not called under a lock
-	Ended         func(*Session)        // is told of each session that has ended, not under a lock; nil: nobody asks
+	Taken         func(*Session)        // is told of each session that is new here, once whoever had it has let go of it, under its lock; nil: nobody asks
+	Ended         func(*Session)        // is told of each of them that has ended, not under a lock; nil: nobody asks
 	Logger        *slog.Logger
 
 	bytes    atomic.Int64
@@ -67,17 +68,40 @@ type Entry struct {
 // Claim gives a client its session: the one it has, wherever that is, or a new one. A connection that the session had is
 // told to go (0x8E); the session stays, unless a clean start or its expiry of 0 ends it. tookOver says that there was one.
 func (r *Registry) Claim(ctx context.Context, e *Entry) (s *Session, tookOver bool, err error) {
+	taken := false      // from whoever had it
+	var loaded *Session // that nobody knew here before
 	for {
 		s := r.open(e.Key)
 		s.mu.Lock()
-		if s.gone {
+		if loaded != nil && s != loaded { // yet another gateway has claimed it meanwhile
+			taken, loaded = false, nil
+		}
+		switch {
+		case s.gone:
 			s.mu.Unlock()
 			continue
+		case s.lent && s.at == nil:
+			s.mu.Unlock()
+			if err := r.forgo(ctx, s); err != nil {
+				return nil, tookOver, err
+			}
+			continue
+		case !s.begun && !taken:
+			found, err := r.load(ctx, s)
+			if err != nil {
+				r.leaveUnbegun(s)
+				return nil, tookOver, err
+			}
+			if taken = true; found {
+				loaded = s
+				r.take(s)
+				s.mu.Unlock()
+				r.resubscribe(s, e, true) // before the client knows that it has its session
+				continue
+			}
 		}
-		loaded, err := r.load(ctx, s)
-		if err != nil {
-			r.leaveUnbegun(s)
-			return nil, tookOver, err
+		if !s.begun {
+			r.take(s)
 		}
 		old := s.at
 		if old != nil {
@@ -86,6 +110,7 @@ func (r *Registry) Claim(ctx context.Context, e *Entry) (s *Session, tookOver bo
 		}
 		if s.begun && (e.Clean || old != nil && s.expiry == 0) {
 			r.finish(s)
+			loaded = nil
 			continue
 		}
 		var will *Will
@@ -93,14 +118,39 @@ func (r *Registry) Claim(ctx context.Context, e *Entry) (s *Session, tookOver bo
 			will = s.will
 		}
 		if err := e.Welcome(s.begun); err != nil {
-			r.leaveUnbegun(s)
+			r.unwelcome(s, s == loaded && old == nil)
 			return nil, tookOver, err
 		}
 		r.attach(s, e)
 		s.mu.Unlock()
 		r.publish(will)
-		r.resubscribe(s, e, loaded)
+		if s != loaded {
+			r.resubscribe(s, e, false)
+		}
 		return s, tookOver, nil
+	}
+}
+
+// take says that a session is this gateway's from now on. Callers hold its lock.
+func (r *Registry) take(s *Session) {
+	if r.Taken != nil {
+		r.Taken(s)
+	}
+}
+
+// unwelcome is called when a client went away before it was told of its session. What was loaded for it is this gateway's to keep.
+// Callers hold the session's lock, which is given up.
+func (r *Registry) unwelcome(s *Session, loaded bool) {
+	switch {
+	case loaded && s.rest == nil:
+		r.part(s)
+	case s.begun:
+		s.mu.Unlock()
+	default:
+		r.leaveUnbegun(s)
+		if r.Ended != nil {
+			r.Ended(s)
+		}
 	}
 }
 
@@ -118,7 +168,7 @@ func (r *Registry) open(key Key) *Session {
 
 // load looks for the state of a session that is new here. Callers hold the session's lock: nobody else knows it.
 func (r *Registry) load(ctx context.Context, s *Session) (found bool, err error) {
-	if s.begun || r.Store == nil {
+	if r.Store == nil {
 		return false, nil
 	}
 	r.mu.Lock()
@@ -188,11 +238,19 @@ func (r *Registry) Leave(s *Session, t *Terms) {
 		s.mu.Unlock()
 		return
 	}
-	s.at = nil
 	if s.expiry == 0 {
 		r.finish(s)
 		return
 	}
+	r.part(s)
+	if err := r.save(context.Background(), s); err != nil {
+		r.Logger.Warn("gateway: a session is held by this gateway alone", "err", err)
+	}
+}
+
+// part lets a session rest that has lost its connection. Callers hold its lock, which is given up.
+func (r *Registry) part(s *Session) {
+	s.at = nil
 	var will *Will
 	if s.will != nil && s.will.Delay == 0 {
 		will, s.will = s.will, nil
@@ -203,9 +261,6 @@ func (r *Registry) Leave(s *Session, t *Terms) {
 	r.publish(will)
 	for _, old := range tooMany {
 		r.end(old)
-	}
-	if err := r.save(context.Background(), s); err != nil {
-		r.Logger.Warn("gateway: a session is held by this gateway alone", "err", err)
 	}
 }
 
@@ -232,7 +287,7 @@ func (r *Registry) finish(s *Session) {
 	ended := r.ending(s)
 	defer ended()
 	if r.Ended != nil {
-		r.Ended(s)
+		defer r.Ended(s)
 	}
 	r.Audience.forget(s, subs)
 	if out != nil {
@@ -295,41 +350,6 @@ func (r *Registry) remove(s *Session) {
 	if r.sessions[s.Key] == s {
 		delete(r.sessions, s.Key)
 	}
-}
-
-// Surrender lets go of a session for another gateway, which has its client now: its connection here is told to go (0x8E),
-// and its state is given out. nil says that it is not here.
-func (r *Registry) Surrender(key Key) *State {
-	r.mu.Lock()
-	s := r.sessions[key]
-	r.mu.Unlock()
-	if s == nil {
-		return nil
-	}
-	s.mu.Lock()
-	if s.gone || !s.begun {
-		s.mu.Unlock()
-		return nil
-	}
-	var will *Will
-	if s.at != nil {
-		evict(s.at, mqtt.CodeTakenOver, "another connection uses this client id")
-		s.rest = &resting{since: time.Now(), index: -1}
-		if s.will != nil && s.will.Delay == 0 {
-			will, s.will = s.will, nil
-		}
-	}
-	st := s.state()
-	s.gone, s.at = true, nil
-	if s.out != nil {
-		s.out.release(r)
-	}
-	r.unpark(s)
-	s.mu.Unlock()
-	r.remove(s)
-	r.Audience.forget(s, st.Subscriptions)
-	r.publish(will)
-	return st
 }
 
 // lockStore makes the calls of the store for one session come one after the other.

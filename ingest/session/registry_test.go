@@ -255,27 +255,3 @@ func TestStoredSessionsExpireEverywhere(t *testing.T) {
 		}
 	})
 }
-
-func TestSurrender(t *testing.T) {
-	b := newBench(t)
-	if b.Surrender(Key{"u", "c"}) != nil {
-		t.Error("a session out of nothing")
-	}
-	c := b.connect("c", willed("will", 60))
-	c.subscribe("homes/a/#", 1, 0)
-	b.publish(1, "homes/a/x", "1")
-	st := b.Surrender(Key{"u", "c"})
-	c.want("the client is told", "CONNACK present=false", "PUBLISH 1 q1 homes/a/x=1", "DISCONNECT 0x8e")
-	c.leave(true)
-	if st == nil || len(st.Flight) != 1 || len(st.Subscriptions) != 1 || st.Will == nil || st.Away.IsZero() || st.Expiry != 100 {
-		t.Errorf("%+v", st)
-	}
-	if all, away := b.Len(); all != 0 || away != 0 || b.Audience.Len() != 0 || b.bytes.Load() != 0 || b.messages.Load() != 0 || len(b.left()) != 0 {
-		t.Error("something stays behind", all, away, b.Audience.Len(), b.bytes.Load(), b.left())
-	}
-	d := b.connect("d")
-	d.leave(false)
-	if st := b.Surrender(Key{"u", "d"}); st == nil || st.Away.IsZero() {
-		t.Errorf("%+v", st)
-	}
-}

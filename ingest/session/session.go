@@ -45,6 +45,7 @@ type Session struct {
 	last   uint16 // packet id given out
 	begun  bool   // it was loaded, or has had a connection
 	gone   bool   // it has ended
+	lent   bool   // another gateway was given it, whose claim has not been seen yet
 }
 
 // resting is what is known of a session whose client is away.

@@ -32,7 +32,16 @@ type State struct {
 
 // Expired says that the session has ended, wherever it is kept.
 func (st *State) Expired(now time.Time) bool {
-	return !st.Away.IsZero() && st.Expiry != Forever && now.Sub(st.Away) >= time.Duration(st.Expiry)*time.Second
+	ends := st.Ends()
+	return !ends.IsZero() && !now.Before(ends)
+}
+
+// Ends is when the session ends, unless its client comes back; zero: it has a connection, or has no end.
+func (st *State) Ends() time.Time {
+	if st.Away.IsZero() || st.Expiry == Forever {
+		return time.Time{}
+	}
+	return st.Away.Add(time.Duration(st.Expiry) * time.Second)
 }
 
 // Forever is an Expiry without an end.

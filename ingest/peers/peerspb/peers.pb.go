@@ -84,6 +84,59 @@ func (CommandReply_Outcome) EnumDescriptor() ([]byte, []int) {
 	return file_peers_proto_rawDescGZIP(), []int{3, 0}
 }
 
+// What became of the session.
+type HandOverPart_Outcome int32
+
+const (
+	HandOverPart_UNKNOWN  HandOverPart_Outcome = 0
+	HandOverPart_GIVEN    HandOverPart_Outcome = 1 // state holds it
+	HandOverPart_ENDED    HandOverPart_Outcome = 2 // it ended with its connection
+	HandOverPart_NOT_HERE HandOverPart_Outcome = 3 // it is not here, or this is another start
+)
+
+// Enum value maps for HandOverPart_Outcome.
+var (
+	HandOverPart_Outcome_name = map[int32]string{
+		0: "UNKNOWN",
+		1: "GIVEN",
+		2: "ENDED",
+		3: "NOT_HERE",
+	}
+	HandOverPart_Outcome_value = map[string]int32{
+		"UNKNOWN":  0,
+		"GIVEN":    1,
+		"ENDED":    2,
+		"NOT_HERE": 3,
+	}
+)
+
+func (x HandOverPart_Outcome) Enum() *HandOverPart_Outcome {
+	p := new(HandOverPart_Outcome)
+	*p = x
+	return p
+}
+
+func (x HandOverPart_Outcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (HandOverPart_Outcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_peers_proto_enumTypes[1].Descriptor()
+}
+
+func (HandOverPart_Outcome) Type() protoreflect.EnumType {
+	return &file_peers_proto_enumTypes[1]
+}
+
+func (x HandOverPart_Outcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use HandOverPart_Outcome.Descriptor instead.
+func (HandOverPart_Outcome) EnumDescriptor() ([]byte, []int) {
+	return file_peers_proto_rawDescGZIP(), []int{5, 0}
+}
+
 // Message is a message as MQTT knows it.
 type Message struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -309,6 +362,143 @@ func (x *CommandReply) GetOutcome() CommandReply_Outcome {
 	return CommandReply_UNKNOWN
 }
 
+type HandOverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`     // the start of a gateway that it is meant for
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`     // the start of the gateway that the client has connected to
+	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"` // a session's key
+	Client        string                 `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	Despite       string                 `protobuf:"bytes,5,opt,name=despite,proto3" json:"despite,omitempty"` // a start that was given the session and does not answer: it is given again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandOverRequest) Reset() {
+	*x = HandOverRequest{}
+	mi := &file_peers_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandOverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandOverRequest) ProtoMessage() {}
+
+func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peers_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandOverRequest.ProtoReflect.Descriptor instead.
+func (*HandOverRequest) Descriptor() ([]byte, []int) {
+	return file_peers_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *HandOverRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *HandOverRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *HandOverRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *HandOverRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *HandOverRequest) GetDespite() string {
+	if x != nil {
+		return x.Despite
+	}
+	return ""
+}
+
+// HandOverPart is a part of the answer. Its outcome is the same in all of them.
+type HandOverPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcome       HandOverPart_Outcome   `protobuf:"varint,1,opt,name=outcome,proto3,enum=hearthline.peers.v1.HandOverPart_Outcome" json:"outcome,omitempty"`
+	State         []byte                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`         // JSON, once all parts are put together
+	Elsewhere     string                 `protobuf:"bytes,3,opt,name=elsewhere,proto3" json:"elsewhere,omitempty"` // when it is not here: the start that has it by now, as far as is known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandOverPart) Reset() {
+	*x = HandOverPart{}
+	mi := &file_peers_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandOverPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandOverPart) ProtoMessage() {}
+
+func (x *HandOverPart) ProtoReflect() protoreflect.Message {
+	mi := &file_peers_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandOverPart.ProtoReflect.Descriptor instead.
+func (*HandOverPart) Descriptor() ([]byte, []int) {
+	return file_peers_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HandOverPart) GetOutcome() HandOverPart_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return HandOverPart_UNKNOWN
+}
+
+func (x *HandOverPart) GetState() []byte {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *HandOverPart) GetElsewhere() string {
+	if x != nil {
+		return x.Elsewhere
+	}
+	return ""
+}
+
 var File_peers_proto protoreflect.FileDescriptor
 
 const file_peers_proto_rawDesc = "" +
@@ -332,10 +522,26 @@ const file_peers_proto_rawDesc = "" +
 	"\aUNKNOWN\x10\x00\x12\t\n" +
 	"\x05TAKEN\x10\x01\x12\f\n" +
 	"\bNOT_HERE\x10\x02\x12\v\n" +
-	"\aEXPIRED\x10\x032\xa8\x01\n" +
+	"\aEXPIRED\x10\x03\"w\n" +
+	"\x0fHandOverRequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x16\n" +
+	"\x06client\x18\x04 \x01(\tR\x06client\x12\x18\n" +
+	"\adespite\x18\x05 \x01(\tR\adespite\"\xc3\x01\n" +
+	"\fHandOverPart\x12C\n" +
+	"\aoutcome\x18\x01 \x01(\x0e2).hearthline.peers.v1.HandOverPart.OutcomeR\aoutcome\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\fR\x05state\x12\x1c\n" +
+	"\telsewhere\x18\x03 \x01(\tR\telsewhere\":\n" +
+	"\aOutcome\x12\v\n" +
+	"\aUNKNOWN\x10\x00\x12\t\n" +
+	"\x05GIVEN\x10\x01\x12\t\n" +
+	"\x05ENDED\x10\x02\x12\f\n" +
+	"\bNOT_HERE\x10\x032\xff\x01\n" +
 	"\bGateways\x12I\n" +
 	"\aPublish\x12\x1c.hearthline.peers.v1.Message\x1a\x1e.hearthline.peers.v1.Published(\x01\x12Q\n" +
-	"\aCommand\x12#.hearthline.peers.v1.CommandRequest\x1a!.hearthline.peers.v1.CommandReplyB!Z\x1fhearthline/ingest/peers/peerspbb\x06proto3"
+	"\aCommand\x12#.hearthline.peers.v1.CommandRequest\x1a!.hearthline.peers.v1.CommandReply\x12U\n" +
+	"\bHandOver\x12$.hearthline.peers.v1.HandOverRequest\x1a!.hearthline.peers.v1.HandOverPart0\x01B!Z\x1fhearthline/ingest/peers/peerspbb\x06proto3"
 
 var (
 	file_peers_proto_rawDescOnce sync.Once
@@ -349,26 +555,32 @@ func file_peers_proto_rawDescGZIP() []byte {
 	return file_peers_proto_rawDescData
 }
 
-var file_peers_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_peers_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_peers_proto_goTypes = []any{
 	(CommandReply_Outcome)(0), // 0: hearthline.peers.v1.CommandReply.Outcome
-	(*Message)(nil),           // 1: hearthline.peers.v1.Message
-	(*Published)(nil),         // 2: hearthline.peers.v1.Published
-	(*CommandRequest)(nil),    // 3: hearthline.peers.v1.CommandRequest
-	(*CommandReply)(nil),      // 4: hearthline.peers.v1.CommandReply
+	(HandOverPart_Outcome)(0), // 1: hearthline.peers.v1.HandOverPart.Outcome
+	(*Message)(nil),           // 2: hearthline.peers.v1.Message
+	(*Published)(nil),         // 3: hearthline.peers.v1.Published
+	(*CommandRequest)(nil),    // 4: hearthline.peers.v1.CommandRequest
+	(*CommandReply)(nil),      // 5: hearthline.peers.v1.CommandReply
+	(*HandOverRequest)(nil),   // 6: hearthline.peers.v1.HandOverRequest
+	(*HandOverPart)(nil),      // 7: hearthline.peers.v1.HandOverPart
 }
 var file_peers_proto_depIdxs = []int32{
 	0, // 0: hearthline.peers.v1.CommandReply.outcome:type_name -> hearthline.peers.v1.CommandReply.Outcome
-	1, // 1: hearthline.peers.v1.Gateways.Publish:input_type -> hearthline.peers.v1.Message
-	3, // 2: hearthline.peers.v1.Gateways.Command:input_type -> hearthline.peers.v1.CommandRequest
-	2, // 3: hearthline.peers.v1.Gateways.Publish:output_type -> hearthline.peers.v1.Published
-	4, // 4: hearthline.peers.v1.Gateways.Command:output_type -> hearthline.peers.v1.CommandReply
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	1, // 1: hearthline.peers.v1.HandOverPart.outcome:type_name -> hearthline.peers.v1.HandOverPart.Outcome
+	2, // 2: hearthline.peers.v1.Gateways.Publish:input_type -> hearthline.peers.v1.Message
+	4, // 3: hearthline.peers.v1.Gateways.Command:input_type -> hearthline.peers.v1.CommandRequest
+	6, // 4: hearthline.peers.v1.Gateways.HandOver:input_type -> hearthline.peers.v1.HandOverRequest
+	3, // 5: hearthline.peers.v1.Gateways.Publish:output_type -> hearthline.peers.v1.Published
+	5, // 6: hearthline.peers.v1.Gateways.Command:output_type -> hearthline.peers.v1.CommandReply
+	7, // 7: hearthline.peers.v1.Gateways.HandOver:output_type -> hearthline.peers.v1.HandOverPart
+	5, // [5:8] is the sub-list for method output_type
+	2, // [2:5] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_peers_proto_init() }
@@ -381,8 +593,8 @@ func file_peers_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peers_proto_rawDesc), len(file_peers_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   4,
+			NumEnums:      2,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,8 +29,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Gateways_Publish_FullMethodName = "/hearthline.peers.v1.Gateways/Publish"
-	Gateways_Command_FullMethodName = "/hearthline.peers.v1.Gateways/Command"
+	Gateways_Publish_FullMethodName  = "/hearthline.peers.v1.Gateways/Publish"
+	Gateways_Command_FullMethodName  = "/hearthline.peers.v1.Gateways/Command"
+	Gateways_HandOver_FullMethodName = "/hearthline.peers.v1.Gateways/HandOver"
 )
 
 // GatewaysClient is the client API for Gateways service.
@@ -41,6 +42,8 @@ type GatewaysClient interface {
 	Publish(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[Message, Published], error)
 	// Command hands a command to the gateway that holds its hub.
 	Command(ctx context.Context, in *CommandRequest, opts ...grpc.CallOption) (*CommandReply, error)
+	// HandOver asks the gateway that holds a session for it, in parts. The session's connection there ends.
+	HandOver(ctx context.Context, in *HandOverRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[HandOverPart], error)
 }
 
 type gatewaysClient struct {
@@ -74,6 +77,25 @@ func (c *gatewaysClient) Command(ctx context.Context, in *CommandRequest, opts .
 	return out, nil
 }
 
+func (c *gatewaysClient) HandOver(ctx context.Context, in *HandOverRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[HandOverPart], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Gateways_ServiceDesc.Streams[1], Gateways_HandOver_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[HandOverRequest, HandOverPart]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Gateways_HandOverClient = grpc.ServerStreamingClient[HandOverPart]
+
 // GatewaysServer is the server API for Gateways service.
 // All implementations must embed UnimplementedGatewaysServer
 // for forward compatibility.
@@ -82,6 +104,8 @@ type GatewaysServer interface {
 	Publish(grpc.ClientStreamingServer[Message, Published]) error
 	// Command hands a command to the gateway that holds its hub.
 	Command(context.Context, *CommandRequest) (*CommandReply, error)
+	// HandOver asks the gateway that holds a session for it, in parts. The session's connection there ends.
+	HandOver(*HandOverRequest, grpc.ServerStreamingServer[HandOverPart]) error
 	mustEmbedUnimplementedGatewaysServer()
 }
 
@@ -97,6 +121,9 @@ func (UnimplementedGatewaysServer) Publish(grpc.ClientStreamingServer[Message, P
 }
 func (UnimplementedGatewaysServer) Command(context.Context, *CommandRequest) (*CommandReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Command not implemented")
+}
+func (UnimplementedGatewaysServer) HandOver(*HandOverRequest, grpc.ServerStreamingServer[HandOverPart]) error {
+	return status.Error(codes.Unimplemented, "method HandOver not implemented")
 }
 func (UnimplementedGatewaysServer) mustEmbedUnimplementedGatewaysServer() {}
 func (UnimplementedGatewaysServer) testEmbeddedByValue()                  {}
@@ -144,6 +171,17 @@ func _Gateways_Command_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Gateways_HandOver_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(HandOverRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(GatewaysServer).HandOver(m, &grpc.GenericServerStream[HandOverRequest, HandOverPart]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Gateways_HandOverServer = grpc.ServerStreamingServer[HandOverPart]
+
 // Gateways_ServiceDesc is the grpc.ServiceDesc for Gateways service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -161,6 +199,11 @@ var Gateways_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Publish",
 			Handler:       _Gateways_Publish_Handler,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "HandOver",
+			Handler:       _Gateways_HandOver_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "peers.proto",
