@@ -87,6 +87,8 @@ func (c gatewayCollector) Collect(ch chan<- prometheus.Metric) {
 	to.peers(s.Peers)
 	to.tables(s.Tables)
 	to.commands(s.Commands, s.AuditDropped)
+	to.shadow(s.Shadow)
+	to.live(s.Live)
 }
 
 func (to sender) doors(s *ingest.Stats) {

@@ -13,7 +13,9 @@ import (
 
 	"hearthline/ingest"
 	"hearthline/ingest/commands"
+	"hearthline/ingest/live"
 	"hearthline/ingest/peers"
+	"hearthline/ingest/shadow"
 	"hearthline/ingest/table"
 	"hearthline/streams"
 )
@@ -29,6 +31,7 @@ func TestMetricsOfTheGateway(t *testing.T) {
 		Tables:   map[string]table.Stats{"queues": {Keys: 13, Lag: 14, Repairs: 15, Silence: 1500 * time.Millisecond}},
 		Commands: &commands.Stats{Executed: 16, Expired: 17, Open: [commands.Executed]int64{commands.Sent: 18}, Rerouted: 19},
 	}
+	s.Shadow, s.Live = &shadow.Stats{Reported: 22, Owed: 23, Pending: 24}, &live.Stats{Open: 25, Slow: 26}
 	s.Commands.UntilExecuted.Buckets[3], s.Commands.UntilExecuted.Count, s.Commands.UntilExecuted.Sum = 20, 20, time.Second
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(gatewayCollector{func() ingest.Stats { return s }},
@@ -56,7 +59,9 @@ func TestMetricsOfTheGateway(t *testing.T) {
 		"gateway_peers_messages_total{direction=sent} 6", "gateway_peers_messages_total{direction=lost} 7", "gateway_peers_messages_total{direction=received} 8",
 		"gateway_table_records{table=queues} 13", "gateway_table_lag_records{table=queues} 14", "gateway_table_rewrites_total{table=queues} 15", "gateway_table_silence_seconds{table=queues} 1.5",
 		"gateway_commands_total{state=executed} 16", "gateway_commands_total{state=expired} 17", "gateway_commands_open{state=sent} 18", "gateway_commands_rerouted_total 19",
-		"gateway_command_seconds{until=executed} 20", "gateway_commands_audit_dropped_total 4", "ready 0", "kafka_requests_failed_total 21",
+		"gateway_command_seconds{until=executed} 20", "gateway_commands_audit_dropped_total 4", "ready 0",
+		"gateway_shadow_changes_total{half=reported} 22", "gateway_shadow_deltas_total{state=owed} 23", "gateway_shadow_pending 24", "gateway_live_streams 25", "gateway_live_slow_total 26",
+		"kafka_requests_failed_total 21",
 	} {
 		if !slices.Contains(got, want) {
 			t.Errorf("%s is missing in\n%s", want, strings.Join(got, "\n"))

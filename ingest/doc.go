@@ -105,7 +105,7 @@
 //	homes/{home}/devices/{device}/shadow/desired   apps: a merge patch of what it shall be
 //	homes/{home}/devices/{device}/shadow/delta     hubs are sent what differs
 //
-// and /v1/devices/{device}/shadow, /v1/homes/{home}/shadows on the HTTP door. A PUBACK means that the table of shadows has it. The first
+// and /v1/devices/{device}/shadow, /v1/homes/{home}/shadows on the HTTP door, where /v1/homes/{home}/live streams shadows and commands (SSE). A PUBACK means that the table of shadows has it. The first
 // and the last are published by gateways alone. Telemetry changes no shadow (decision 29).
 //
 // # HTTP

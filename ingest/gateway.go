@@ -22,6 +22,7 @@ import (
 	"hearthline/ingest/commands"
 	"hearthline/ingest/hook"
 	"hearthline/ingest/identity"
+	"hearthline/ingest/live"
 	"hearthline/ingest/payload"
 	"hearthline/ingest/peers"
 	"hearthline/ingest/session"
@@ -93,6 +94,7 @@ type Gateway struct {
 	Peers         peers.Settings    `yaml:"peers"`           // the other gateways
 	Commands      commands.Settings `yaml:"commands"`        // what apps ask of devices
 	Shadow        shadow.Settings   `yaml:"shadow"`          // what is wanted of devices, and what they were last said to be
+	Live          live.Settings     `yaml:"live"`            // streams of what happens in a home
 	TableBytesMax int               `yaml:"table_bytes_max"` // of each table that gateways share, in memory
 
 	Logs            func(table string) table.Log `yaml:"-"` // where what gateways share is kept, each of [Tables]; nil: this one is alone, and takes no commands
@@ -156,7 +158,7 @@ func New() *Gateway {
 		PacketTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second, KeepAliveMax: 20 * time.Minute, Loop: wire.Best, ReceiveMaximum: 256,
 		SessionExpiryMax: 24 * time.Hour, SessionsMax: 100_000, UserSessionsMax: 100, SessionQueueMax: 1024, SessionQueueBytesMax: 1 << 20, QueuedBytesMax: 256 << 20,
 		SubscriptionsMax: 32, RetainedMax: 1024, RetainedBytesMax: 1 << 20, RetainedAllBytesMax: 256 << 20,
-		Peers: peers.Defaults(), Commands: commands.Defaults(), Shadow: shadow.Defaults(), TableBytesMax: 512 << 20,
+		Peers: peers.Defaults(), Commands: commands.Defaults(), Shadow: shadow.Defaults(), Live: live.Defaults(), TableBytesMax: 512 << 20,
 		DrainTimeout: 20 * time.Second,
 		Admission:    Admission{AcceptsPerSecond: float64(2000 * runtime.GOMAXPROCS(0)), AcceptWait: 20 * time.Second, EvictPerSecond: 500},
 		Now:          time.Now,
@@ -382,6 +384,9 @@ func (g *Gateway) check() error {
 	}
 	if err := g.Shadow.Validate(); err != nil {
 		return fmt.Errorf("shadow: %w", err)
+	}
+	if err := g.Live.Validate(); err != nil {
+		return fmt.Errorf("live: %w", err)
 	}
 	return g.Validate()
 }

@@ -14,6 +14,7 @@ import (
 
 	"hearthline/ingest/commands"
 	"hearthline/ingest/identity"
+	"hearthline/ingest/live"
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/peers"
 	"hearthline/ingest/peers/peerspb"
@@ -41,6 +42,7 @@ type neighbours struct {
 	mesh   *peers.Peers
 	desk   *commands.Commands
 	shadow *shadow.Shadows
+	live   *live.Live
 	audit  *commands.Audit
 	tables []*table.Table
 	asking chan struct{} // commands of MQTT clients that are being accepted or reported
@@ -80,6 +82,10 @@ func (g *Gateway) prepareNeighbours(start string) error {
 		Now: g.Now, Logger: g.Logger, Draining: g.stop}
 	n.mesh.Commands = n.desk
 	n.shadow = &shadow.Shadows{Settings: g.Shadow, Table: made[tableShadows], Clients: shadowed{g}, Gateway: start, Now: g.Now, Logger: g.Logger}
+	n.live = &live.Live{Settings: g.Live, Stop: g.stop, Resume: min(g.Commands.Keep, g.Shadow.Keep) / 2, Sources: [2]live.Source{
+		{Name: "shadow", Table: n.shadow.Table, Event: n.shadow.Event, Standing: func(home string, may func(string) bool) (any, error) { return n.shadow.List(home, may) }},
+		{Name: "command", Table: n.desk.Table, Event: n.desk.Event, Standing: func(home string, may func(string) bool) (any, error) { return n.desk.Standing(home, may), nil }},
+	}}
 	if g.CommandsTo != "" {
 		n.audit = &commands.Audit{To: g.CommandsTo, Partitions: g.Partitions, Producer: g.producer, RunID: g.RunID, Publisher: g.Publisher, Now: g.Now, Logger: g.Logger}
 		if err := n.audit.Prepare(); err != nil {
@@ -253,4 +259,5 @@ func (g *Gateway) sharedRoutes(mux *http.ServeMux) {
 	}
 	g.near.desk.Routes(mux, who)
 	g.near.shadow.Routes(mux, who)
+	g.near.live.Routes(mux, who)
 }

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"hearthline/ingest/identity"
 	"hearthline/ingest/shadow"
 )
 
@@ -269,4 +271,101 @@ func TestShadowsUnderLoad(t *testing.T) {
 	if last != 4*each {
 		t.Errorf("version %d after %d changes", last, 4*each)
 	}
+}
+
+// TestLive: an app's one stream, over TLS, on the other gateway than its hub: what stands, what changes, how a command fares,
+// and why it ends.
+func TestLive(t *testing.T) {
+	a, b := pair(t)
+	b.desire(`{"power":"on"}`)
+	hub := a.connect(5, "anna", "hub").hears(deltaFilter)
+	hub.delta()
+	l := b.live("app", "")
+	if e := l.next(); e.name != "snapshot" || !strings.Contains(e.data, `"delta":{"power":"on"}`) || !strings.Contains(e.data, `"commands":[]`) {
+		t.Fatalf("it begins with %+v", e)
+	}
+	if code := hub.change(reportedTopic, `{"power":"on"}`); code != 0 {
+		t.Fatalf("%#x", code)
+	}
+	if e := l.next(); e.name != "shadow" || strings.Contains(e.data, `"delta"`) || !strings.Contains(e.data, `"reported":{"power":"on"}`) {
+		t.Errorf("then %+v", e)
+	}
+	if status, got := b.request("app", "POST", "/v1/devices/lamp/commands", `{"id":"one","name":"on","ttl":30}`); status != 202 {
+		t.Fatalf("%d %v", status, got)
+	}
+	last := l.next()
+	if last.name != "command" || !strings.Contains(last.data, `"state":"accepted"`) {
+		t.Errorf("then %+v", last)
+	}
+	a.desire(`{"power":"off"}`)
+	if e := l.next(); e.name != "shadow" || !strings.Contains(e.data, `"delta":{"power":"off"}`) {
+		t.Errorf("then %+v", e)
+	}
+	// Another connection, to the other gateway, goes on behind the command.
+	eventually(t, "the other gateway has read as far", func() bool {
+		_, got := a.request("app", "GET", "/v1/devices/lamp/commands/one", "")
+		return got["id"] == "one"
+	})
+	again := a.live("app", last.id)
+	if e := again.next(); e.name != "shadow" || !strings.Contains(e.data, `"delta":{"power":"off"}`) {
+		t.Errorf("the stream that went on begins with %+v", e)
+	}
+	write(t, b.dir, "credentials.yaml", "- {user: other, home: h1, keys: ['"+identity.HashKey(identity.NewKey())+"']}\n")
+	if e := l.next(); e.name != "end" || !strings.Contains(e.data, "reason") {
+		t.Errorf("revoked, it ends with %+v", e)
+	}
+}
+
+// onlooker reads an app's stream.
+type onlooker struct {
+	t     testing.TB
+	lines *bufio.Scanner
+}
+
+type liveEvent struct{ name, id, data string }
+
+func (r *rig) live(user, lastEvent string) *onlooker {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(r.t.Context(), "GET", "https://"+r.at.HTTP.String()+"/v1/homes/h1/live", nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	req.SetBasicAuth(user, r.passwords[user])
+	if lastEvent != "" {
+		req.Header.Set("Last-Event-ID", lastEvent)
+	}
+	client := r.client()
+	res, err := client.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { res.Body.Close(); client.CloseIdleConnections() })
+	if res.StatusCode != 200 {
+		r.t.Fatal(res.Status)
+	}
+	l := &onlooker{t: r.t, lines: bufio.NewScanner(res.Body)}
+	l.lines.Buffer(nil, 1<<20)
+	return l
+}
+
+// next gives the next event.
+func (l *onlooker) next() (e liveEvent) {
+	l.t.Helper()
+	for l.lines.Scan() {
+		name, value, _ := strings.Cut(l.lines.Text(), ": ")
+		switch name {
+		case "event":
+			e.name = value
+		case "id":
+			e.id = value
+		case "data":
+			e.data = value
+		case "":
+			if e.name != "" && value == "" && l.lines.Text() == "" {
+				return e
+			}
+		}
+	}
+	l.t.Fatal("the stream ended: ", l.lines.Err())
+	return e
 }

@@ -6,8 +6,10 @@ import (
 
 	"hearthline/ingest/commands"
 	"hearthline/ingest/latency"
+	"hearthline/ingest/live"
 	"hearthline/ingest/peers"
 	"hearthline/ingest/reason"
+	"hearthline/ingest/shadow"
 	"hearthline/ingest/table"
 )
 
@@ -49,6 +51,8 @@ type Stats struct {
 	Peers                   *peers.Stats // nil where there are no tables
 	Tables                  map[string]table.Stats
 	Commands                *commands.Stats // nil likewise
+	Shadow                  *shadow.Stats   // nil likewise
+	Live                    *live.Stats     // nil likewise
 	AuditDropped            int64           // steps of commands that are missing in their stream
 }
 
@@ -111,6 +115,8 @@ func (g *Gateway) Stats() Stats {
 	}
 	mesh, desk := n.mesh.Stats(), n.desk.Stats()
 	s.Peers, s.Commands = &mesh, &desk
+	shadows, streams := n.shadow.Stats(), n.live.Stats()
+	s.Shadow, s.Live = &shadows, &streams
 	s.Tables = make(map[string]table.Stats, len(n.tables))
 	for _, t := range n.tables {
 		s.Tables[t.Name] = t.Stats()

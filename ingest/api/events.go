@@ -37,6 +37,11 @@ func (e *Events) Send(event, id string, data []byte) error {
 	return e.write(fmt.Sprintf("event: %s\nid: %s\ndata: %s\n\n", event, id, data))
 }
 
+// Retry tells the reader how long to wait before it comes back.
+func (e *Events) Retry(wait time.Duration) error {
+	return e.write(fmt.Sprintf("retry: %d\n\n", wait.Milliseconds()))
+}
+
 // Comment sends what no reader is told of.
 func (e *Events) Comment(text string) error { return e.write(": " + text + "\n\n") }
 

@@ -130,6 +130,29 @@ func (c *Commands) list(w http.ResponseWriter, r *http.Request, id *identity.Ide
 	return nil
 }
 
+// Standing gives the commands of a home that have not ended, of the devices that may says yes of.
+func (c *Commands) Standing(home string, may func(device string) bool) []*Command {
+	all := []*Command{}
+	for _, rec := range c.Table.Scan(home + "/") {
+		if stateOf(rec.Value).Final() {
+			continue
+		}
+		if cmd, err := decode(rec.Value); err == nil && may(cmd.Device) {
+			all = append(all, cmd)
+		}
+	}
+	return all
+}
+
+// Event gives what a record of the table is told as in a live stream: the command; nil when it cannot be read.
+func (c *Commands) Event(rec table.Record) (device string, event any) {
+	cmd, err := decode(rec.Value)
+	if err != nil {
+		return "", nil // said in the log when it came
+	}
+	return cmd.Device, cmd
+}
+
 // place is what a request speaks of: a home, and perhaps a device of it.
 func (c *Commands) place(r *http.Request, id *identity.Identity) (home, device string, err error) {
 	device = r.PathValue("device")

@@ -43,7 +43,8 @@ type queue struct{ waiting []*asked }
 // asked is an update on its way.
 type asked struct {
 	Update
-	done func(error)
+	done  func(error)
+	begun time.Time
 }
 
 // Offer takes an update on its way without waiting: those of one device take effect in the order in which they were offered here.
@@ -63,7 +64,7 @@ func (s *Shadows) Offer(u Update, begin func() (done func(error))) bool {
 		q = &queue{}
 		s.queues[key] = q
 	}
-	q.waiting = append(q.waiting, &asked{u, begin()})
+	q.waiting = append(q.waiting, &asked{u, begin(), time.Now()})
 	if idle {
 		s.work.Go(func() { s.run(key, q) })
 	}
@@ -99,6 +100,7 @@ func (s *Shadows) run(key string, q *queue) {
 			if errors.Is(errs[i], ErrInvalid) || errors.Is(errs[i], ErrVersion) || errors.Is(errs[i], ErrTooMany) {
 				s.count.refused.Add(1)
 			}
+			s.count.write.Observe(time.Since(a.begun))
 			a.done(errs[i])
 		}
 	}

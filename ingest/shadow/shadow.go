@@ -23,6 +23,7 @@ import (
 
 	"github.com/sourcegraph/conc"
 
+	"hearthline/ingest/latency"
 	"hearthline/ingest/table"
 )
 
@@ -108,24 +109,28 @@ type Shadows struct {
 	count counters
 }
 
-type counters struct{ desired, reported, unchanged, refused, conflicts, deltas, acked, owed atomic.Int64 }
+type counters struct {
+	desired, reported, unchanged, refused, conflicts, deltas, acked, owed atomic.Int64
+	write                                                                 latency.Meter
+}
 
 // Stats are the counters of one gateway.
 type Stats struct {
-	Desired, Reported int64 // changes that it wrote
-	Unchanged         int64 // asked for what was so already
-	Refused           int64 // invalid, over a limit, or of another version than was asked for
-	Conflicts         int64 // attempts that were made anew, because another gateway was first
-	Deltas, Acked     int64 // sent to hubs here, and acknowledged by them
-	Owed              int64 // times a hub had no room for its delta
-	Pending           int64 // changes that are being written, now
+	Desired, Reported int64             // changes that it wrote
+	Unchanged         int64             // asked for what was so already
+	Refused           int64             // invalid, over a limit, or of another version than was asked for
+	Conflicts         int64             // attempts that were made anew, because another gateway was first
+	Deltas, Acked     int64             // sent to hubs here, and acknowledged by them
+	Owed              int64             // times a hub had no room for its delta
+	Pending           int64             // changes that are being written, now
+	Write             latency.Histogram // from when a change was taken on its way until it stood, or had failed
 }
 
 // Stats gives the counters.
 func (s *Shadows) Stats() Stats {
 	n := &s.count
 	out := Stats{Desired: n.desired.Load(), Reported: n.reported.Load(), Unchanged: n.unchanged.Load(), Refused: n.refused.Load(),
-		Conflicts: n.conflicts.Load(), Deltas: n.deltas.Load(), Acked: n.acked.Load(), Owed: n.owed.Load()}
+		Conflicts: n.conflicts.Load(), Deltas: n.deltas.Load(), Acked: n.acked.Load(), Owed: n.owed.Load(), Write: n.write.Read()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out.Pending = int64(s.pending)
@@ -200,4 +205,18 @@ func (s *Shadows) List(home string, may func(device string) bool) ([]*Document, 
 		}
 	}
 	return out, nil
+}
+
+// Event gives what a record of the table is told as in a live stream: the whole document; nil when it cannot be read.
+func (s *Shadows) Event(rec table.Record) (device string, event any) {
+	home, device, _, ok := splitKey(rec.Key)
+	if !ok {
+		return "", nil
+	}
+	d, err := s.get(home, device).document(home, device)
+	if err != nil {
+		s.Logger.Error("shadow: a document cannot be made", "key", rec.Key, "error", err)
+		return "", nil
+	}
+	return device, d
 }
