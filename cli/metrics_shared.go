@@ -30,6 +30,7 @@ var (
 
 	tableRecordsDesc  = gatewayDesc("table_records", "Keys in a table that gateways share.", "table")
 	tableBytesDesc    = gatewayDesc("table_bytes", "Memory that a table takes in this gateway.", "table")
+	tableMaxDesc      = gatewayDesc("table_bytes_max", "What it may take (table_bytes_max); beyond, no new keys are put.", "table")
 	tableLagDesc      = gatewayDesc("table_lag_records", "Records that stand in a table's stream and are not read yet.", "table")
 	tableSilenceDesc  = gatewayDesc("table_silence_seconds", "Time since Kafka last answered for a table, of the partition for which that is longest.", "table")
 	tablePutsDesc     = gatewayDesc("table_puts_total", "Records that this gateway has put.", "table")
@@ -111,6 +112,7 @@ func (to sender) tables(tables map[string]table.Stats) {
 	for name, s := range tables {
 		to.gauge(tableRecordsDesc, s.Keys, name)
 		to.gauge(tableBytesDesc, s.Bytes, name)
+		to.gauge(tableMaxDesc, s.BytesMax, name)
 		to.gauge(tableLagDesc, s.Lag, name)
 		to.value(tableSilenceDesc, prometheus.GaugeValue, s.Silence.Seconds(), []string{name})
 		to.count(tablePutsDesc, s.Puts, name)

@@ -270,6 +270,8 @@ func TestFindings(t *testing.T) {
 			`5:3: no mount of away holds /etc/away/ca.pem (sources.away.tls.ca); add to deploy.nodes.away.mounts: {secret: NAME, at: /etc/away}
 5:3: the variable AWAY_PASSWORD has no value for away; add deploy.env.AWAY_PASSWORD: {secret: NAME, key: KEY}`},
 		{"a source with both", abroad + "deploy: {" + good + ", nodes: {away: {env: {AWAY_PASSWORD: {secret: s, key: k}}, mounts: [{secret: s, at: /etc/away}]}}}", ""},
+		{"metrics behind a token", sound + "deploy: {" + good + ", network: {policy: false}, monitoring: true}",
+			`9:101: without a NetworkPolicy /metrics asks for the console's token, which the Prometheus operator is not given; leave network.policy on, and restrict further by policies of your own`},
 		{"bad values", sound + `deploy:
   image: "No Image"
   env: {A: {secret: s}, "b-c": x}

@@ -28,6 +28,10 @@ func Kubernetes(plan *pipeline.Plan, s *Settings) ([]File, error) {
 		r.find(r.at("deploy"), "deploy.data.claim", "write deploy: {data: {claim: NAME}}, with size: 20Gi to have it made; or checkpoint: {to: s3://bucket/prefix}",
 			"deploy.data.claim is missing: checkpoints must outlive a pod, and be where the next pod finds them")
 	}
+	if s.Monitor && !s.Network.Policy {
+		r.find(r.at("deploy", "monitoring"), "deploy.monitoring", "leave network.policy on, and restrict further by policies of your own",
+			"without a NetworkPolicy /metrics asks for the console's token, which the Prometheus operator is not given")
+	}
 	if err := r.err(); err != nil {
 		return nil, err
 	}
@@ -39,6 +43,9 @@ func Kubernetes(plan *pipeline.Plan, s *Settings) ([]File, error) {
 	}
 	if s.Network.Policy {
 		k.network()
+	}
+	if s.Monitor {
+		k.monitoring()
 	}
 	k.kustomization()
 	return k.files, errors.Join(k.errs...)

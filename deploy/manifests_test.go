@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/rulefmt"
+	"github.com/prometheus/prometheus/promql/parser"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -51,7 +54,7 @@ func decode(files []deploy.File) ([]runtime.Object, error) {
 			} else if err != nil {
 				return nil, err
 			}
-			if bytes.Contains(buf[:n], []byte("apiVersion: keda.sh/")) {
+			if bytes.Contains(buf[:n], []byte("apiVersion: keda.sh/")) || bytes.Contains(buf[:n], []byte("apiVersion: monitoring.coreos.com/")) {
 				u := &unstructured.Unstructured{}
 				if err := yaml.UnmarshalStrict(buf[:n], &u.Object); err != nil {
 					return nil, fmt.Errorf("%s: %w", f.Name, err)
@@ -114,9 +117,18 @@ func inspect(objects []runtime.Object) []string {
 		case *autoscalingv2.HorizontalPodAutoscaler:
 			in.scales(o.Spec.ScaleTargetRef.Name)
 		case *unstructured.Unstructured:
-			name, _, _ := unstructured.NestedString(o.Object, "spec", "scaleTargetRef", "name")
-			in.scales(name)
-			in.keda(o)
+			switch o.GetKind() {
+			case "ScaledObject":
+				name, _, _ := unstructured.NestedString(o.Object, "spec", "scaleTargetRef", "name")
+				in.scales(name)
+				in.keda(o)
+			case "PodMonitor":
+				in.scrapes(o)
+			case "PrometheusRule":
+				in.alerts(o)
+			default:
+				in.saysf("%s is of no known kind", o.GetKind())
+			}
 		}
 	}
 	in.meet(policies)
@@ -216,6 +228,37 @@ func (in *inspector) scales(name string) {
 		in.saysf("an autoscaler of %q, which is not there", name)
 	} else if d.Spec.Replicas != nil {
 		in.saysf("%s has replicas, and an autoscaler that owns them", name)
+	}
+}
+
+// scrapes checks that a PodMonitor finds every pod, and its port.
+func (in *inspector) scrapes(o *unstructured.Unstructured) {
+	selector, _, _ := unstructured.NestedStringMap(o.Object, "spec", "selector", "matchLabels")
+	if n := len(in.selects("PodMonitor "+o.GetName(), selector)); n != len(in.deployments) {
+		in.saysf("PodMonitor %s finds %d of %d Deployments", o.GetName(), n, len(in.deployments))
+	}
+	ends, _, _ := unstructured.NestedSlice(o.Object, "spec", "podMetricsEndpoints")
+	for _, d := range in.deployments {
+		for _, e := range ends {
+			if !slices.ContainsFunc(d.Spec.Template.Spec.Containers[0].Ports, func(p corev1.ContainerPort) bool { return p.Name == e.(map[string]any)["port"] }) {
+				in.saysf("PodMonitor %s: %s has no such port: %v", o.GetName(), d.Name, e)
+			}
+		}
+	}
+	if len(ends) != 1 {
+		in.saysf("PodMonitor %s has %d endpoints", o.GetName(), len(ends))
+	}
+}
+
+// alerts has Prometheus read the rules.
+func (in *inspector) alerts(o *unstructured.Unstructured) {
+	text, err := yaml.Marshal(o.Object["spec"])
+	if err != nil {
+		in.saysf("PrometheusRule: %v", err)
+	}
+	groups, errs := rulefmt.Parse(text, false, model.LegacyValidation, parser.NewParser(parser.Options{}), nil)
+	if len(errs) > 0 || len(groups.Groups) == 0 {
+		in.saysf("PrometheusRule: %v", errs)
 	}
 }
 
@@ -330,6 +373,7 @@ func (in *inspector) restricted(d *appsv1.Deployment, pod corev1.PodSpec, c core
 
 func TestManifestsFitTogether(t *testing.T) {
 	plan, s := fromFile(t, "homes")
+	s.Monitor = true
 	files, err := deploy.Kubernetes(plan, s)
 	if err != nil {
 		t.Fatal(err)
@@ -360,6 +404,7 @@ func TestManifestsFitTogether(t *testing.T) {
 // The inspection above finds what it should: each change to what was rendered is one mistake.
 func TestInspectionFinds(t *testing.T) {
 	plan, s := fromFile(t, "homes")
+	s.Monitor = true
 	for _, change := range [][2]string{
 		{"maxSurge: 1", "maxSurg: 1"},
 		{"enableServiceLinks: false", "enableServiceLinks: \"no\""},
@@ -381,6 +426,8 @@ func TestInspectionFinds(t *testing.T) {
 		{"  - from:\n    - podSelector:\n        matchLabels:\n          app.kubernetes.io/component: gateway\n", "  - from:\n    - podSelector:\n        matchLabels:\n"},
 		{"  egress:\n  - ports:\n    - port: 8884", "  egress:\n  - ports:\n    - port: 8883"},
 		{"targetPort: http", "targetPort: peers"},
+		{"  - path: /metrics\n    port: ops", "  - path: /metrics\n    port: metrics"},
+		{"expr: absent(hearthline_ready)", "expr: absent(hearthline_ready"},
 	} {
 		files, err := deploy.Kubernetes(plan, s)
 		if err != nil {

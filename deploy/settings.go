@@ -23,13 +23,14 @@ import (
 
 // Settings is the section deploy of pipeline.yaml.
 type Settings struct {
-	Image     string           `yaml:"image"`     // repository:tag, or better repository@digest
-	Namespace string           `yaml:"namespace"` // of Kubernetes; "" is that of whoever applies the manifests
-	Env       map[string]Value `yaml:"env"`       // what the variables of pipeline.yaml are there
-	Data      Data             `yaml:"data"`      // where checkpoints and files are kept
-	Network   Network          `yaml:"network"`   // what may talk to what
-	Defaults  Node             `yaml:"defaults"`  // of every node
-	Nodes     map[string]Node  `yaml:"nodes"`     // by the name of a stage or sink, or gateway; over the defaults
+	Image     string           `yaml:"image"`      // repository:tag, or better repository@digest
+	Namespace string           `yaml:"namespace"`  // of Kubernetes; "" is that of whoever applies the manifests
+	Env       map[string]Value `yaml:"env"`        // what the variables of pipeline.yaml are there
+	Data      Data             `yaml:"data"`       // where checkpoints and files are kept
+	Network   Network          `yaml:"network"`    // what may talk to what
+	Monitor   bool             `yaml:"monitoring"` // render what the Prometheus operator scrapes and alerts by, and a dashboard for Grafana
+	Defaults  Node             `yaml:"defaults"`   // of every node
+	Nodes     map[string]Node  `yaml:"nodes"`      // by the name of a stage or sink, or gateway; over the defaults
 }
 
 // Value is what a variable holds: a text, or where the text is.

@@ -92,7 +92,7 @@ type counters struct{ puts, appends, failed, changes, refused, repairs, lost ato
 
 // Stats are a table's counters.
 type Stats struct {
-	Keys, Bytes                                    int64
+	Keys, Bytes, BytesMax                          int64
 	Puts, Appends, Changes, Refused, Repairs, Lost int64
 	Failed                                         int64         // appends that the log did not take
 	Lag                                            int64         // records that stand in the log and are not read yet, as far as it is known
@@ -187,7 +187,7 @@ func (t *Table) Run(ctx context.Context) error {
 
 // Stats gives the counters. It may be called at any time after Prepare.
 func (t *Table) Stats() Stats {
-	s := Stats{Bytes: t.bytes.Load(), Puts: t.count.puts.Load(), Appends: t.count.appends.Load(), Changes: t.count.changes.Load(),
+	s := Stats{Bytes: t.bytes.Load(), BytesMax: int64(t.BytesMax), Puts: t.count.puts.Load(), Appends: t.count.appends.Load(), Changes: t.count.changes.Load(),
 		Refused: t.count.refused.Load(), Repairs: t.count.repairs.Load(), Lost: t.count.lost.Load(), Failed: t.count.failed.Load()}
 	now := time.Now()
 	for _, p := range t.parts {

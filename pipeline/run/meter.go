@@ -176,6 +176,7 @@ var (
 		"Batches dropped because they had been taken before (replays after a restart).", []string{"node"}, nil)
 	retriesDesc   = prometheus.NewDesc("hearthline_retries_total", "Calls repeated because the world failed.", []string{"node"}, nil)
 	restartsDesc  = prometheus.NewDesc("hearthline_restarts_total", "Times a node ended with an error and was started again.", []string{"node"}, nil)
+	waitingDesc   = prometheus.NewDesc("hearthline_waiting", "1 while a node waits for what it reads or writes to: calls fail and are tried again.", []string{"node"}, nil)
 	offsetDesc    = prometheus.NewDesc("hearthline_offset", "Next offset to be read.", []string{"node", "stream", "partition"}, nil)
 	watermarkDesc = prometheus.NewDesc("hearthline_watermark_seconds",
 		"Arrival time, in seconds since 1970, up to which the node has seen everything.", []string{"node", "stream", "partition"}, nil)
@@ -204,6 +205,11 @@ func (n *NodeMeter) collect(ch chan<- prometheus.Metric) {
 	count(duplicatesDesc, n.Duplicates.Load(), n.Name)
 	count(retriesDesc, n.Retries.Load(), n.Name)
 	count(restartsDesc, n.Restarts.Load(), n.Name)
+	waiting := 0.0
+	if n.Waiting() != nil {
+		waiting = 1
+	}
+	gauge(waitingDesc, waiting, n.Name)
 	ch <- n.Process
 	ch <- n.Checkpoint
 	s := n.Status()
