@@ -28,6 +28,7 @@ type gateways struct {
 	certs     identity.Certificates
 	roots     *x509.CertPool
 	client    *http.Client // of the app
+	env       [2][]string
 }
 
 // startGateways runs them on the cluster's broker. settings are lines of the plan's gateway, indented by four; the app is the user "app".
@@ -54,9 +55,10 @@ func startGateways(t *testing.T, c *clitest.Cluster, settings string, users ...i
 	c.Write(strings.Replace(string(plan), "    linger: ", settings+"    linger: ", 1))
 	for i, name := range []string{"holder", "other"} {
 		g.mqtt[i], g.http[i] = clitest.FreeAddr(t), clitest.FreeAddr(t)
-		c.Env = []string{"HEARTHLINE_KAFKA=" + c.Broker, "HEARTHLINE_MQTT=" + g.mqtt[i], "HEARTHLINE_HTTP=" + g.http[i],
+		g.env[i] = []string{"HEARTHLINE_KAFKA=" + c.Broker, "HEARTHLINE_MQTT=" + g.mqtt[i], "HEARTHLINE_HTTP=" + g.http[i],
 			"HEARTHLINE_PEERS=" + clitest.FreeAddr(t), "HEARTHLINE_PEERS_CERTIFICATE=" + mesh.Certificate, "HEARTHLINE_PEERS_KEY=" + mesh.Key, "HEARTHLINE_PEERS_CA=" + mesh.CA,
 			"HEARTHLINE_CERTIFICATE=" + g.certs.Certificate, "HEARTHLINE_KEY=" + g.certs.Key, "HEARTHLINE_CREDENTIALS=" + file}
+		c.Env = g.env[i]
 		g.procs[i] = c.Role("gateway", "--instance", name)
 	}
 	pem, err := os.ReadFile(g.certs.CA)
@@ -70,6 +72,17 @@ func startGateways(t *testing.T, c *clitest.Cluster, settings string, users ...i
 		return fmt.Sprint(one, " ", two)
 	})
 	return g
+}
+
+// again starts one that has ended.
+func (g *gateways) again(t *testing.T, at int) {
+	t.Helper()
+	g.Env = g.env[at]
+	g.procs[at] = g.Role("gateway", "--instance", [2]string{"holder", "other"}[at])
+	g.Eventually("it answers", "200", func() string {
+		status, _ := g.request(t, at, "GET", "/v1/devices/lamp/commands", "")
+		return fmt.Sprint(status)
+	})
 }
 
 // request is the app's, at one of the two; a status of 0 is no answer.

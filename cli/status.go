@@ -240,6 +240,7 @@ func (u *up) showAddresses(s *screen) {
 		line("", "https://"+addrText(at.HTTP), "POST /v1/telemetry, the same user")
 		if password, ok := u.passwords["phone"]; ok {
 			line("", "", fmt.Sprintf("POST /v1/devices/{device}/commands, user phone of %s, %s", u.sim.HomeNames()[0], secret(password, file)))
+			line("", "", "GET /v1/homes/"+u.sim.HomeNames()[0]+"/live, the same user")
 		}
 	}
 	line("Kafka", u.kafka, "hearthline tap readings")

@@ -63,7 +63,8 @@ type up struct {
 
 func newUp(o *options) *cobra.Command {
 	u := &up{sim: simulator.New()}
-	u.sim.Speed = 2000 // the room's four days in three minutes
+	u.sim.Speed = 2000  // the room's four days in three minutes
+	u.sim.States = true // there is something to see from the first moment on
 	faults := "few"
 	noSim := false
 	cmd := &cobra.Command{

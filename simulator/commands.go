@@ -14,6 +14,7 @@ type desk struct {
 	done    map[string]string // id → state
 	order   []string          // ids of done, the oldest first
 	reports []unreported
+	states  states
 }
 
 // unreported is a report that the gateway has not acknowledged.
@@ -30,14 +31,18 @@ const (
 
 // order is a command as it comes.
 type order struct {
-	ID       string    `json:"id"`
-	Name     string    `json:"name"`
-	Deadline time.Time `json:"deadline"`
+	ID        string          `json:"id"`
+	Name      string          `json:"name"`
+	Arguments json.RawMessage `json:"arguments"`
+	Deadline  time.Time       `json:"deadline"`
 }
 
-// appendSubscribe writes SUBSCRIBE (3.8) to one filter, QoS 1.
-func appendSubscribe(b []byte, version byte, id uint16, filter string) []byte {
-	n := 2 + 2 + len(filter) + 1
+// appendSubscribe writes SUBSCRIBE (3.8) to some filters, QoS 1.
+func appendSubscribe(b []byte, version byte, id uint16, filters ...string) []byte {
+	n := 2
+	for _, filter := range filters {
+		n += 2 + len(filter) + 1
+	}
 	if version == version5 {
 		n++
 	}
@@ -46,7 +51,10 @@ func appendSubscribe(b []byte, version byte, id uint16, filter string) []byte {
 	if version == version5 {
 		b = append(b, 0) // no properties
 	}
-	return append(appendString(b, filter), 1)
+	for _, filter := range filters {
+		b = append(appendString(b, filter), 1)
+	}
+	return b
 }
 
 // delivery is a PUBLISH that a hub is sent.
@@ -82,12 +90,16 @@ func (p packet) delivery(version byte) (d delivery, err error) {
 	return d, nil
 }
 
-// attend subscribes to the commands of the home, and says again what was not acknowledged.
+// attend subscribes to the commands and deltas of the home, and says again what was not acknowledged, and what its devices are.
 func (h *hub) attend(l *link) error {
 	for i := range h.desk.reports {
 		h.desk.reports[i].packet = 0
 	}
-	return l.write(appendSubscribe(nil, l.version, h.nextID(), "homes/"+h.plan.name+"/devices/+/commands"))
+	if err := h.sayAll(); err != nil {
+		return err
+	}
+	devices := "homes/" + h.plan.name + "/devices/+"
+	return l.write(appendSubscribe(nil, l.version, h.nextID(), devices+"/commands", devices+deltaSuffix))
 }
 
 // heard takes what is no answer to a reading.
@@ -105,7 +117,7 @@ func (h *hub) nextID() uint16 {
 	return h.id
 }
 
-// obey takes a command: it is executed once, and not after its deadline.
+// obey takes a command, or a delta. A command is executed once, and not after its deadline.
 func (h *hub) obey(l *link, p packet) error {
 	d, err := p.delivery(l.version)
 	if err != nil {
@@ -116,6 +128,9 @@ func (h *hub) obey(l *link, p packet) error {
 		if err := l.write(binary.BigEndian.AppendUint16(ack, d.id)); err != nil {
 			return err
 		}
+	}
+	if strings.HasSuffix(d.topic, deltaSuffix) {
+		return h.comply(l, d)
 	}
 	var o order
 	if !strings.HasSuffix(d.topic, "/commands") || json.Unmarshal(d.payload, &o) != nil || o.ID == "" || strings.ContainsAny(o.ID, "/+#") {
@@ -132,6 +147,9 @@ func (h *hub) obey(l *link, p packet) error {
 		h.desk.remember(o.ID, state)
 		if state == "executed" {
 			h.r.count.executed.Add(1)
+			if err := h.set(d.topic, &o); err != nil {
+				return err
+			}
 		} else {
 			h.r.count.tooLate.Add(1)
 		}
@@ -146,6 +164,16 @@ func (h *hub) obey(l *link, p packet) error {
 		h.desk.reports = append(h.desk.reports, unreported{topic: d.topic + "/" + o.ID + "/status", payload: string(report)})
 	}
 	return h.report(l)
+}
+
+// set does what the command set asks for: the device becomes what the arguments say, and its hub says so.
+func (h *hub) set(topic string, o *order) error {
+	var what map[string]json.RawMessage
+	device := strings.TrimSuffix(strings.TrimPrefix(topic, "homes/"+h.plan.name+"/devices/"), "/commands")
+	if o.Name != "set" || json.Unmarshal(o.Arguments, &what) != nil || strings.Contains(device, "/") {
+		return nil
+	}
+	return h.become(device, what)
 }
 
 func (d *desk) remember(id, state string) {

@@ -15,6 +15,8 @@
 //
 //	[{"metric":"temperature","value":21.53,"unit":"°C","time":"2026-03-01T18:00:00.250000Z","seq":17}, …]
 //
+// Hubs execute commands, make their devices what deltas say, and report it (docs/devices.md).
+//
 // A door contact has "text":"open" for "value". The user name, and the client identifier, is what Credentials gives
 // and the home's name.
 //

@@ -24,8 +24,8 @@ const (
 )
 
 // packetMax is the largest packet a hub takes; it says so in CONNECT (Maximum Packet Size, 3.1.2.11.4). It is sent
-// acknowledgements, a few bytes each, with perhaps a reason in words, and commands.
-const packetMax = 2048
+// acknowledgements, a few bytes each, with perhaps a reason in words, commands, and deltas of a whole shadow.
+const packetMax = 64 << 10
 
 var errProtocol = errors.New("the server broke the protocol")
 

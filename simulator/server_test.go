@@ -192,7 +192,7 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 }
 
 func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
-	if !write && topic == "homes/"+cl.ID+"/devices/+/commands" {
+	if !write && (topic == "homes/"+cl.ID+"/devices/+/commands" || topic == "homes/"+cl.ID+"/devices/+/shadow/delta") {
 		return true
 	}
 	ok := write && strings.HasPrefix(topic, "homes/"+cl.ID+"/devices/")

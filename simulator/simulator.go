@@ -33,6 +33,8 @@ type Simulator struct {
 	RecordedRows int64         `yaml:"recorded_rows"` // rows of the recording to play in all, over all runs (looping); 0 for no end
 	Duration     time.Duration `yaml:"duration"`      // how long a run generates; 0 for no end
 
+	States bool `yaml:"states"` // hubs say what all their devices are when they connect; what one was told to be they say anyway
+
 	Faults     Faults        `yaml:"faults"`
 	OfflineFor time.Duration `yaml:"offline_for"` // how long an Offline hub stays away
 
@@ -161,7 +163,7 @@ func (s *Simulator) Stats() Stats {
 	latency := c.latency.quantiles(0.5, 0.99)
 	out := Stats{
 		Homes: len(r.hubs), Connected: int(c.connected.Load()), Finished: int(c.finished.Load()),
-		Executed: c.executed.Load(), TooLate: c.tooLate.Load(), Repeated: c.repeated.Load(),
+		Executed: c.executed.Load(), TooLate: c.tooLate.Load(), Repeated: c.repeated.Load(), Complied: c.complied.Load(),
 		Generated: c.generated.Load(), Outstanding: c.outstanding.Load(),
 		Bad: map[string]int64{}, Refused: named(&c.refused),
 		Resent: c.resent.Load(), Duplicates: c.duplicates.Load(),

@@ -28,6 +28,7 @@ type Stats struct {
 	Finished               int           // hubs whose work is done
 
 	Executed, TooLate, Repeated int64 // commands executed; refused because their deadline had passed; that came again
+	Complied                    int64 // deltas that hubs made their devices follow
 }
 
 // Position is how far a hub has come.
@@ -44,6 +45,7 @@ type counters struct {
 	duplicates, reconnects         atomic.Int64
 	unavailable                    atomic.Int64
 	executed, tooLate, repeated    atomic.Int64
+	complied                       atomic.Int64
 	refused, broken                [faultCount]atomic.Int64
 	lastError                      atomic.Pointer[string]
 	latency                        histogram
