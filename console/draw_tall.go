@@ -110,6 +110,11 @@ func (t *tall) draw(lanes int) Drawing {
 		y := centre[r.from]
 		writer := d.Nodes[t.nodeAt(&d, r.stream.Writer)]
 		d.Lines = append(d.Lines, DrawLine{r.stream.Name, "", elbow(6, point{left, writer.Y + writer.H - 10}, point{x(r), writer.Y + writer.H - 10}, point{x(r), y})})
+		for _, source := range r.stream.Sources { // they stand below the label, beside the lane
+			if row, ok := t.isRow["node "+source]; ok && row > r.from {
+				d.Lines = append(d.Lines, DrawLine{r.stream.Name, "", elbow(6, point{left, centre[row]}, point{x(r), centre[row]}, point{x(r), centre[row] + tallNodeH/2})})
+			}
+		}
 		for _, reader := range r.stream.Readers {
 			row, ok := t.isRow["node "+reader]
 			if !ok || row <= r.from {

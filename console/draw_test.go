@@ -62,6 +62,9 @@ func randomPlan(seed uint64) *pipeline.Plan {
 	r := rand.New(rand.NewPCG(seed, 1))
 	f := newFakePlan("random", 1+r.IntN(8))
 	f.stream("s0", gatewayName)
+	for i := range r.IntN(3) {
+		f.source(fmt.Sprintf("source-%d%s", i, strings.Repeat("z", r.IntN(20))), "a topic", "s0")
+	}
 	streams := []string{"s0"}
 	pick := func() string { return streams[r.IntN(len(streams))] }
 	for u := range r.IntN(6) {
@@ -131,6 +134,15 @@ func checkDrawing(t *testing.T, g *Graph) {
 			}
 		}
 		for _, s := range g.Streams {
+			begun := 0
+			for _, l := range append(slices.Clone(d.Lines), d.Drain...) {
+				if l.Stream == s.Name && l.Reader == "" {
+					begun++
+				}
+			}
+			if len(s.Sources) > 0 && begun != 1+len(s.Sources) && (which == "wide" || !g.drains(&s)) {
+				t.Errorf("%s: %d lines begin %s, which %s and %v write", which, begun, s.Name, s.Writer, s.Sources)
+			}
 			for _, r := range s.Readers {
 				if g.drains(&s) || g.node(r) == nil {
 					continue
@@ -178,5 +190,34 @@ func TestSpread(t *testing.T) {
 		if math.Abs(mean) > 1e-9 {
 			t.Fatalf("seed %d: the boxes are off their wishes by %v on average", seed, mean)
 		}
+	}
+}
+
+// Sources stand beside the gateway, write its stream, and have dead letters of their own; the gateway has none.
+func TestSourcesAreDrawn(t *testing.T) {
+	f := newFakePlan("sources", 4)
+	f.stream("raw", gatewayName)
+	f.source("partner", "devices.readings", "raw")
+	f.source("old", "legacy", "raw")
+	f.unit("normalize: raw -> clean")
+	f.sink("clickhouse", "clean", pipeline.SourceDead)
+	g := newGraph(f.done())
+	checkDrawing(t, g)
+	partner, raw, dead := g.node("partner"), g.stream("raw"), g.stream(pipeline.SourceDead)
+	if partner == nil || partner.Kind != "source" || partner.Topic != "devices.readings" || !slices.Equal(partner.Outputs, []string{"raw"}) || len(g.Nodes) != 5 {
+		t.Fatalf("%+v", g.Nodes)
+	}
+	if raw.Writer != gatewayName || !slices.Equal(raw.Sources, []string{"partner", "old"}) {
+		t.Errorf("%+v", raw)
+	}
+	if dead.Writer != "partner" || !slices.Equal(dead.Sources, []string{"old"}) || !dead.Dead || slices.Contains(g.node(gatewayName).Outputs, dead.Name) {
+		t.Errorf("%+v", dead)
+	}
+	at := map[string]DrawBox{}
+	for _, b := range g.Wide.Nodes {
+		at[b.Name] = b
+	}
+	if at["partner"].X > at["normalize"].X || math.Abs(at["partner"].Y-at[gatewayName].Y) > 3*(wideNodeH+wideBlockGap) {
+		t.Errorf("the source stands at %+v, the gateway at %+v", at["partner"], at[gatewayName])
 	}
 }

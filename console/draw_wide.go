@@ -367,6 +367,7 @@ type join struct {
 
 func (w *wide) joins() map[*block][]join {
 	all := map[*block][]join{}
+	w.joinSources(all)
 	w.hops(func(s *GraphStream, from, to *block) {
 		weight := 1.0
 		if from.passes != "" || to.passes != "" {
@@ -377,6 +378,19 @@ func (w *wide) joins() map[*block][]join {
 		all[from] = append(all[from], join{to, -offset, weight})
 	})
 	return all
+}
+
+// joinSources keeps the sources beside the gateway, whose stream they write: it does not heed them.
+func (w *wide) joinSources(all map[*block][]join) {
+	w.flows(func(s *GraphStream, from *block, _ []*block) {
+		layer := w.layers[from.layer]
+		for _, name := range s.Sources {
+			if b := w.of[name]; b != nil && b.layer == from.layer {
+				apart := slices.Index(layer, b) - slices.Index(layer, from)
+				all[b] = append(all[b], join{from, float64(apart) * (wideNodeH + wideBlockGap), 1})
+			}
+		}
+	})
 }
 
 // enters says how far below the centre of b the first stage stands that reads s.

@@ -92,6 +92,11 @@ func (w *wide) drawStreams(d *Drawing) {
 		}
 		start := point{w.left(from) + from.w - pad, w.nodeY(from, s.Writer) + within(y-w.nodeY(from, s.Writer), wideNodeH/2-8)}
 		d.Lines = append(d.Lines, DrawLine{s.Name, "", curve([]point{start, {label.X, y}})})
+		for _, name := range s.Sources {
+			if b := w.of[name]; b != nil {
+				d.Lines = append(d.Lines, DrawLine{s.Name, "", curve([]point{{w.left(b) + b.w, b.y}, {label.X, y}})})
+			}
+		}
 		points := []point{{label.X + label.W, y}, {c.x + c.w + wideLead + c.labels, y}}
 		reach := map[int][]point{from.layer: points}
 		for _, b := range w.via[s.Name] {
@@ -146,14 +151,14 @@ func (w *wide) drawDrain(d *Drawing) {
 	right := 0.0
 	for i := range w.g.Streams {
 		s := &w.g.Streams[i]
-		b := w.of[s.Writer]
-		if b == nil || !w.g.drains(s) {
+		if w.of[s.Writer] == nil || !w.g.drains(s) {
 			continue
 		}
-		i := slices.IndexFunc(d.Nodes, func(n DrawBox) bool { return n.Name == s.Writer })
-		n := d.Nodes[i]
-		x := w.left(b) - 9
-		d.Drain = append(d.Drain, DrawLine{s.Name, "", elbow(6, point{n.X, n.Y + n.H - 9}, point{x, n.Y + n.H - 9}, point{x, y})})
+		for _, writer := range append([]string{s.Writer}, s.Sources...) {
+			n := d.Nodes[slices.IndexFunc(d.Nodes, func(n DrawBox) bool { return n.Name == writer })]
+			x := w.left(w.of[writer]) - 9
+			d.Drain = append(d.Drain, DrawLine{s.Name, "", elbow(6, point{n.X, n.Y + n.H - 9}, point{x, n.Y + n.H - 9}, point{x, y})})
+		}
 		for _, r := range s.Readers {
 			if to := w.of[r]; to != nil {
 				right = max(right, w.left(to)+to.w/2)

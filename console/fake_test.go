@@ -49,6 +49,13 @@ func (f *fakePlan) stream(name, writer string) *pipeline.Stream {
 	return s
 }
 
+// source adds a topic of others, whose rows come into a stream of the gateway.
+func (f *fakePlan) source(name, topic, stream string) {
+	f.plan.Spec.Gateway.To = stream
+	f.plan.Spec.Sources = append(f.plan.Spec.Sources, pipeline.Source{Name: name, Topic: topic})
+	f.stream(pipeline.SourceDead, gatewayName)
+}
+
 // unit adds a task of stages written "name: in1 in2 -> out1 out2".
 func (f *fakePlan) unit(stages ...string) {
 	u := &pipeline.Unit{}

@@ -22,10 +22,11 @@ type Graph struct {
 	Tall       Drawing       `json:"tall"` // from top to bottom, for a phone
 }
 
-// GraphNode is a gateway, a stage or a sink.
+// GraphNode is a gateway, a source, a stage or a sink.
 type GraphNode struct {
 	Name    string   `json:"name"`
-	Kind    string   `json:"kind"` // gateway, stage or sink
+	Kind    string   `json:"kind"`            // gateway, source, stage or sink
+	Topic   string   `json:"topic,omitempty"` // of others, which a source reads; no stream of this pipeline
 	Use     string   `json:"use,omitempty"`
 	Unit    string   `json:"unit"` // what runs it: the unit of a stage; the name itself for others
 	Inputs  []string `json:"inputs"`
@@ -37,6 +38,7 @@ type GraphNode struct {
 type GraphStream struct {
 	Name    string       `json:"name"`
 	Writer  string       `json:"writer"`
+	Sources []string     `json:"sources,omitempty"` // that write it beside its writer
 	Readers []string     `json:"readers"`
 	Unit    string       `json:"unit,omitempty"` // where set, it never reaches Kafka
 	Dead    bool         `json:"dead"`           // dead letters of its writer
@@ -72,13 +74,21 @@ func newGraph(p *pipeline.Plan) *Graph {
 func (g *Graph) addNodes(p *pipeline.Plan) {
 	gateway := GraphNode{Name: gatewayName, Kind: "gateway", Unit: gatewayName, Inputs: []string{}}
 	for name, s := range p.Streams {
-		if s.Writer == gatewayName {
+		if s.Writer == gatewayName && name != pipeline.SourceDead {
 			gateway.Outputs = append(gateway.Outputs, name)
 		}
 	}
 	if len(gateway.Outputs) > 0 {
 		slices.Sort(gateway.Outputs)
 		g.Nodes = append(g.Nodes, gateway)
+	}
+	if p.Spec != nil {
+		for i := range p.Spec.Sources {
+			s := &p.Spec.Sources[i]
+			g.Nodes = append(g.Nodes, GraphNode{
+				Name: s.Name, Kind: "source", Topic: s.Topic, Unit: s.Name, Inputs: []string{}, Outputs: []string{p.Spec.Gateway.To}, Dead: pipeline.SourceDead,
+			})
+		}
 	}
 	for _, u := range p.Units {
 		unit := GraphUnit{Name: u.Name, Inputs: orEmpty(u.Inputs)}
@@ -109,8 +119,9 @@ func (g *Graph) addStreams(p *pipeline.Plan) {
 		place[n.Name] = i
 	}
 	for name, s := range p.Streams {
-		stream := GraphStream{Name: name, Writer: s.Writer, Readers: orEmpty(s.Readers), Unit: s.Unit, Fields: []GraphField{}}
-		if i, ok := place[s.Writer]; ok {
+		writers := p.Writers(s)
+		stream := GraphStream{Name: name, Writer: writers[0], Sources: writers[1:], Readers: orEmpty(s.Readers), Unit: s.Unit, Fields: []GraphField{}}
+		if i, ok := place[stream.Writer]; ok {
 			stream.Dead = g.Nodes[i].Dead == name
 		}
 		if s.Schema != nil {

@@ -217,8 +217,8 @@ func (s *sampler) edge(g *Graph, stream *GraphStream, reader string, w window) E
 			return e.judge() // a plain call: nothing can wait
 		}
 	}
-	if writer := g.node(stream.Writer); writer == nil || writer.Kind != "sink" {
-		s.position(&e, runs, w.last) // a sink's dead letters carry no heartbeats: their time stands still, and means nothing
+	if writer := g.node(stream.Writer); writer == nil || writer.Kind != "sink" && writer.Kind != "source" {
+		s.position(&e, runs, w.last) // dead letters of sinks and sources carry no heartbeats: their time stands still, and means nothing
 	}
 	if lags, ok := w.last.lag[runs][stream.Name]; ok {
 		s.lag(&e, runs, lags)

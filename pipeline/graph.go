@@ -11,6 +11,9 @@ func (p *Plan) Mermaid() string {
 	var b strings.Builder
 	b.WriteString("flowchart LR\n")
 	fmt.Fprintf(&b, "  %s([%s])\n", mermaidID(gatewayNode), gatewayNode)
+	for i := range p.Spec.Sources {
+		fmt.Fprintf(&b, "  %s[/%s/]\n", mermaidID(p.Spec.Sources[i].Name), p.Spec.Sources[i].Name)
+	}
 	for i, u := range p.Units {
 		if len(u.Stages) == 1 {
 			fmt.Fprintf(&b, "  %s[%s]\n", mermaidID(u.Stages[0].Name), u.Stages[0].Name)
@@ -25,11 +28,11 @@ func (p *Plan) Mermaid() string {
 	for _, s := range p.Sinks {
 		fmt.Fprintf(&b, "  %s[(%s)]\n", mermaidID(s.Name), s.Name)
 	}
-	p.edges(func(s *Stream, reader string, dead bool) {
+	p.edges(func(s *Stream, writer, reader string, dead bool) {
 		if dead {
-			fmt.Fprintf(&b, "  %s -. dead .-> %s\n", mermaidID(s.Writer), mermaidID(reader))
+			fmt.Fprintf(&b, "  %s -. dead .-> %s\n", mermaidID(writer), mermaidID(reader))
 		} else {
-			fmt.Fprintf(&b, "  %s -- %s --> %s\n", mermaidID(s.Writer), s.Name, mermaidID(reader))
+			fmt.Fprintf(&b, "  %s -- %s --> %s\n", mermaidID(writer), s.Name, mermaidID(reader))
 		}
 	})
 	return b.String()
@@ -43,6 +46,9 @@ func (p *Plan) DOT() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "digraph %q {\n  rankdir=LR;\n  node [shape=box, style=rounded, fontname=\"sans-serif\"];\n  edge [fontname=\"sans-serif\", fontsize=10];\n", p.Spec.Name)
 	fmt.Fprintf(&b, "  %q [shape=oval];\n", gatewayNode)
+	for i := range p.Spec.Sources {
+		fmt.Fprintf(&b, "  %q [shape=parallelogram, style=solid, tooltip=%q];\n", p.Spec.Sources[i].Name, p.Spec.Sources[i].Topic)
+	}
 	for i, u := range p.Units {
 		if len(u.Stages) == 1 {
 			fmt.Fprintf(&b, "  %q;\n", u.Stages[0].Name)
@@ -57,11 +63,11 @@ func (p *Plan) DOT() string {
 	for _, s := range p.Sinks {
 		fmt.Fprintf(&b, "  %q [shape=cylinder];\n", s.Name)
 	}
-	p.edges(func(s *Stream, reader string, dead bool) {
+	p.edges(func(s *Stream, writer, reader string, dead bool) {
 		if dead {
-			fmt.Fprintf(&b, "  %q -> %q [style=dashed, color=gray, tooltip=%q];\n", s.Writer, reader, s.Name)
+			fmt.Fprintf(&b, "  %q -> %q [style=dashed, color=gray, tooltip=%q];\n", writer, reader, s.Name)
 		} else {
-			fmt.Fprintf(&b, "  %q -> %q [label=%q];\n", s.Writer, reader, s.Name)
+			fmt.Fprintf(&b, "  %q -> %q [label=%q];\n", writer, reader, s.Name)
 		}
 	})
 	b.WriteString("}\n")
@@ -69,16 +75,16 @@ func (p *Plan) DOT() string {
 }
 
 // edges calls f for each writer and reader of a stream: the data in its order first, dead letters last.
-func (p *Plan) edges(f func(s *Stream, reader string, dead bool)) {
+func (p *Plan) edges(f func(s *Stream, writer, reader string, dead bool)) {
 	for _, dead := range []bool{false, true} {
 		for _, writer := range p.nodeNames() {
 			for _, name := range sortedKeys(p.Streams) {
 				s := p.Streams[name]
-				if s.Writer != writer || strings.HasSuffix(name, deadSuffix) != dead {
+				if !slices.Contains(p.Writers(s), writer) || strings.HasSuffix(name, deadSuffix) != dead {
 					continue
 				}
 				for _, r := range s.Readers {
-					f(s, r, dead)
+					f(s, writer, r, dead)
 				}
 			}
 		}
@@ -88,6 +94,9 @@ func (p *Plan) edges(f func(s *Stream, reader string, dead bool)) {
 // nodeNames lists all nodes in the order of the data.
 func (p *Plan) nodeNames() []string {
 	names := []string{gatewayNode}
+	for i := range p.Spec.Sources {
+		names = append(names, p.Spec.Sources[i].Name)
+	}
 	for _, u := range p.Units {
 		for _, s := range u.Stages {
 			names = append(names, s.Name)

@@ -27,10 +27,11 @@ const (
 	boxWidth    = 96.0 // at least
 )
 
-// item is what takes up a place in a layer: a box (gateway, unit or sink), or a line that passes by.
+// item is what takes up a place in a layer: a box (gateway, source, unit or sink), or a line that passes by.
 type item struct {
-	kind   string // gateway, unit, sink; "" a line
+	kind   string // gateway, source, unit, sink; "" a line
 	name   string
+	topic  string       // of a source
 	stages []*StageNode // of a unit
 	stream string       // of a line
 	layer  int
@@ -83,6 +84,12 @@ func (l *layout) place() {
 	g := &item{kind: "gateway", name: gatewayNode, height: stageHeight + 8, rows: []float64{0}}
 	l.box[gatewayNode] = g
 	add(g)
+	for i := range l.plan.Spec.Sources {
+		s := &l.plan.Spec.Sources[i]
+		it := &item{kind: "source", name: s.Name, topic: s.Topic, height: stageHeight + 8, rows: []float64{0}}
+		l.box[s.Name] = it
+		add(it)
+	}
 	for _, u := range l.plan.Units {
 		it := &item{kind: "unit", name: u.Name, stages: u.Stages}
 		for _, in := range u.Inputs {
@@ -132,7 +139,7 @@ func (l *layout) sizeUnit(it *item) {
 func (l *layout) shown(node string) []string {
 	var names []string
 	for _, name := range sortedKeys(l.plan.Streams) {
-		if s := l.plan.Streams[name]; s.Writer == node && s.OnKafka() && (!strings.HasSuffix(name, deadSuffix) || l.readByStage(s)) {
+		if s := l.plan.Streams[name]; slices.Contains(l.plan.Writers(s), node) && s.OnKafka() && (!strings.HasSuffix(name, deadSuffix) || l.readByStage(s)) {
 			names = append(names, name)
 		}
 	}
@@ -217,6 +224,9 @@ func (l *layout) joinRail() {
 	slices.Sort(readers)
 	l.connect(out, readers)
 }
+
+// begins says whether data begin at an item: it reads no stream, and holds no stages.
+func (it *item) begins() bool { return it.kind == "gateway" || it.kind == "source" }
 
 // rowOf is the height of a stage within its unit.
 func (it *item) rowOf(node string) float64 {
@@ -371,7 +381,7 @@ func (l *layout) spread(it *item) {
 	for i, middle := range it.rows {
 		var out, in []*port
 		for _, p := range it.out {
-			if it.kind == "gateway" || l.writer(p) == it.stages[i].Name {
+			if it.begins() || l.writer(p) == it.stages[i].Name {
 				out = append(out, p)
 			}
 		}

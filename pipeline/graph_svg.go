@@ -31,6 +31,8 @@ const (
 	margin    = 20.0
 	caption   = 34.0 // above the picture
 	textRatio = 1.04 // how much wider than Helvetica the reader's font may be
+
+	sourceSlant = 10.0 // of a source's shape
 )
 
 // svgStyle has plain colours for light grounds and overrides for dark ones; viewers without media queries show light.
@@ -49,6 +51,11 @@ const svgStyle = `text{font-family:ui-sans-serif,-apple-system,"Segoe UI",Helvet
 .edge{stroke:#656c76}.tip{fill:#656c76}.dead .edge,.drop{stroke:#3d444d}.dead .tip{fill:#3d444d}
 .dead.pill rect{fill:#0d1117;stroke:#3d444d}.dead.pill text{fill:#656c76}}`
 
+// sourceStyle is for pictures that show sources.
+const sourceStyle = `
+.source path{fill:#fff8c5;stroke:#9a6700}
+@media(prefers-color-scheme:dark){.source path{fill:#2e2111;stroke:#d29922}}`
+
 type draw struct {
 	*layout
 	boxX, boxW, pillX, right []float64       // by layer: the boxes, the streams beside them, where links begin
@@ -64,7 +71,7 @@ func (d *draw) columns() {
 		w, pill := 0.0, 0.0
 		for _, it := range layer {
 			w = max(w, d.widthOf(it))
-			if it.kind == "gateway" || it.kind == "unit" {
+			if it.begins() || it.kind == "unit" {
 				for _, p := range it.out {
 					pill = max(pill, pillWidth(p.stream))
 				}
@@ -102,6 +109,8 @@ func (d *draw) widthOf(it *item) float64 {
 		}
 	case "sink", "gateway":
 		w = max(w, textWidth(it.name, 14, true)+32)
+	case "source":
+		w = max(w, textWidth(it.name, 14, true)+2*sourceSlant+16, textWidth(it.topic, 11, false)+2*sourceSlant+8)
 	case "":
 		w = 0
 		if it.stream == rail && len(it.in) == 0 {
@@ -187,6 +196,10 @@ func (d *draw) item(it *item) {
 	case "gateway":
 		fmt.Fprintf(&d.shapes, "<g class=\"gateway\"><rect x=\"%s\" y=\"%s\" width=\"%s\" height=\"%s\" rx=\"%s\"/>%s</g>\n",
 			px(x), px(it.y-it.height/2), px(w), px(it.height), px(it.height/2), label("name", x+w/2, it.y+5, it.name))
+	case "source":
+		top, bottom := px(it.y-it.height/2), px(it.y+it.height/2)
+		fmt.Fprintf(&d.shapes, "<g class=\"source\"><path d=\"M%s %sH%sL%s %sH%sz\"/>%s%s</g>\n",
+			px(x+sourceSlant), top, px(x+w), px(x+w-sourceSlant), bottom, px(x), label("name", x+w/2, it.y-1, it.name), label("use", x+w/2, it.y+13, it.topic))
 	case "sink":
 		d.cylinder(it, x, w)
 	case "unit":
@@ -302,7 +315,11 @@ func (d *draw) page() string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %s %s\" width=\"%s\" height=\"%s\" role=\"img\">\n", px(width), px(height), px(width), px(height))
-	fmt.Fprintf(&b, "<title>Pipeline %s</title>\n<style>%s</style>\n", d.plan.Spec.Name, svgStyle)
+	style := svgStyle
+	if len(d.plan.Spec.Sources) > 0 {
+		style += sourceStyle
+	}
+	fmt.Fprintf(&b, "<title>Pipeline %s</title>\n<style>%s</style>\n", d.plan.Spec.Name, style)
 	b.WriteString(label("caption", margin, margin+8, fmt.Sprintf("%s · %d %s", d.plan.Spec.Name, d.plan.Spec.Partitions, partitions)) + "\n")
 	fmt.Fprintf(&b, "%s<g class=\"dead\">\n%s</g>\n<g>\n%s</g>\n%s</svg>\n", d.groups.String(), d.dead.String(), d.edges.String(), d.shapes.String())
 	return b.String()

@@ -37,7 +37,7 @@ func golden(t *testing.T, file, got string) {
 }
 
 func TestGraphs(t *testing.T) {
-	for _, name := range []string{"homes", "small", "tangled"} {
+	for _, name := range []string{"homes", "small", "tangled", "sources"} {
 		t.Run(name, func(t *testing.T) {
 			plan := graphPlan(t, name)
 			base := filepath.Join("testdata", "graph", name)

@@ -86,6 +86,21 @@ func (p *Plan) Group(node string) string {
 	return p.Spec.Name + "." + node
 }
 
+// Writers are the nodes that write a stream: the gateway's own is written by sources, too, and their dead letters by them alone.
+func (p *Plan) Writers(s *Stream) []string {
+	if p.Spec == nil || s.Writer != gatewayNode || s.Name != p.Spec.Gateway.To && s.Name != SourceDead {
+		return []string{s.Writer}
+	}
+	var writers []string
+	if s.Name != SourceDead {
+		writers = append(writers, gatewayNode)
+	}
+	for i := range p.Spec.Sources {
+		writers = append(writers, p.Spec.Sources[i].Name)
+	}
+	return writers
+}
+
 // Node finds the unit that a stage runs in, nil when there is none of that name.
 func (p *Plan) Node(stage string) *Unit {
 	for _, u := range p.Units {

@@ -40,7 +40,7 @@ export class Edges {
     }
     r.line = svg('path');
     r.under = svg('path', { class: 'under' });
-    r.tr = el('tr', {}, el('td', {}, title), el('td', { class: 'from wide' }, stream?.writer ?? ''),
+    r.tr = el('tr', {}, el('td', {}, title), el('td', { class: 'from wide' }, [stream?.writer, ...stream?.sources ?? []].filter(Boolean).join(', ')),
       el('td', { class: 'wide' }, svg('svg', { class: 'spark', viewBox: '0 0 96 18', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, r.under, r.line)),
       r.rate, r.rows, r.lag, r.behind);
     body.append(r.tr);

@@ -3,6 +3,7 @@ import { svg, write, mark, rate, short, cut, fit, count, plural } from './words.
 
 const icons = {
   gateway: 'M1 6.5 7 1.5l6 5V13H1Z M5 13V9h4v4',
+  source: 'M1 2.5h7v9H1Z M8 7h5.5 M11 4.5 13.5 7 11 9.5',
   stage: 'M1 2h12L8.5 7.5V12l-3 1.5v-6Z',
   sink: 'M1.5 3.2c0-2.6 11-2.6 11 0s-11 2.6-11 0V11c0 2.6 11 2.6 11 0V3.2 M1.5 7.1c0 2.6 11 2.6 11 0',
 };
@@ -111,7 +112,7 @@ export class Picture {
       place(rateText, n.x + 34, middle + 14);
     }
     const g = svg('g', { class: 'node', 'data-kind': node.kind },
-      svg('title', {}, node.use && node.use !== n.name ? `${n.name} (${node.use})` : n.name),
+      svg('title', {}, node.topic ? `${n.name}, from the topic ${node.topic}` : node.use && node.use !== n.name ? `${n.name} (${node.use})` : n.name),
       svg('rect', { class: 'box', x: n.x, y: n.y, width: n.w, height: n.h, rx: 11 }),
       svg('path', { class: 'icon', d: icons[node.kind], transform: `translate(${n.x + 12} ${middle - 7})` }), name, rateText);
     const badText = svg('text', {});
@@ -165,12 +166,15 @@ export class Picture {
       const name = n.name.startsWith('gateway/') ? 'gateway' : n.name;
       const sum = views.get(name) ?? { bad: 0 };
       sum.bad += n.bad;
+      sum.out = (sum.out ?? 0) + n.out_rate;
       views.set(name, sum);
     }
+    // What the stream of the gateway carries is its own and the sources'.
+    const sources = this.graph.nodes.reduce((sum, n) => sum + (n.kind === 'source' ? views.get(n.name)?.out ?? 0 : 0), 0);
     let dead = 0;
     for (const [name, p] of this.parts.nodes) {
-      const rows = p.node.kind === 'gateway'
-        ? p.node.outputs.reduce((sum, s) => sum + (streams.get(s)?.rate ?? 0), 0)
+      const rows = p.node.kind === 'source' ? views.get(name)?.out ?? 0
+        : p.node.kind === 'gateway' ? Math.max(0, p.node.outputs.reduce((sum, s) => sum + (streams.get(s)?.rate ?? 0), 0) - sources)
         : p.node.inputs.reduce((sum, s) => sum + (edges.get(`${s} ${name}`)?.rate ?? 0), 0);
       say(p.rate, `${rate(rows)}${p.tall ? '' : ' rows'}/s`, p.room);
       mark(p.g, 'data-state', worst.get(`n ${name}`)?.state);
