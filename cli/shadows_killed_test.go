@@ -85,10 +85,21 @@ func TestBothGatewaysAreKilledUnderWishes(t *testing.T) {
 	defer leaveAgain()
 	ended = clitest.Play(playing, homes)
 	c.Eventually("what was wanted while nobody was there is done", fmt.Sprint(devices), func() string { return became(wishes + devices) })
+	// A command is later than what was desired, and is not undone by it.
+	if status, got := g.request(t, other, "POST", "/v1/devices/lamp-0/commands", `{"name":"set","arguments":{"level":7},"ttl":20}`); status != http.StatusAccepted {
+		t.Errorf("%d %v", status, got)
+	}
+	c.Eventually("the command is done, and nothing else is desired", "7 <nil>", func() string {
+		_, got := g.request(t, other, "GET", "/v1/devices/lamp-0/shadow", "")
+		desired, _ := got["desired"].(map[string]any)
+		reported, _ := got["reported"].(map[string]any)
+		return fmt.Sprint(reported["level"], " ", desired["level"])
+	})
 	leaveAgain()
 	if err := <-ended; err != nil && !errors.Is(err, simulator.ErrUnacknowledged) && !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	g.procs[other].Terminate()
 	broker.End(t)
+
 }

@@ -166,12 +166,16 @@ func (h *hub) obey(l *link, p packet) error {
 	return h.report(l)
 }
 
-// set does what the command set asks for: the device becomes what the arguments say, and its hub says so.
+// set does what the command set asks for: the device becomes what the arguments say, and its hub says so. What was desired before
+// would undo it, and is taken back.
 func (h *hub) set(topic string, o *order) error {
 	var what map[string]json.RawMessage
 	device := strings.TrimSuffix(strings.TrimPrefix(topic, "homes/"+h.plan.name+"/devices/"), "/commands")
 	if o.Name != "set" || json.Unmarshal(o.Arguments, &what) != nil || strings.Contains(device, "/") {
 		return nil
+	}
+	if err := h.takeBack(device, what); err != nil {
+		return err
 	}
 	return h.become(device, what)
 }

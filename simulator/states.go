@@ -39,12 +39,25 @@ func (h *hub) become(device string, what map[string]json.RawMessage) error {
 
 // say queues a report of a device's state.
 func (h *hub) say(device string, what map[string]json.RawMessage) error {
+	return h.patch(device, "reported", what)
+}
+
+// takeBack queues that some properties of a device are not desired any more.
+func (h *hub) takeBack(device string, what map[string]json.RawMessage) error {
+	none := map[string]json.RawMessage{}
+	for name := range what {
+		none[name] = json.RawMessage("null")
+	}
+	return h.patch(device, "desired", none)
+}
+
+func (h *hub) patch(device, half string, what map[string]json.RawMessage) error {
 	payload, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
 	if len(h.desk.reports) < reportsMax {
-		h.desk.reports = append(h.desk.reports, unreported{topic: "homes/" + h.plan.name + "/devices/" + device + "/shadow/reported", payload: string(payload)})
+		h.desk.reports = append(h.desk.reports, unreported{topic: "homes/" + h.plan.name + "/devices/" + device + "/shadow/" + half, payload: string(payload)})
 	}
 	return nil
 }
