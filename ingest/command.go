@@ -133,16 +133,25 @@ func textProperty(b []byte, id byte, text string) []byte {
 }
 
 // later takes a message's place in the queue of acknowledgements, and gives what answers it. The answer may come when the
-// connection has ended.
+// connection has ended. MQTT 3.1.1 cannot say that the log does not take it: the connection ends, and the client sends it again
+// on the next one.
 func (c *connection) later(p *mqtt.PublishPacket) func(error) {
 	if p.Qos == 0 {
 		return func(error) {}
 	}
+	id, qos := p.ID, p.Qos
 	c.mu.Lock()
-	token := c.acks.push(ack{id: p.ID, kind: ackKind(p.Qos)})
+	token := c.acks.push(ack{id: id, kind: ackKind(qos)})
 	c.mu.Unlock()
 	return func(err error) {
 		code, why := codeOf(err)
+		if code == mqtt.CodeUnspecified && c.terms.Version == mqtt.V311 {
+			if qos == 2 {
+				c.session.Unpend(id)
+			}
+			c.link.FinishApart()
+			return
+		}
 		if !c.explains {
 			why = ""
 		}

@@ -75,6 +75,7 @@
 //	too many retained messages                PUBACK 0x97; telemetry is taken, not retained   sent on, not retained; counted
 //	more messages at once than allowed        DISCONNECT 0x93               not read until there is room
 //	session cannot be loaded                  CONNACK 0x88                  CONNACK 3
+//	command, report, shadow: log away        PUBACK 0x80: send it again    connection closed: send it again
 //	same client id again, same user           DISCONNECT 0x8E               connection closed
 //	gateway going down                        DISCONNECT 0x8B, or 0x9C with another server   connection closed
 //

@@ -12,7 +12,10 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"hearthline/ingest/identity"
+	"hearthline/ingest/mqtt"
 	"hearthline/ingest/shadow"
+	"hearthline/ingest/table"
+	"hearthline/ingest/table/tabletest"
 )
 
 const (
@@ -146,6 +149,10 @@ func TestDeltasFollowTheHub(t *testing.T) {
 	if got := hub.delta(); got != all {
 		t.Errorf("the hub that came back was told %s", got)
 	}
+	moved := b.connect(5, "anna", "hub", kept) // with its session, to the other gateway, while this one has its connection still
+	if got := moved.delta(); got != all {
+		t.Errorf("moved to the other gateway it was told %s", got)
+	}
 	over := b.connect(5, "anna", "hub2").hears(deltaFilter)
 	if got := over.delta(); got != all {
 		t.Errorf("on the other gateway it was told %s", got)
@@ -156,6 +163,40 @@ func TestDeltasFollowTheHub(t *testing.T) {
 	done := b.connect(5, "anna", "hub3").hears(deltaFilter)
 	done.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
 	done.want(packets.Pingresp) // nothing differs: nothing was sent
+}
+
+// While the log takes nothing, no report is acknowledged as kept: version 5 is told, version 3.1.1 loses its connection and sends it again.
+func TestReportsWhileTheLogIsAway(t *testing.T) {
+	logs := map[string]*tabletest.Log{}
+	for _, name := range Tables {
+		logs[name] = tabletest.NewLog(4)
+	}
+	r := newRig(t, func(g *Gateway) {
+		g.Logs = func(name string) table.Log { return logs[name] }
+		g.StoreTimeout = time.Second
+	})
+	logs[tableShadows].SetDown(true)
+	if status, got := r.request("app", "PATCH", "/v1/devices/lamp/shadow", `{"desired":{"a":1}}`); status != 503 {
+		t.Errorf("%d %v", status, got)
+	}
+	if code := r.connect(5, "anna", "five").change(reportedTopic, `{"a":1}`); code != mqtt.CodeUnspecified {
+		t.Errorf("version 5 is told %#x", code)
+	}
+	for _, qos := range []byte{1, 2} {
+		kept := func(p *packets.Packet) { p.Connect.Clean = false }
+		p := r.connect(4, "anna", "four", kept)
+		p.send(publishOf(reportedTopic, fmt.Sprintf(`{"a":%d}`, qos), qos, 7))
+		if pk, err := p.read(); err == nil {
+			t.Errorf("version 3.1.1, QoS %d, is answered by packet type %d", qos, pk.FixedHeader.Type)
+		}
+		logs[tableShadows].SetDown(false)
+		p = r.connect(4, "anna", "four", kept)
+		p.send(publishOf(reportedTopic, fmt.Sprintf(`{"a":%d}`, qos), qos, 7))
+		if ack := p.want(packets.Puback + qos - 1); ack.PacketID != 7 {
+			t.Errorf("sent again, it is answered %+v", ack)
+		}
+		logs[tableShadows].SetDown(true)
+	}
 }
 
 // TestWhoMayChangeShadows: by MQTT and by HTTP.
