@@ -24,6 +24,7 @@ var mayImport = map[string][]string{
 	"stages":    {"flow", "models"},
 	"sinks":     {"flow", "blobs"},
 	"pipeline":  {"flow", "streams", "blobs"},
+	"python":    {"flow"},
 	"console":   {"flow", "pipeline"},
 	"deploy":    {"pipeline", "blobs"},
 	"cli":       nil, // where the rooms meet: everything

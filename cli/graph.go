@@ -16,7 +16,7 @@ func newGraph(o *options) *cobra.Command {
   hearthline graph --format dot | dot -Tpdf > graph.pdf`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			plan, err := load(cmd.Context(), cmd, o, newCatalog())
+			plan, err := load(cmd.Context(), cmd, o)
 			if err != nil {
 				return err
 			}

@@ -11,7 +11,11 @@ import (
 )
 
 // load reads the pipeline and proves that it fits together. Findings are printed; errors among them end it.
-func load(ctx context.Context, cmd *cobra.Command, o *options, cat pipeline.Catalog) (*pipeline.Plan, error) {
+func load(ctx context.Context, cmd *cobra.Command, o *options) (*pipeline.Plan, error) {
+	cat, err := o.catalogOf()
+	if err != nil {
+		return nil, usageError{err}
+	}
 	plan, findings, err := pipeline.Lint(ctx, o.pipeline, cat)
 	if err != nil {
 		if os.IsNotExist(err) {
@@ -40,7 +44,7 @@ Exit code 0: it fits. 2: it does not.`,
 		Example: "  hearthline lint\n  hearthline lint --pipeline other.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			plan, err := load(cmd.Context(), cmd, o, newCatalog())
+			plan, err := load(cmd.Context(), cmd, o)
 			if err != nil {
 				return err
 			}

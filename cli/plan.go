@@ -86,7 +86,7 @@ func (v *planVerb) run(cmd *cobra.Command) error {
 	if err := os.Setenv("HEARTHLINE_DATA", v.data); err != nil {
 		return err
 	}
-	plan, err := load(cmd.Context(), cmd, v.options, newCatalog())
+	plan, err := load(cmd.Context(), cmd, v.options)
 	if err != nil {
 		return err
 	}

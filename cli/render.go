@@ -36,7 +36,7 @@ func newRenderTo(o *options, name, short, example string, render func(*pipeline.
 		Example: example,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			plan, err := load(cmd.Context(), cmd, o, newCatalog())
+			plan, err := load(cmd.Context(), cmd, o)
 			if err != nil {
 				return err
 			}

@@ -148,7 +148,7 @@ func (r *role) run(cmd *cobra.Command, check func(*pipeline.Plan) error, work fu
 	if err := os.Setenv("HEARTHLINE_DATA", r.data); err != nil {
 		return err
 	}
-	plan, err := load(cmd.Context(), cmd, r.options, newCatalog())
+	plan, err := load(cmd.Context(), cmd, r.options)
 	if err != nil {
 		return err
 	}

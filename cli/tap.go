@@ -41,7 +41,7 @@ that runs them.`,
 			if err := os.Setenv("HEARTHLINE_DATA", o.data); err != nil {
 				return err
 			}
-			plan, err := load(cmd.Context(), cmd, o, newCatalog())
+			plan, err := load(cmd.Context(), cmd, o)
 			if err != nil {
 				return err
 			}

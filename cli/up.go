@@ -144,7 +144,7 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	if err := u.prepareHomes(); err != nil {
 		return err
 	}
-	u.again = func(ctx context.Context) (*pipeline.Plan, error) { return load(ctx, cmd, u.options, newCatalog()) }
+	u.again = func(ctx context.Context) (*pipeline.Plan, error) { return load(ctx, cmd, u.options) }
 	plan, err := u.again(ctx)
 	if err != nil {
 		return err

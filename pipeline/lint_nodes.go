@@ -101,7 +101,7 @@ func instance[T any](p *planner, catalog map[string]func() T, kind, path, use st
 
 // settings decodes into a pointer to a struct, and says whether nothing was wrong.
 func (p *planner) settings(n *yaml.Node, into any, path, what string, at places) bool {
-	if len(Keys(into)) == 0 && n.Kind == yaml.MappingNode && len(n.Content) > 0 {
+	if _, any := into.(yaml.Unmarshaler); !any && len(Keys(into)) == 0 && n.Kind == yaml.MappingNode && len(n.Content) > 0 {
 		p.find(at.of("settings"), path+".settings", "leave them out", "%s has no settings", what)
 		return false
 	}

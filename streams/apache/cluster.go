@@ -43,7 +43,7 @@ type Cluster struct {
 	HeapBytes int
 	// Settings are added to each broker's server.properties, and win.
 	Settings map[string]string
-	// Cache is where the jars are kept; "" is DefaultCache.
+	// Cache is where the jars are kept; "" is [cachedir.Find].
 	Cache string
 	// Restarts has a broker that ended by itself, as one does whose disk is full, started again a second later, as a
 	// supervisor would. Without it Run ends with what the broker said last.

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"time"
 
+	"hearthline/flow/cachedir"
+
 	"github.com/gofrs/flock"
 )
 
@@ -35,24 +37,12 @@ const (
 // ErrMissing is a program that Kafka needs and that is not installed.
 var ErrMissing = errors.New("not installed")
 
-// DefaultCache is where fetched jars are kept: $HEARTHLINE_CACHE, else hearthline in the user's cache directory.
-func DefaultCache() (string, error) {
-	if dir := os.Getenv("HEARTHLINE_CACHE"); dir != "" {
-		return dir, nil
-	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("kafka: no cache directory: %w; set HEARTHLINE_CACHE", err)
-	}
-	return filepath.Join(dir, "hearthline"), nil
-}
-
-// Fetch returns the directory of Kafka's jars within the cache directory ("" is DefaultCache). Jars that are not there
+// Fetch returns the directory of Kafka's jars within the cache directory ("" is [cachedir.Find]). Jars that are not there
 // yet are fetched by Maven (44 MB from Maven Central, checked against its checksums). The directory gets its
 // name when it is whole, and the name is that of pom.xml's content. Processes that fetch at once wait for the first.
 func Fetch(ctx context.Context, cache string) (string, error) {
 	if cache == "" {
-		dir, err := DefaultCache()
+		dir, err := cachedir.Find()
 		if err != nil {
 			return "", err
 		}

@@ -36,7 +36,7 @@ type Server struct {
 	// Library is the path of libchdb.so. "" means: a `clickhouse` on PATH, else the library from the cache,
 	// fetched when it is not there.
 	Library string
-	// Cache is the directory of fetched libraries; "" is DefaultCache.
+	// Cache is the directory of fetched libraries; "" is [cachedir.Find].
 	Cache string
 	// Executable and Args are run as the child process; the child calls Main with what follows Args.
 	// Executable "" is the running binary.

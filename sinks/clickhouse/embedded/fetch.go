@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"hearthline/flow/cachedir"
+
 	"github.com/gofrs/flock"
 	"github.com/klauspost/compress/gzip"
 )
@@ -50,19 +52,7 @@ const (
 const withoutRegistry = "to go on without it: put a `clickhouse` binary on PATH, or set the address of a ClickHouse server; " +
 	"if a proxy or a mirror is needed, set HTTPS_PROXY or npm_config_registry"
 
-// DefaultCache is where fetched engines are kept: $HEARTHLINE_CACHE, else hearthline in the user's cache directory.
-func DefaultCache() (string, error) {
-	if dir := os.Getenv("HEARTHLINE_CACHE"); dir != "" {
-		return dir, nil
-	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("clickhouse: no cache directory: %w; set HEARTHLINE_CACHE", err)
-	}
-	return filepath.Join(dir, "hearthline"), nil
-}
-
-// Fetch returns the path of the engine's library in the cache directory ("" is DefaultCache), and fetches it from the
+// Fetch returns the path of the engine's library in the cache directory ("" is [cachedir.Find]), and fetches it from the
 // npm registry when it is not there: 178 MB, of which a file of 566 MB is unpacked. What arrives is checked
 // against the pinned checksum before it gets its name, so a file under that name is whole. Processes that fetch at
 // once wait for the first.
@@ -80,7 +70,7 @@ func Fetch(ctx context.Context, cache string, log *slog.Logger, progress func(do
 
 func fetch(ctx context.Context, cache string, p pack, registry string, log *slog.Logger, progress func(done, total int64)) (string, error) {
 	if cache == "" {
-		dir, err := DefaultCache()
+		dir, err := cachedir.Find()
 		if err != nil {
 			return "", err
 		}

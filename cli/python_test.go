@@ -1,0 +1,121 @@
+package cli
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"hearthline/cli/clitest"
+)
+
+const warmStage = `
+import hearthline
+import pyarrow as pa
+import pyarrow.compute as pc
+
+def process(readings: pa.RecordBatch, above: float = 0.0) -> pa.RecordBatch:
+    hearthline.reject(pc.less(readings["value"], -1000), "no sensor measures that")
+    warm = pc.and_(pc.equal(readings["metric"], "temperature"), pc.greater(readings["value"], above))
+    return readings.filter(warm).select(["time", "home", "device", "value"])
+`
+
+// TestAPythonStage puts a folder and a line into the product: it runs beside the others, new code works within seconds of being
+// saved, and whatever is killed, its workers or all, each row counts once.
+func TestAPythonStage(t *testing.T) {
+	if _, err := exec.LookPath("python3"); err != nil {
+		if os.Getenv("CI") == "" {
+			t.Skip("NOT TESTED: there is no python3")
+		}
+		t.Fatal("there is no python3; .ci/install-tools installs it")
+	}
+	i := clitest.New(t)
+	plan, err := os.ReadFile(i.Pipeline)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(plan), "  score: ", "  warm:\n    from: readings\n    to: warm\n    settings: {above: 0}\n  score: ", 1)
+	i.Write(strings.Replace(text, "from: [readings, features, late,", "from: [readings, features, late, warm,", 1))
+	file := filepath.Join(i.Dir, "stages", "warm", "stage.py")
+	save := func(code string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(code), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	save(warmStage)
+	homes := i.Homes(10, 400, 0)
+	homes.History, homes.Interval = 0, 50*time.Millisecond
+	up := i.Up("--no-homes")
+	ended := clitest.Play(t.Context(), homes)
+	clitest.More(t, homes, ended, 500)
+	for range 3 {
+		killWorkers(t, up)
+		clitest.More(t, homes, ended, 200)
+	}
+	begun := time.Now()
+	save(warmStage + "\nprint('the new code')\n")
+	up.Expect(`msg="the new code"`, 20*time.Second)
+	t.Logf("new code worked %v after it was saved", time.Since(begun).Round(10*time.Millisecond))
+	up.Kill()
+	up = i.Up("--no-homes")
+	clitest.More(t, homes, ended, 200)
+	killWorkers(t, up)
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(5 * time.Minute):
+		t.Fatalf("the homes' work is not acknowledged: %+v", homes.Stats())
+	}
+	up.Stop() // drains
+	want, err := homes.ExpectedRows()
+	if err != nil {
+		t.Fatal(err)
+	}
+	up = i.Up("--no-homes")
+	temperatures := i.Query("SELECT count() FROM readings WHERE metric = 'temperature' AND value > 0")[0]
+	for _, check := range []struct{ what, sql, want string }{
+		{"readings", "SELECT count() FROM readings", strconv.FormatInt(want, 10)},
+		{"rows of the Python stage", "SELECT count() FROM warm", temperatures},
+		{"rows of it twice", "SELECT count() - uniqExact(home, device, time, value) FROM warm", i.Query("SELECT count() - uniqExact(home, device, time, value) FROM readings WHERE metric = 'temperature' AND value > 0")[0]},
+		{"dead letters", "SELECT count() FROM dead", "0"},
+	} {
+		if got := i.Query(check.sql)[0]; got != check.want {
+			t.Errorf("%s: %s gives %s, want %s", check.what, check.sql, got, check.want)
+		}
+	}
+	if n, err := strconv.Atoi(temperatures); err != nil || n == 0 {
+		t.Errorf("%s temperatures: nothing was shown", temperatures)
+	}
+	up.Stop()
+}
+
+// killWorkers kills all worker processes of a running product.
+func killWorkers(t *testing.T, up *clitest.Running) {
+	t.Helper()
+	var pids []string
+	for deadline := time.Now().Add(time.Minute); len(pids) == 0; time.Sleep(20 * time.Millisecond) { // they are started when there is work
+		out, err := exec.Command("pgrep", "-P", strconv.Itoa(up.Cmd.Process.Pid), "-f", "hearthline._worker").Output()
+		if pids = strings.Fields(string(out)); len(pids) == 0 && time.Now().After(deadline) {
+			t.Fatalf("no worker to kill: %v", err)
+		}
+	}
+	for _, pid := range pids {
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := os.FindProcess(n)
+		if err != nil || p.Kill() != nil {
+			t.Logf("worker %d had gone", n)
+		}
+	}
+}

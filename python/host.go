@@ -1,0 +1,198 @@
+package python
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow"
+
+	"hearthline/flow"
+)
+
+// hosts are those of one stage: one for each settings it is used with.
+type hosts struct {
+	workers *Workers
+	name    string
+	folder  string
+
+	mu sync.Mutex
+	by map[string]*host
+}
+
+func (a *hosts) of(settings map[string]any) (*host, error) {
+	key, err := settingsKey(settings)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.by[key] == nil {
+		a.by[key] = &host{hosts: a, settings: key, turns: make(chan struct{}, max(1, a.workers.Max))}
+	}
+	return a.by[key], nil
+}
+
+// host holds the worker processes of a stage with some settings. Instances that are open hold it; when the last leaves, the
+// processes end. A stage whose files change gets new processes, from the next batch on.
+type host struct {
+	*hosts
+	settings string        // JSON
+	turns    chan struct{} // one for each worker that is taken
+
+	mu      sync.Mutex
+	schemas map[string]*arrow.Schema // of what was made, by output
+	holders int
+	idle    []*worker
+	print   string    // of the stage's files, by which idle workers were made
+	looked  time.Time // at the files
+}
+
+// lookEvery is how often the files of a stage are looked at, at most.
+const lookEvery = 250 * time.Millisecond
+
+func (h *host) enter() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.holders++
+}
+
+func (h *host) leave() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.holders--; h.holders == 0 {
+		h.endIdle()
+	}
+}
+
+func (h *host) unheld() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.holders == 0 {
+		h.endIdle()
+	}
+}
+
+// endIdle callers hold mu.
+func (h *host) endIdle() {
+	for _, w := range h.idle {
+		w.end()
+	}
+	h.idle = nil
+}
+
+// take gives a worker that is ready, when it is there or one may be started. It is given back, or dropped.
+func (h *host) take(ctx context.Context) (*worker, error) {
+	select {
+	case h.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("stage %s: wait for a worker: %w", h.name, ctx.Err())
+	}
+	w, print := h.ready()
+	if w != nil {
+		return w, nil
+	}
+	w, err := h.start(ctx, print)
+	if err != nil {
+		<-h.turns
+		return nil, err
+	}
+	return w, nil
+}
+
+// ready gives an idle worker, if its code is that of the files, and what the files are.
+func (h *host) ready() (*worker, string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if time.Since(h.looked) > lookEvery {
+		h.looked = time.Now()
+		if print := h.filesPrint(); print != h.print {
+			h.endIdle()
+			if h.print != "" {
+				h.workers.Logger.Info("stage: its files have changed; new workers take over", "stage", h.name)
+			}
+			h.print = print
+		}
+	}
+	for n := len(h.idle); n > 0; n = len(h.idle) {
+		w := h.idle[n-1]
+		h.idle = h.idle[:n-1]
+		if w.waits() {
+			return w, h.print
+		}
+		h.workers.Logger.Warn("stage: an idle worker is gone", "stage", h.name, "err", w.why(io.EOF))
+	}
+	return nil, h.print
+}
+
+// unheldMax is how long workers wait that nobody has open: lint has just asked them, and runs them next or not at all.
+const unheldMax = 5 * time.Second
+
+func (h *host) give(w *worker) {
+	h.mu.Lock()
+	if w.print == h.print {
+		h.idle = append(h.idle, w)
+		w = nil
+	}
+	if h.holders == 0 {
+		time.AfterFunc(unheldMax, h.unheld)
+	}
+	h.mu.Unlock()
+	if w != nil {
+		w.end()
+	}
+	<-h.turns
+}
+
+func (h *host) drop(w *worker) {
+	w.end()
+	<-h.turns
+}
+
+// keep holds a stage to its schemas: who reads its streams counts on them, and code that is saved while it runs may not change them. It is
+// no fault of the data: batches wait until the code is put right.
+func (h *host) keep(o flow.Output) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	was := h.schemas[o.To]
+	switch {
+	case was == nil:
+		if h.schemas == nil {
+			h.schemas = map[string]*arrow.Schema{}
+		}
+		h.schemas[o.To] = o.Record.Schema()
+	case was != o.Record.Schema() && !was.Equal(o.Record.Schema()):
+		return fmt.Errorf("stage %s makes other columns of %s than when it started, (%s) instead of (%s): undo that, or start it anew with another stream", h.name, o.To,
+			columns(o.Record.Schema()), columns(was))
+	}
+	return nil
+}
+
+func columns(s *arrow.Schema) string {
+	var out []string
+	for _, f := range s.Fields() {
+		out = append(out, f.Name+" "+f.Type.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+// filesPrint says in which state the stage's files are: names, sizes and times.
+func (h *host) filesPrint() string {
+	sum := sha256.New()
+	for _, pattern := range []string{"*.py", requirementsFile} {
+		names, _ := filepath.Glob(filepath.Join(h.folder, pattern))
+		for _, name := range names {
+			if info, err := os.Stat(name); err == nil {
+				fmt.Fprintf(sum, "%s %d %d\n", name, info.Size(), info.ModTime().UnixNano())
+			}
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}

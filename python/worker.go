@@ -1,0 +1,288 @@
+package python
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sourcegraph/conc"
+	"golang.org/x/sys/unix"
+
+	"hearthline/flow"
+)
+
+// worker is a process that runs a stage's function on one batch at a time.
+type worker struct {
+	host  *host
+	print string // of the files that it runs
+	cmd   *exec.Cmd
+	wire  net.Conn
+	said  *said
+	out   conc.WaitGroup // those who read what it prints
+	once  sync.Once
+	ended error
+}
+
+// start makes a worker and waits until it can work.
+func (h *host) start(ctx context.Context, print string) (*worker, error) {
+	w, err := h.launch(ctx, print)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", h.name, err)
+	}
+	ready, err := w.open(ctx)
+	if err == nil && ready == nil {
+		return w, nil
+	}
+	w.end()
+	if err != nil {
+		return nil, fmt.Errorf("%s: its worker did not come up: %w", h.name, w.why(err))
+	}
+	if ready.Settings {
+		return nil, errors.New(ready.Said)
+	}
+	return nil, fmt.Errorf("%s: %s", h.name, ready.line())
+}
+
+func (h *host) launch(ctx context.Context, print string) (*worker, error) {
+	interpreter, err := h.workers.interpreter(ctx, h.folder)
+	if err != nil {
+		return nil, err
+	}
+	library, err := h.workers.install()
+	if err != nil {
+		return nil, err
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket pair: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "worker"), os.NewFile(uintptr(pair[1]), "runtime")
+	defer theirs.Close()
+	wire, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		return nil, fmt.Errorf("socket pair: %w", err)
+	}
+	const fd = "3"                                                         // the first of ExtraFiles
+	cmd := exec.Command(interpreter, "-u", "-m", "hearthline._worker", fd) // #nosec G204 -- the operator's interpreter
+	cmd.Env = append(os.Environ(), "PYTHONPATH="+library, "PYTHONDONTWRITEBYTECODE=1")
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = apart()
+	w := &worker{host: h, print: print, cmd: cmd, wire: wire, said: &said{}}
+	stdout, err1 := cmd.StdoutPipe()
+	stderr, err2 := cmd.StderrPipe()
+	if err := errors.Join(err1, err2); err != nil {
+		wire.Close()
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		wire.Close()
+		return nil, fmt.Errorf("start %s: %w; install Python 3.10 or later", interpreter, err)
+	}
+	for name, from := range map[string]io.Reader{"stdout": stdout, "stderr": stderr} {
+		w.out.Go(func() { w.said.listen(h, name, from) })
+	}
+	return w, nil
+}
+
+// open tells the worker what to be. A failure is what the stage itself says.
+func (w *worker) open(ctx context.Context) (*failure, error) {
+	task, err := json.Marshal(map[string]any{"stage": w.host.name, "folder": w.host.folder, "settings": json.RawMessage(w.host.settings)})
+	if err != nil {
+		return nil, err
+	}
+	done := w.within(ctx, w.host.workers.StartTime)
+	defer done()
+	if err := writeFrame(w.wire, frameOpen, task); err != nil {
+		return nil, err
+	}
+	kind, body, err := readFrame(w.wire, w.host.workers.FrameMax)
+	switch {
+	case err != nil:
+		return nil, err
+	case kind == frameReady:
+		return nil, nil
+	case kind != frameFailed:
+		return nil, fmt.Errorf("frame %q; want to hear that it is ready", kind)
+	}
+	f := new(failure)
+	return f, json.Unmarshal(body, f)
+}
+
+// answer is what a worker made of a batch.
+type answer struct {
+	Outputs []string `json:"outputs"`
+	Rows    []int    `json:"rows"`
+	Reasons []string `json:"reasons"`
+
+	raised *failure
+	made   []flow.Output
+}
+
+func (a *answer) release() {
+	for _, o := range a.made {
+		o.Record.Release()
+	}
+	a.made = nil
+}
+
+// outputsMax bounds what an answer may say it brings.
+const outputsMax = 1000
+
+// process has the function run on a batch. After an error the worker is of no use.
+func (w *worker) process(ctx context.Context, batch []byte) (*answer, error) {
+	done := w.within(ctx, w.host.workers.Timeout)
+	defer done()
+	if err := writeFrame(w.wire, frameBatch, batch); err != nil {
+		return nil, w.why(err)
+	}
+	kind, body, err := readFrame(w.wire, w.host.workers.FrameMax)
+	if err != nil {
+		return nil, w.why(err)
+	}
+	a := new(answer)
+	switch kind {
+	case frameRaised:
+		a.raised = new(failure)
+		return a, json.Unmarshal(body, a.raised)
+	case frameResult:
+	default:
+		return nil, fmt.Errorf("frame %q; want a result", kind)
+	}
+	if err := json.Unmarshal(body, a); err != nil {
+		return nil, err
+	}
+	if len(a.Outputs) > outputsMax {
+		return nil, fmt.Errorf("%d outputs; at most %d", len(a.Outputs), outputsMax)
+	}
+	for _, name := range a.Outputs {
+		kind, body, err := readFrame(w.wire, w.host.workers.FrameMax)
+		if err == nil && kind != frameArrow {
+			err = fmt.Errorf("frame %q; want a batch", kind)
+		}
+		if err != nil {
+			a.release()
+			return nil, w.why(err)
+		}
+		rec, err := decode(body)
+		if err != nil {
+			a.release()
+			return nil, fmt.Errorf("output %s: %w", name, err)
+		}
+		a.made = append(a.made, flow.Output{To: name, Record: rec})
+	}
+	return a, nil
+}
+
+// within gives the worker so long; when ctx ends, no longer.
+func (w *worker) within(ctx context.Context, wait time.Duration) (done func()) {
+	_ = w.wire.SetDeadline(time.Now().Add(wait)) // of a socket; what cannot be set shows at the next use
+	stop := context.AfterFunc(ctx, func() { _ = w.wire.SetDeadline(time.Unix(1, 0)) })
+	return func() { stop() }
+}
+
+// waits says whether an idle worker is there, and silent: a batch is to be blamed for the death of one that had it alone.
+func (w *worker) waits() bool {
+	raw, err := w.wire.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return false
+	}
+	silent := false
+	err = raw.Control(func(fd uintptr) {
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT) // #nosec G115 -- a file descriptor
+		silent = errors.Is(err, unix.EAGAIN)
+	})
+	return err == nil && silent
+}
+
+// why says of an error what became of the process.
+func (w *worker) why(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("no answer within %s", w.host.workers.Timeout)
+	}
+	ended := w.end()
+	last := w.said.last()
+	switch {
+	case ended != nil && last != "":
+		return fmt.Errorf("%w; it said: %s", ended, last)
+	case ended != nil:
+		return ended
+	}
+	return err
+}
+
+// end kills the process, with all that it has started, and waits for it. It gives how the process ended by itself, if it did.
+func (w *worker) end() error {
+	w.once.Do(func() {
+		w.wire.Close()
+		// One that has been told by the closed socket to go may do so; one that hangs, or has forked, is killed.
+		exited := make(chan struct{})
+		var waiting conc.WaitGroup
+		waiting.Go(func() {
+			defer close(exited)
+			w.out.Wait()
+			w.ended = w.cmd.Wait()
+		})
+		select {
+		case <-exited:
+		case <-time.After(endWait):
+		}
+		_ = syscall.Kill(-w.cmd.Process.Pid, syscall.SIGKILL) // it, and what it forked; they may be gone
+		waiting.Wait()
+	})
+	return w.ended
+}
+
+// endWait is how long a worker may take to go by itself.
+const endWait = 200 * time.Millisecond
+
+// said is what a worker prints: lines for the log, and the last ones for errors.
+type said struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+const (
+	lineMax  = 8 << 10 // bytes of a line that are shown
+	linesMax = 5       // for errors
+)
+
+// listen writes lines to the log until the worker closes its end. What is no text is shown as such; long lines are cut.
+func (s *said) listen(h *host, stream string, from io.Reader) {
+	log := h.workers.Logger.With("stage", h.name)
+	eachLine(from, lineMax, func(line []byte) {
+		if rest, ok := bytes.CutPrefix(line, []byte{0x1e}); ok {
+			var r struct{ Level, Logger, Message string }
+			if json.Unmarshal(rest, &r) == nil {
+				log.Log(context.Background(), levelOf(r.Level), r.Message, "logger", r.Logger)
+				return
+			}
+		}
+		text := strings.ToValidUTF8(string(line), "\uFFFD")
+		if strings.TrimSpace(text) == "" {
+			return
+		}
+		log.Info(text, "from", stream)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.lines = append(s.lines, text); len(s.lines) > linesMax {
+			s.lines = s.lines[1:]
+		}
+	})
+}
+
+func (s *said) last() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(s.lines, " | ")
+}
