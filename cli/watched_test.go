@@ -94,7 +94,7 @@ func (w watched) missing(query string) (problems []string) {
 				return nil
 			}
 			for _, m := range n.LabelMatchers {
-				if m.Name == labels.MetricName {
+				if m.Name == model.MetricNameLabel {
 					continue
 				}
 				if !w.labelled(n.Name, m.Name) {

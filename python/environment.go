@@ -43,8 +43,12 @@ func (w *Workers) interpreter(ctx context.Context, folder string) (string, error
 func (w *Workers) environment(ctx context.Context, python, version, needs string) (string, error) {
 	sum := sha256.Sum256([]byte(python + "\x00" + version + "\x00" + always + "\x00" + needs))
 	dir := filepath.Join(ensured(filepath.Join(w.Cache, "python")), "environment-"+hex.EncodeToString(sum[:8]))
-	made := filepath.Join(dir, "bin", "python")
-	if _, err := os.Stat(filepath.Join(dir, "whole")); err == nil {
+	made, mark := filepath.Join(dir, "bin", "python"), filepath.Join(dir, "whole")
+	whole := func() bool {
+		_, err := os.Stat(mark) // #nosec G703 -- in the operator's cache, by a hash
+		return err == nil
+	}
+	if whole() {
 		return made, nil
 	}
 	// Environments hold their own path: one that is moved does not work. Who is not done leaves no mark, and the next begins anew.
@@ -53,24 +57,24 @@ func (w *Workers) environment(ctx context.Context, python, version, needs string
 		return "", fmt.Errorf("python environment: %w", err)
 	}
 	defer unlock()
-	if _, err := os.Stat(filepath.Join(dir, "whole")); err == nil {
+	if whole() {
 		return made, nil
 	}
 	w.Logger.Info("python: an environment is made; this is done once", "folder", dir, "packages", strings.Join(strings.Fields(always+" "+needs), " "))
-	if err := os.RemoveAll(dir); err != nil {
+	if err := os.RemoveAll(dir); err != nil { // #nosec G703 -- likewise
 		return "", fmt.Errorf("python environment: %w", err)
 	}
 	if err := quietly(ctx, python, "-m", "venv", dir); err != nil {
 		return "", fmt.Errorf("python environment: %w (on Debian: apt-get install python3-venv)", err)
 	}
 	list := filepath.Join(dir, requirementsFile)
-	if err := os.WriteFile(list, []byte(always+"\n"+needs+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(list, []byte(always+"\n"+needs+"\n"), 0o600); err != nil { // #nosec G703 -- likewise
 		return "", fmt.Errorf("python environment: %w", err)
 	}
 	if err := quietly(ctx, made, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-q", "-r", list); err != nil {
 		return "", fmt.Errorf("%s cannot be installed: %w", requirementsFile, err)
 	}
-	return made, os.WriteFile(filepath.Join(dir, "whole"), nil, 0o600)
+	return made, os.WriteFile(mark, nil, 0o600) // #nosec G703 -- likewise
 }
 
 // quietly runs a command; its error has the last lines that it wrote.

@@ -33,7 +33,7 @@ func writeFrame(w io.Writer, kind byte, body []byte) error {
 		return fmt.Errorf("a frame of %d bytes", len(body))
 	}
 	head := [headBytes]byte{kind}
-	binary.LittleEndian.PutUint32(head[1:], uint32(len(body))) // #nosec G115 -- checked
+	binary.LittleEndian.PutUint32(head[1:], uint32(len(body)))
 	if _, err := w.Write(head[:]); err != nil {
 		return err
 	}

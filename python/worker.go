@@ -199,7 +199,7 @@ func (w *worker) waits() bool {
 	}
 	silent := false
 	err = raw.Control(func(fd uintptr) {
-		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT) // #nosec G115 -- a file descriptor
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		silent = errors.Is(err, unix.EAGAIN)
 	})
 	return err == nil && silent
