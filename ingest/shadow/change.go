@@ -166,12 +166,12 @@ func (s *Shadows) delete(ctx context.Context, u *Update) error {
 				return err
 			}
 		}
-		if p[h] == nil || p[h].Deleted {
+		if p[h] == nil || p[h].deleted {
 			h++
 			continue
 		}
 		next := p[h].after(s.instant(), u.By)
-		next.State, next.Times, next.Deleted = emptyObject, nil, true
+		next.State, next.Times, next.deleted = emptyObject, nil, true
 		took, err := s.put(ctx, keyOf(u.Home, u.Device, h), next)
 		switch {
 		case took && h == Desired:
@@ -214,18 +214,18 @@ func (s *Shadows) made(base pair, some []*asked) result {
 		r.next, r.mine[i] = next, true
 	}
 	if r.next != nil && stands != nil {
-		r.next.Seq = stands.Seq + 1
+		r.next.seq = stands.seq + 1
 	} else if r.next != nil {
-		r.next.Seq = 1
+		r.next.seq = 1
 	}
 	return r
 }
 
 // fits says whether an update is meant for what stands.
 func fits(old *section, u *Update) error {
-	version, there := int64(0), old != nil && !old.Deleted
+	version, there := int64(0), old != nil && !old.deleted
 	if there {
-		version = old.Version
+		version = old.version
 	}
 	switch {
 	case u.Version >= 0 && u.Version != version:
@@ -238,9 +238,9 @@ func fits(old *section, u *Update) error {
 
 // after is a half as it follows on another one.
 func (s *section) after(now time.Time, by string) *section {
-	n := &section{Version: 1, Seq: 1, Updated: now, By: by, Times: map[string]time.Time{}}
+	n := &section{header: header{version: 1, seq: 1}, Updated: now, By: by, Times: map[string]time.Time{}}
 	if s != nil {
-		n.Version, n.Seq = s.Version+1, s.Seq+1
+		n.version, n.seq = s.version+1, s.seq+1
 		maps.Copy(n.Times, s.Times)
 	}
 	return n
@@ -328,18 +328,18 @@ func (s *Shadows) instant() time.Time { return s.Now().UTC().Truncate(time.Milli
 
 // put writes a record, and says whether it took effect: another one may have been first.
 func (s *Shadows) put(ctx context.Context, key string, next *section) (took bool, err error) {
-	next.Write = s.Gateway + "/" + strconv.FormatInt(s.writing.Add(1), 36)
-	raw, err := json.Marshal(next)
+	next.write = s.Gateway + "/" + strconv.FormatInt(s.writing.Add(1), 36)
+	raw, err := next.encode()
 	if err != nil {
-		return false, fmt.Errorf("write a shadow: %w", err)
+		return false, err
 	}
 	s.mu.Lock()
-	s.wrote[next.Write] = false
+	s.wrote[next.write] = false
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
-		took = s.wrote[next.Write]
-		delete(s.wrote, next.Write)
+		took = s.wrote[next.write]
+		delete(s.wrote, next.write)
 		s.mu.Unlock()
 	}()
 	at, err := s.Table.Put(ctx, key, raw)
@@ -371,5 +371,5 @@ func (s *Shadows) wish(u *Update, stands *section) {
 	if len(u.Patch) > 0 && json.Compact(&patch, u.Patch) != nil {
 		return // it was read before
 	}
-	s.Audit(Change{Home: u.Home, Device: u.Device, By: u.By, Version: stands.Version, Patch: patch.Bytes(), At: stands.Updated})
+	s.Audit(Change{Home: u.Home, Device: u.Device, By: u.By, Version: stands.version, Patch: patch.Bytes(), At: stands.Updated})
 }

@@ -1,9 +1,11 @@
 package shadow
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,18 +25,54 @@ var halfNames = [...]string{"desired", "reported"}
 
 func (h Half) String() string { return halfNames[h] }
 
-// section is a half of a shadow as the table holds it.
+// header is what is looked at of every record, of whatever home: it stands before the JSON, so that following the table costs little
+// where nobody listens.
+type header struct {
+	seq     int64  // orders the records of a key: each is one above the one that it was made of
+	version int64  // rises when the state changes
+	deleted bool   //
+	write   string // names the attempt that wrote it; no spaces
+}
+
+// section is a half of a shadow as the table holds it: its header, a line feed, and the rest as JSON.
 type section struct {
-	Seq     int64                `json:"seq"`     // orders the records of a key: each is one above the one that it was made of
-	Version int64                `json:"version"` // rises when the state changes
-	State   json.RawMessage      `json:"state"`   // an object
-	Times   map[string]time.Time `json:"times"`   // of its properties: when each came to its value
+	header
+	State   json.RawMessage      `json:"state"` // an object
+	Times   map[string]time.Time `json:"times"` // of its properties: when each came to its value
 	Updated time.Time            `json:"updated"`
 	By      string               `json:"by,omitempty"` // the user
-	Write   string               `json:"write"`        // names the attempt that wrote it
-	Deleted bool                 `json:"deleted,omitempty"`
 
 	state map[string]any // of State, once it was read
+}
+
+var errRecord = errors.New("read a shadow: it does not begin with seq, version, whether it is there, and who wrote it")
+
+// readHeader gives the header, and the JSON behind it.
+func readHeader(value []byte) (h header, rest []byte, err error) {
+	line, rest, ok := bytes.Cut(value, []byte{'\n'})
+	parts := bytes.SplitN(line, []byte{' '}, 4)
+	if !ok || len(parts) != 4 || len(parts[2]) != 1 {
+		return header{}, nil, errRecord
+	}
+	var errs [2]error
+	h.seq, errs[0] = strconv.ParseInt(string(parts[0]), 10, 64)
+	h.version, errs[1] = strconv.ParseInt(string(parts[1]), 10, 64)
+	h.deleted, h.write = parts[2][0] == 'd', string(parts[3])
+	if errs[0] != nil || errs[1] != nil || h.seq < 1 {
+		return header{}, nil, errRecord
+	}
+	return h, rest, nil
+}
+
+func (h *header) append(b []byte) []byte {
+	b = append(strconv.AppendInt(b, h.seq, 10), ' ')
+	b = append(strconv.AppendInt(b, h.version, 10), ' ')
+	if h.deleted {
+		b = append(b, 'd', ' ')
+	} else {
+		b = append(b, '-', ' ')
+	}
+	return append(append(b, h.write...), '\n')
 }
 
 // Rule is that of the table of shadows. Of two records that were made of the same one the first stands: who wrote the other
@@ -43,48 +81,49 @@ func Rule(old, new table.Record) bool {
 	if old.Value == nil {
 		return true
 	}
-	was := orderOf(old.Value)
-	if new.Value == nil {
-		return was.Deleted
+	was, _, err := readHeader(old.Value)
+	if err != nil {
+		return true // anything may take its place
 	}
-	return orderOf(new.Value).Seq > was.Seq
+	if new.Value == nil {
+		return was.deleted
+	}
+	is, _, err := readHeader(new.Value)
+	return err == nil && is.seq > was.seq
 }
 
 // Raise is the table's: the same record, above all that was made of the one before it.
 func Raise(value []byte) []byte {
-	s, err := decode(value)
+	h, rest, err := readHeader(value)
 	if err != nil {
 		return value
 	}
-	s.Seq++
-	raised, err := json.Marshal(s)
-	if err != nil {
-		return value
-	}
-	return raised
-}
-
-type order struct {
-	Seq     int64 `json:"seq"`
-	Deleted bool  `json:"deleted"`
-}
-
-func orderOf(value []byte) (o order) {
-	if json.Unmarshal(value, &o) != nil {
-		return order{Deleted: true} // anything may take its place
-	}
-	return o
+	h.seq++
+	return append(h.append(nil), rest...)
 }
 
 func decode(value []byte) (*section, error) {
-	s := &section{}
-	if err := json.Unmarshal(value, s); err != nil {
+	h, rest, err := readHeader(value)
+	if err != nil {
+		return nil, err
+	}
+	s := &section{header: h}
+	if err := json.Unmarshal(rest, s); err != nil {
 		return nil, fmt.Errorf("read a shadow: %w", err)
 	}
-	if s.Seq < 1 || len(s.State) == 0 {
-		return nil, errors.New("read a shadow: it has no seq or no state")
+	if len(s.State) == 0 {
+		return nil, errors.New("read a shadow: it has no state")
 	}
 	return s, nil
+}
+
+// encode writes the record.
+func (s *section) encode() ([]byte, error) {
+	rest, err := encode(s)
+	if err != nil {
+		return nil, fmt.Errorf("write a shadow: %w", err)
+	}
+	return append(s.header.append(make([]byte, 0, len(rest)+80)), rest...), nil
 }
 
 // object reads the state.
@@ -172,7 +211,7 @@ func (s *Shadows) get(home, device string) (p pair) {
 
 // there says whether a shadow exists.
 func (p pair) there() bool {
-	return p[Desired] != nil && !p[Desired].Deleted || p[Reported] != nil && !p[Reported].Deleted
+	return p[Desired] != nil && !p[Desired].deleted || p[Reported] != nil && !p[Reported].deleted
 }
 
 // objects are both states.
@@ -203,8 +242,8 @@ func (p pair) document(home, device string) (*Document, error) {
 	d := &Document{Home: home, Device: device, Desired: emptyObject, Reported: emptyObject, Deleted: !p.there()}
 	for h, to := range map[Half]*Metadata{Desired: &d.Metadata.Desired, Reported: &d.Metadata.Reported} {
 		if p[h] != nil {
-			*to = Metadata{Version: p[h].Version, Updated: p[h].Updated, By: p[h].By, Properties: p[h].Times}
-			d.Version += p[h].Version
+			*to = Metadata{Version: p[h].version, Updated: p[h].Updated, By: p[h].By, Properties: p[h].Times}
+			d.Version += p[h].version
 		}
 	}
 	if p[Desired] != nil {
@@ -227,7 +266,7 @@ func (p pair) message(missing map[string]any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := Delta{Version: p[Desired].Version, State: state, Metadata: map[string]time.Time{}}
+	d := Delta{Version: p[Desired].version, State: state, Metadata: map[string]time.Time{}}
 	for name := range missing {
 		d.Metadata[name] = p[Desired].Times[name]
 	}

@@ -307,12 +307,12 @@ func TestTheFirstStands(t *testing.T) {
 	a := start(t, log, "a", nil)
 	a.set(Desired, `{"n":1}`)
 	first, _ := a.Table.Get("h1/lamp/desired")
-	var second section
-	if err := json.Unmarshal(first.Value, &second); err != nil {
+	second, err := decode(first.Value)
+	if err != nil {
 		t.Fatal(err)
 	}
-	second.State, second.Write = json.RawMessage(`{"n":2}`), "dead/1"
-	raw, err := json.Marshal(second)
+	second.State, second.write = json.RawMessage(`{"n":2}`), "dead/1"
+	raw, err := second.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -482,7 +482,7 @@ func TestOrder(t *testing.T) {
 // A log that is away fails changes, and does not keep them.
 func TestTheLogIsAway(t *testing.T) {
 	log := tabletest.NewLog(2)
-	a := start(t, log, "a", func(s *Shadows) { s.WriteTimeout = 100 * time.Millisecond })
+	a := start(t, log, "a", func(s *Shadows) { s.WriteTimeout = time.Second })
 	log.SetDown(true)
 	if err := a.Do(ctxOf(t), Update{Home: "h1", Device: "lamp", Patch: []byte(`{"a":1}`), Version: AnyVersion}); !errors.Is(err, tabletest.ErrDown) {
 		t.Error(err)
@@ -498,6 +498,70 @@ func TestTheLogIsAway(t *testing.T) {
 	}
 }
 
+// BenchmarkFollow is what a change of some home's shadow costs every other gateway: where nobody listens, and where an app and a hub do.
+func BenchmarkFollow(b *testing.B) {
+	for _, listening := range []bool{false, true} {
+		b.Run(map[bool]string{false: "nobody", true: "both"}[listening], func(b *testing.B) {
+			n := &node{}
+			s := &Shadows{Settings: Defaults(), Clients: n, Gateway: "a"}
+			n.Shadows = s
+			tab, _ := tabletest.Start(b, tabletest.NewLog(1), func(tab *table.Table) {
+				s.Table = tab
+				if err := s.Prepare(); err != nil {
+					b.Fatal(err)
+				}
+			})
+			state := map[string]any{}
+			for i := range 12 {
+				state[fmt.Sprintf("property%d", i)] = map[string]any{"value": json.Number("40.5"), "unit": "%"}
+			}
+			patch, err := encode(state)
+			if err != nil {
+				b.Fatal(err)
+			}
+			record := func(h Half) (table.Record, table.Record) {
+				first, err := s.apply(nil, &Update{Patch: patch, Version: AnyVersion})
+				if err != nil {
+					b.Fatal(err)
+				}
+				second, err := s.apply(first, &Update{Patch: []byte(`{"property3":{"value":41}}`), Version: AnyVersion})
+				if err != nil {
+					b.Fatal(err)
+				}
+				old, err1 := first.encode()
+				is, err2 := second.encode()
+				if err := errors.Join(err1, err2); err != nil {
+					b.Fatal(err)
+				}
+				return table.Record{Key: keyOf("h1", "lamp", h), Value: old}, table.Record{Key: keyOf("h1", "lamp", h), Value: is}
+			}
+			for _, h := range []Half{Desired, Reported} {
+				_, is := record(h)
+				at, err := tab.Put(ctxOf(b), is.Key, is.Value)
+				if err == nil {
+					err = tab.Reached(ctxOf(b), at)
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+			if listening {
+				n.filters = []string{"homes/h1/#"}
+			}
+			old, is := record(Reported)
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				if !Rule(old, is) {
+					b.Fatal("refused")
+				}
+				s.changed(old, is)
+				n.docs, n.deltas, n.acks = n.docs[:0], n.deltas[:0], n.acks[:0]
+			}
+		})
+	}
+}
+
 // FuzzPatches: what comes is refused or merged as RFC 7396 says; what was merged is read again, and its own difference is none.
 func FuzzPatches(f *testing.F) {
 	f.Add([]byte(`{"a":1}`), []byte(`{"a":{"b":null}}`))
@@ -506,6 +570,7 @@ func FuzzPatches(f *testing.F) {
 	f.Add([]byte(`{"a":"\u2028<>&"}`), []byte(`[[[[[[[[[[[[[[`))
 	s := &Shadows{Settings: Defaults(), Now: time.Now, Logger: slog.New(slog.DiscardHandler)}
 	f.Fuzz(func(t *testing.T, one, two []byte) {
+		_, _ = decode(two)
 		if p, err := readPatch(two); err != nil && !errors.Is(err, ErrInvalid) || err == nil && p.Desired == nil && p.Reported == nil {
 			t.Fatal(p, err)
 		}
@@ -518,7 +583,7 @@ func FuzzPatches(f *testing.F) {
 			if err != nil || next == nil {
 				continue
 			}
-			raw, err := json.Marshal(next)
+			raw, err := next.encode()
 			if err != nil || len(next.State) > s.DocumentMax {
 				t.Fatal(len(next.State), err)
 			}
@@ -527,6 +592,9 @@ func FuzzPatches(f *testing.F) {
 				t.Fatal(err)
 			}
 			state, err := back.object()
+			if h := back.header; h != next.header || Rule(table.Record{Value: raw}, table.Record{Value: raw}) || !Rule(table.Record{Value: raw}, table.Record{Value: Raise(raw)}) {
+				t.Fatalf("%+v came back as %+v", next.header, h)
+			}
 			if err != nil || len(difference(state, next.state)) > 0 || len(difference(next.state, state)) > 0 || len(back.Times) != len(state) {
 				t.Fatalf("%s came back as %s: %v", next.State, back.State, err)
 			}

@@ -1,6 +1,7 @@
 package shadow
 
 import (
+	"encoding/json"
 	"hash/maphash"
 	"strings"
 	"sync"
@@ -28,33 +29,48 @@ func (s *Shadows) changed(old, rec table.Record) {
 		s.mu.Unlock()
 		return
 	}
-	is, err := decode(rec.Value)
+	is, rest, err := readHeader(rec.Value)
 	if err != nil {
 		s.Logger.Error("shadow: a record of the table cannot be read", "key", rec.Key, "error", err)
 		return
 	}
 	s.mu.Lock()
-	if _, mine := s.wrote[is.Write]; mine {
-		s.wrote[is.Write] = true
+	if _, mine := s.wrote[is.write]; mine {
+		s.wrote[is.write] = true
 	}
-	if is.Deleted {
-		s.deleted[rec.Key] = is.Updated.Add(s.Keep)
+	if is.deleted {
+		s.deleted[rec.Key] = s.deletedAt(rest).Add(s.Keep)
 	} else {
 		delete(s.deleted, rec.Key)
 	}
 	s.mu.Unlock()
-	var was *section
-	if old.Value != nil {
-		if was, err = decode(old.Value); err == nil && was.Version == is.Version {
-			return // written again
-		}
+	if was, _, err := readHeader(old.Value); err == nil && was.version == is.version {
+		return // written again
+	}
+	apps, hubs := s.Clients.Listening(home, Topic(home, device)), s.Clients.Listening(home, deltaTopic(home, device))
+	if !apps && !hubs {
+		return
 	}
 	lock := s.order(home)
 	defer lock.Unlock()
-	s.publish(home, device)
-	if s.grew(home, device, h, was) {
-		s.deliver(home, device)
+	p := s.get(home, device)
+	if apps {
+		if raw := s.encoded(home, device, p); raw != nil {
+			s.Clients.Publish(home, Topic(home, device), raw)
+		}
 	}
+	if hubs && p.grew(h, old.Value) {
+		s.hand(home, device, p)
+	}
+}
+
+// deletedAt is when a shadow was deleted, as its record says.
+func (s *Shadows) deletedAt(rest []byte) time.Time {
+	var r struct{ Updated time.Time }
+	if json.Unmarshal(rest, &r) != nil {
+		return s.Now()
+	}
+	return r.Updated
 }
 
 // order makes what is told of a home come one after the other: each tells what stands then, so what comes later is never older.
@@ -64,19 +80,8 @@ func (s *Shadows) order(home string) *sync.Mutex {
 	return lock
 }
 
-// publish gives the document to the apps here.
-func (s *Shadows) publish(home, device string) {
-	topic := Topic(home, device)
-	if !s.Clients.Listening(home, topic) {
-		return
-	}
-	if raw := s.encoded(home, device); raw != nil {
-		s.Clients.Publish(home, topic, raw)
-	}
-}
-
-func (s *Shadows) encoded(home, device string) []byte {
-	d, err := s.get(home, device).document(home, device)
+func (s *Shadows) encoded(home, device string, p pair) []byte {
+	d, err := p.document(home, device)
 	var raw []byte
 	if err == nil {
 		raw, err = encode(d)
@@ -90,27 +95,31 @@ func (s *Shadows) encoded(home, device string) []byte {
 
 // grew says whether something differs that did not before a half was changed, or not so. A change that only brings both halves
 // nearer needs no answer: a hub that reports property by property would be told the rest of its work again and again.
-func (s *Shadows) grew(home, device string, h Half, before *section) bool {
-	if !s.Clients.Listening(home, deltaTopic(home, device)) {
-		return false
-	}
-	p := s.get(home, device)
+func (p pair) grew(h Half, before []byte) bool {
 	after, err := p.delta()
 	if err != nil || len(after) == 0 {
-		return err != nil // deliver says so
+		return err != nil // hand says so
 	}
-	p[h] = before
+	if p[h] = nil; before != nil {
+		if p[h], err = decode(before); err != nil {
+			return true // whatever it was
+		}
+	}
 	known, err := p.delta()
 	return err != nil || len(difference(after, known)) > 0
 }
 
-// deliver gives the delta to the hubs here, if there is one. The order of the home is held.
+// deliver gives the delta to the hubs here, if there is one.
 func (s *Shadows) deliver(home, device string) {
-	topic := deltaTopic(home, device)
-	if !s.Clients.Listening(home, topic) {
-		return
+	lock := s.order(home)
+	defer lock.Unlock()
+	if s.Clients.Listening(home, deltaTopic(home, device)) {
+		s.hand(home, device, s.get(home, device))
 	}
-	p := s.get(home, device)
+}
+
+// hand is called with the order of the home held.
+func (s *Shadows) hand(home, device string, p pair) {
 	missing, err := p.delta()
 	var raw []byte
 	if err == nil && len(missing) > 0 {
@@ -122,7 +131,7 @@ func (s *Shadows) deliver(home, device string) {
 	if len(raw) == 0 {
 		return
 	}
-	sent, noRoom := s.Clients.Hand(home, device, topic, raw, func() { s.count.acked.Add(1) })
+	sent, noRoom := s.Clients.Hand(home, device, deltaTopic(home, device), raw, func() { s.count.acked.Add(1) })
 	s.count.deltas.Add(int64(sent))
 	if noRoom > 0 {
 		s.count.owed.Add(int64(noRoom))
@@ -139,9 +148,7 @@ func (s *Shadows) Connected(home, filter string) {
 		if !ok || h != Desired || !mqtt.Matches(filter, deltaTopic(home, device)) {
 			continue
 		}
-		lock := s.order(home)
 		s.deliver(home, device)
-		lock.Unlock()
 	}
 }
 
@@ -154,10 +161,11 @@ func (s *Shadows) Replay(home, filter string, f func(topic string, payload []byt
 			continue
 		}
 		last = device
-		if !s.get(home, device).there() {
+		p := s.get(home, device)
+		if !p.there() {
 			continue
 		}
-		if raw := s.encoded(home, device); raw != nil {
+		if raw := s.encoded(home, device, p); raw != nil {
 			f(Topic(home, device), raw)
 		}
 	}
@@ -171,9 +179,7 @@ func (s *Shadows) settle() {
 	s.mu.Unlock()
 	for key := range owed {
 		home, device, _ := strings.Cut(key, "/")
-		lock := s.order(home)
 		s.deliver(home, device)
-		lock.Unlock()
 	}
 }
 
