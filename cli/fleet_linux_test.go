@@ -229,6 +229,9 @@ func (f *fleet) shake(i int, addr string, curves []tls.CurveID) (*tls.Conn, erro
 		NetDialer: &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i%100))}},
 		Config:    &tls.Config{RootCAs: f.roots, ServerName: "localhost", CurvePreferences: curves},
 	}
+	if f.to.devices != nil {
+		d.Config.Certificates = []tls.Certificate{f.to.devices.certs[i]}
+	}
 	raw, err := d.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
@@ -257,6 +260,12 @@ func in(c *tls.Conn, err error) (*tls.Conn, error) {
 }
 
 func (f *fleet) connectPacket(i int) []byte {
+	if f.to.devices != nil {
+		client := fmt.Sprintf("client-%05d", i)
+		body := append([]byte{0, 4}, "MQTT\x04\x02\x04\xb0"...)
+		body = append(binary.BigEndian.AppendUint16(body, uint16(len(client))), client...)
+		return append([]byte{0x10, byte(len(body))}, body...)
+	}
 	u := f.to.users[i%len(f.to.users)].User
 	return connectPacket(fmt.Sprintf("client-%05d", i), u, f.to.passwords[u])
 }

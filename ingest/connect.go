@@ -14,6 +14,7 @@ import (
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/reason"
 	"hearthline/ingest/session"
+	"hearthline/ingest/wire"
 )
 
 // connect handles CONNECT. A refusal is answered with its code and ends the connection.
@@ -49,6 +50,7 @@ func (c *connection) connect(body []byte) error {
 	case err != nil:
 		return c.refuse(mqtt.CodeBadCredentials, err.Error(), reason.Credentials)
 	}
+	wire.ForgetCertificates(c.link.Tls)
 	if c.g.draining() {
 		return c.refuse(mqtt.CodeBusy, "the gateway is going down", reason.Draining)
 	}

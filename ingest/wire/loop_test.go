@@ -556,3 +556,52 @@ func (c *tear) Write(p []byte) (int, error) {
 	}
 	return c.Conn.Write(p)
 }
+
+// What a client has shown is let go, and the connection goes on.
+func TestCertificatesAreForgotten(t *testing.T) {
+	if tlsShown == nil {
+		t.Fatal("crypto/tls has changed: certificates are not let go")
+	}
+	if findTLSCertificates(reflect.TypeFor[tls.Config]()) != nil {
+		t.Error("fields are taken for what they are not")
+	}
+	cert := certificate(t)
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	near, far := net.Pipe()
+	client := tls.Client(far, &tls.Config{RootCAs: roots, ServerName: "localhost", Certificates: []tls.Certificate{cert}})
+	server := tls.Server(near, &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots})
+	said := make(chan error, 1)
+	go func() {
+		_, err := client.Write([]byte("one"))
+		got := make([]byte, 3)
+		if err == nil {
+			_, err = io.ReadFull(client, got)
+		}
+		if err == nil && string(got) != "two" {
+			err = errors.New("it heard " + string(got))
+		}
+		said <- err
+	}()
+	got := make([]byte, 3)
+	if _, err := io.ReadFull(server, got); err != nil || string(got) != "one" {
+		t.Fatal(string(got), err)
+	}
+	if s := server.ConnectionState(); len(s.PeerCertificates) != 1 || len(s.VerifiedChains) != 1 {
+		t.Fatalf("%d certificates, %d chains", len(s.PeerCertificates), len(s.VerifiedChains))
+	}
+	ForgetCertificates(server)
+	if s := server.ConnectionState(); s.PeerCertificates != nil || s.VerifiedChains != nil || !s.HandshakeComplete {
+		t.Errorf("it still holds %d certificates, %d chains", len(s.PeerCertificates), len(s.VerifiedChains))
+	}
+	if _, err := server.Write([]byte("two")); err != nil {
+		t.Error(err)
+	}
+	if err := <-said; err != nil {
+		t.Error(err)
+	}
+}
