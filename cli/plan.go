@@ -124,6 +124,7 @@ func (v *planVerb) run(cmd *cobra.Command) error {
 	if err != nil && !errors.Is(err, run.ErrRefused) {
 		return err
 	}
+	changes = append(changes, p.sources(cmd.Context())...)
 	changes = append(changes, tables(cmd.Context(), plan)...)
 	return v.show(cmd.OutOrStdout(), changes, brokers[0], err)
 }

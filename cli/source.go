@@ -43,18 +43,16 @@ message once. What cannot be read goes to ` + pipeline.SourceDead + `. Several p
 
 // runSource reaches the cluster that holds the topic, and reads it until ctx ends.
 func (p *process) runSource(ctx context.Context, r *run.Runner, name string) error {
-	from := p.client
 	i := slices.IndexFunc(p.plan.Spec.Sources, func(s pipeline.Source) bool { return s.Name == name })
-	if s := p.plan.Spec.Sources[i]; s.Foreign {
-		c := streams.New()
-		c.Brokers, c.TLS, c.SASL, c.RequestTimeout = s.Kafka.Brokers, s.Kafka.TLS, s.Kafka.SASL, s.Kafka.RequestTimeout
-		var err error
-		from, err = retryUntil(ctx, p.log, "the brokers of "+name, func() (*streams.Client, error) { return streams.Dial(ctx, c, p.log) })
-		if err != nil {
-			return err
-		}
-		defer from.Close()
+	var end func()
+	from, err := retryUntil(ctx, p.log, "the brokers of "+name, func() (from *streams.Client, err error) {
+		from, end, err = p.clusterOf(ctx, &p.plan.Spec.Sources[i])
+		return from, err
+	})
+	if err != nil {
+		return err
 	}
+	defer end()
 	return r.Source(ctx, from, name, newSourceDecoder)
 }
 

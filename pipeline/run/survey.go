@@ -62,6 +62,7 @@ func (r *Runner) survey(ctx context.Context) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
+	names = slices.DeleteFunc(names, r.readsForSource) // they read no stream, and keep no state
 	for group := range s.notes {
 		names = append(names, group)
 	}
@@ -81,6 +82,12 @@ func (r *Runner) survey(ctx context.Context) (*survey, error) {
 		}
 	}
 	return s, s.readStreams(ctx)
+}
+
+// readsForSource says whether a group is one of a source, of this plan or of one before.
+func (r *Runner) readsForSource(group string) bool {
+	return strings.HasPrefix(group, r.Plan.Spec.Name+".source.") ||
+		slices.ContainsFunc(r.Plan.Spec.Sources, func(s pipeline.Source) bool { return s.Group == group })
 }
 
 // readStreams looks at every stream that is planned, was written, or is committed for.
