@@ -26,6 +26,7 @@ var (
 	peersFailedDesc    = gatewayDesc("peers_calls_failed_total", "Calls to other gateways that were not answered.")
 	peersEvictedDesc   = gatewayDesc("peers_sessions_lost_total", "Sessions whose clients came to another gateway.")
 	peersHandoverDesc  = gatewayDesc("peers_handovers_total", "Sessions got from another gateway when their clients came here (taken), given to another (given), and asked for in vain (unanswered).", "outcome")
+	peersWillsDesc     = gatewayDesc("peers_wills_total", "Wills of clients of gateways that were gone, published by this one.")
 	peersRetiredDesc   = gatewayDesc("peers_retired_total", "Gateways that died, whose leavings this one took out of the tables.")
 
 	tableRecordsDesc  = gatewayDesc("table_records", "Keys in a table that gateways share.", "table")
@@ -104,6 +105,7 @@ func (to sender) peers(s *peers.Stats) {
 	to.count(peersHandoverDesc, s.Taken, "taken")
 	to.count(peersHandoverDesc, s.Given, "given")
 	to.count(peersHandoverDesc, s.Unanswered, "unanswered")
+	to.count(peersWillsDesc, s.Wills)
 	to.count(peersRetiredDesc, s.Retired)
 	to.instant(expiresDesc, s.Expires, "peers")
 }

@@ -351,6 +351,8 @@ func (g *Gateway) prepareSessions() {
 	if g.near.mesh != nil {
 		g.audience.Changed = g.near.mesh.Subscribed
 		g.registry.Taken = func(s *session.Session) { s.Mark.Store(g.near.mesh.Claim(s.Key.User, s.Key.Client)) }
+		g.registry.Willed = func(s *session.Session) { g.near.mesh.Willed(s.Key.User, s.Key.Client) }
+		g.registry.Doubt = func() bool { return !g.near.mesh.Sure() }
 		g.registry.Ended = func(s *session.Session) { g.near.mesh.Release(s.Key.User, s.Key.Client, s.Mark.Load()) }
 	}
 	r := &g.registry

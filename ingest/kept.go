@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"hearthline/ingest/peers"
+	"hearthline/ingest/peers/peerspb"
 	"hearthline/ingest/session"
 	"hearthline/ingest/table"
 )
@@ -21,10 +22,11 @@ import (
 // that. So each says by which claim it was written, and the table's rule refuses those of an earlier one. A session's end
 // is a record too, for endedKeep, so that it is not undone.
 type sharedSessions struct {
-	table  *table.Table
-	mesh   *peers.Peers
-	logger *slog.Logger
-	saves  atomic.Int64 // records written by this process
+	table   *table.Table
+	mesh    *peers.Peers
+	publish func(*session.Will)
+	logger  *slog.Logger
+	saves   atomic.Int64 // records written by this process
 }
 
 // endedKeep is how long a session's end is remembered: longer than a gateway that was stopped, and goes on, needs to see that
@@ -74,23 +76,53 @@ func laterClaim(old, fresh table.Record) bool {
 func sessionKey(k session.Key) string { return peers.SessionKey(k.User, k.Client) }
 
 // Load implements session.Store. Another gateway that has the session is asked for it; if that is dead, or stands still, it is
-// what the table has. Whoever held the session lets go of it when it sees the claim of this gateway.
+// what the table has, and its will is seen to here. Whoever held the session lets go of it when it sees the claim of this gateway.
 func (s *sharedSessions) Load(ctx context.Context, k session.Key) (*session.State, error) {
-	value, found, err := s.mesh.TakeOver(ctx, k.User, k.Client)
+	taken, err := s.mesh.TakeOver(ctx, k.User, k.Client)
 	switch {
 	case err != nil && !errors.Is(err, peers.ErrUnreachable):
 		return nil, err
 	case err != nil:
 		s.logger.Debug("gateway: a session is taken up as it was stored last: who has it does not answer", "client", k.Client, "err", err)
-	case found == peers.Ended:
+	case taken.Found == peers.Ended:
 		return nil, nil
-	case found == peers.Given:
+	case taken.Found == peers.Given:
 		st := new(session.State)
-		if err := json.Unmarshal(value, st); err != nil {
+		if err := json.Unmarshal(taken.State, st); err != nil {
 			return nil, fmt.Errorf("the session that another gateway has handed over: %w", err)
 		}
 		return st, nil
 	}
+	st, err := s.stored(k)
+	if err != nil {
+		return nil, err
+	}
+	s.inherit(st, taken.Wills)
+	return st, nil
+}
+
+// inherit sees to wills whose gateways are gone: those that need not wait are published. One that has a delay the session keeps, as that of the
+// connection which has ended: it is published if the session ends, and forgotten if it goes on. A session of which nothing was stored is lost, but
+// its client is back in time.
+func (s *sharedSessions) inherit(st *session.State, left []*peerspb.Will) {
+	if st != nil {
+		st.Will = nil // what was stored of it may have been published since
+	}
+	now := time.Now()
+	for _, w := range left {
+		will := willFrom(w)
+		waits := will.Delay > 0 && (w.GetDueMillis() == 0 || now.UnixMilli() < w.GetDueMillis())
+		switch {
+		case !waits || st != nil && st.Expired(now):
+			s.publish(will)
+		case st != nil:
+			st.Will = will
+		}
+	}
+}
+
+// stored gives what the table has of a session.
+func (s *sharedSessions) stored(k session.Key) (*session.State, error) {
 	rec, ok := s.table.Get(sessionKey(k))
 	if !ok || rec.Value == nil {
 		return nil, nil

@@ -76,7 +76,7 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	}
 	n.failed = make(chan error, 1)
 	n.asking = make(chan struct{}, askingMax)
-	n.mesh = &peers.Peers{Settings: g.Peers, Start: start, Local: local{g}, Logger: g.Logger, StateBytesMax: stateBytesMin + 2*g.SessionQueueBytesMax,
+	n.mesh = &peers.Peers{Settings: g.Peers, Start: start, Local: local{g}, Wills: local{g}, Logger: g.Logger, StateBytesMax: stateBytesMin + 2*g.SessionQueueBytesMax,
 		Tables: peers.Tables{Gateways: made[tableGateways], Sessions: made[tableSessions], Audiences: made[tableAudiences]}}
 	n.desk = &commands.Commands{Settings: g.Commands, Table: made[tableCommands], Hubs: local{g}, Others: n.mesh, Gateway: start,
 		Now: g.Now, Logger: g.Logger, Draining: g.stop}
@@ -98,7 +98,7 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	}
 	if g.Sessions == nil {
 		made[tableQueues].Rule = laterClaim
-		g.Sessions = &sharedSessions{table: made[tableQueues], mesh: n.mesh, logger: g.Logger}
+		g.Sessions = &sharedSessions{table: made[tableQueues], mesh: n.mesh, publish: g.registry.PublishWill, logger: g.Logger}
 	}
 	made[tableAnswers].Rule = answerRule
 	g.repeats.shared = &answers{table: made[tableAnswers], start: start, live: n.mesh.Live, keep: g.IdempotencyTime, now: g.Now}
@@ -178,11 +178,7 @@ type local struct{ g *Gateway }
 
 // Deliver implements peers.Local.
 func (l local) Deliver(m *peerspb.Message) {
-	msg := &mqtt.Message{Topic: m.GetTopic(), Payload: m.GetPayload(), Qos: byte(min(m.GetQos(), 2)), Retain: m.GetRetain(), Props: m.GetProps()} // #nosec G115 -- bounded
-	if at := m.GetExpiresMicros(); at > 0 {
-		msg.Expires = time.UnixMicro(at)
-	}
-	l.g.delivered(l.g.audience.Publish(m.GetHome(), msg, nil))
+	l.g.delivered(l.g.audience.Publish(m.GetHome(), messageFrom(m), nil))
 }
 
 // Evict implements peers.Local.
@@ -224,17 +220,31 @@ func (l local) Hand(home string, m commands.Message, delivered func()) bool {
 	return l.g.audience.Hand(home, msg, hub, delivered) > 0
 }
 
-// forward hands a message to the other gateways whose clients have subscribed. The message is borrowed.
-func (g *Gateway) forward(home string, m *mqtt.Message) {
-	if g.near.mesh == nil || !g.near.mesh.Heard(home, m.Topic) {
-		return
-	}
+// messageTo is a message as other gateways know it. It borrows nothing.
+func messageTo(home string, m *mqtt.Message) *peerspb.Message {
 	out := &peerspb.Message{Home: strings.Clone(home), Topic: strings.Clone(m.Topic), Qos: uint32(m.Qos), Retain: m.Retain,
 		Payload: append([]byte(nil), m.Payload...), Props: append([]byte(nil), m.Props...)}
 	if !m.Expires.IsZero() {
 		out.ExpiresMicros = m.Expires.UnixMicro()
 	}
-	g.near.mesh.Publish(out)
+	return out
+}
+
+// messageFrom is a message of another gateway.
+func messageFrom(m *peerspb.Message) *mqtt.Message {
+	msg := &mqtt.Message{Topic: m.GetTopic(), Payload: m.GetPayload(), Qos: byte(min(m.GetQos(), 2)), Retain: m.GetRetain(), Props: m.GetProps()} // #nosec G115 -- bounded
+	if at := m.GetExpiresMicros(); at > 0 {
+		msg.Expires = time.UnixMicro(at)
+	}
+	return msg
+}
+
+// forward hands a message to the other gateways whose clients have subscribed. The message is borrowed.
+func (g *Gateway) forward(home string, m *mqtt.Message) {
+	if g.near.mesh == nil || !g.near.mesh.Heard(home, m.Topic) {
+		return
+	}
+	g.near.mesh.Publish(messageTo(home, m))
 }
 
 // heardElsewhere says whether some other gateway has subscribers at all.

@@ -3,6 +3,7 @@ package ingest
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -123,6 +124,7 @@ func newStreet(t testing.TB, g *barrier, to string) *street {
 type shared struct {
 	*rig
 	gate *barrier
+	of   *neighbourhood
 }
 
 // neighbourhood is where gateways are started that share their tables and their certificates.
@@ -155,7 +157,7 @@ func (n *neighbourhood) start(name string, set func(*Gateway)) *shared {
 	}
 	listen := ln.Addr().String()
 	ln.Close()
-	s := &shared{gate: newBarrier()}
+	s := &shared{gate: newBarrier(), of: n}
 	way := newStreet(n.t, s.gate, listen)
 	s.rig = newRig(n.t, func(g *Gateway) {
 		g.Instance, g.CommandsTo = name, ""
@@ -173,10 +175,14 @@ func (n *neighbourhood) start(name string, set func(*Gateway)) *shared {
 	return s
 }
 
-// kill is kill -9, as far as others see it: what it has not written it never writes, it answers nobody, and its clients lose
+// kill is kill -9, as far as others see it: what it has not written it never writes, it says nothing to anybody, and its clients lose
 // their connections.
 func (s *shared) kill(clients ...*peer) {
+	s.t.Helper()
 	s.stall()
+	s.near.stopWork()
+	eventually(s.t, s.Instance+" reaches nobody", func() bool { return s.near.mesh.Stats().Connected == 0 })
+	s.of.all = slices.DeleteFunc(s.of.all, func(o *shared) bool { return o == s })
 	for _, p := range clients {
 		p.conn.NetConn().(*net.TCPConn).SetLinger(0)
 		p.conn.NetConn().Close()

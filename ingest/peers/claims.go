@@ -3,6 +3,7 @@ package peers
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -18,12 +19,13 @@ type claims struct {
 	next    uint64
 	held    map[string]uint64 // by user/client, escaped: the claim's number
 	unsaid  map[string]bool   // whose claim, or its end, is not in the table yet
+	revoked map[string]bool   // that were taken out of the table by another gateway, which took this one for gone
 	lent    map[string]string // to whom a session was handed over whose claim has not come back yet: a start
 	waiting chan struct{}
 }
 
 func (c *claims) prepare() {
-	c.held, c.unsaid, c.lent, c.waiting = map[string]uint64{}, map[string]bool{}, map[string]string{}, make(chan struct{}, 1)
+	c.held, c.unsaid, c.revoked, c.lent, c.waiting = map[string]uint64{}, map[string]bool{}, map[string]bool{}, map[string]string{}, make(chan struct{}, 1)
 }
 
 // claim is the value of a key of the table of sessions.
@@ -45,6 +47,7 @@ func (p *Peers) Claim(user, client string) (number uint64) {
 	c.held[key] = c.next
 	c.unsaid[key] = true
 	delete(c.lent, key)
+	delete(c.revoked, key)
 	signal(c.waiting)
 	return c.next
 }
@@ -71,6 +74,9 @@ func (p *Peers) holder(session string) string {
 	}
 	var last table.Record
 	for _, rec := range p.Tables.Sessions.Scan(session + "/") {
+		if isWill(rec.Key) {
+			continue
+		}
 		if last.Key == "" || rec.Offset > last.Offset {
 			last = rec
 		}
@@ -90,10 +96,13 @@ func (p *Peers) Epoch(ctx context.Context, user, client string) (epoch int64, ok
 	defer tick.Stop()
 	for {
 		c.mu.Lock()
-		number := c.held[key]
+		number, revoked := c.held[key], c.revoked[key]
 		c.mu.Unlock()
-		if number == 0 {
+		switch {
+		case number == 0:
 			return 0, false, nil
+		case revoked:
+			return 0, false, errors.New("others took this gateway for gone; it has not claimed the session again yet")
 		}
 		rec, found := p.Tables.Sessions.Get(key + "/" + p.Start)
 		var said claim
@@ -120,10 +129,16 @@ func (p *Peers) Release(user, client string, number uint64) {
 	if c.held[key] != number {
 		return
 	}
-	delete(c.held, key)
-	delete(c.lent, key)
+	c.forget(key)
 	c.unsaid[key] = true
 	signal(c.waiting)
+}
+
+// forget notes that a session is not this gateway's any more. Callers hold mu.
+func (c *claims) forget(session string) {
+	delete(c.held, session)
+	delete(c.lent, session)
+	delete(c.revoked, session)
 }
 
 // claimAgain claims what nobody else has claimed meanwhile, and lets go of the rest: their claim is later than ours was.
@@ -131,12 +146,12 @@ func (p *Peers) claimAgain() {
 	c := &p.claims
 	c.mu.Lock()
 	lost := map[string]uint64{}
+	clear(c.revoked)
 	for key, number := range c.held {
 		c.unsaid[key] = true
 		for _, rec := range p.Tables.Sessions.Scan(key + "/") {
-			if !strings.HasSuffix(rec.Key, "/"+p.Start) {
-				delete(c.held, key)
-				delete(c.lent, key)
+			if !isWill(rec.Key) && !strings.HasSuffix(rec.Key, "/"+p.Start) {
+				c.forget(key)
 				lost[key] = number
 				break
 			}
@@ -185,27 +200,40 @@ func (p *Peers) keepClaims(ctx context.Context) error {
 
 // sessionChanged ends a connection whose session another gateway has claimed after this one. A claim of ours that has not come
 // back yet is later in the log than theirs: then it is they who end theirs.
-func (p *Peers) sessionChanged(_, rec table.Record) {
-	at := strings.LastIndexByte(rec.Key, '/')
-	if rec.Value == nil || at < 0 || rec.Key[at+1:] == p.Start {
+func (p *Peers) sessionChanged(old, rec table.Record) {
+	if isWill(rec.Key) {
+		p.willChanged(old, rec)
 		return
 	}
-	session := rec.Key[:at]
+	at := strings.LastIndexByte(rec.Key, '/')
+	if at < 0 {
+		return
+	}
 	c := &p.claims
+	session, start := rec.Key[:at], rec.Key[at+1:]
 	c.mu.Lock()
 	number, held := c.held[session]
+	switch {
+	case start == p.Start:
+		var was claim
+		if rec.Value != nil {
+			delete(c.revoked, session)
+		} else if held && json.Unmarshal(old.Value, &was) == nil && was.Number == number {
+			c.revoked[session] = true
+		}
+		held = false
+	case rec.Value == nil:
+		held = false
+	case held && !c.revoked[session]:
+		ours, ok := p.Tables.Sessions.Get(session + "/" + p.Start)
+		var said claim
+		held = ok && json.Unmarshal(ours.Value, &said) == nil && said.Number == number
+	}
 	if !held {
 		c.mu.Unlock()
 		return
 	}
-	ours, ok := p.Tables.Sessions.Get(session + "/" + p.Start)
-	var said claim
-	if !ok || json.Unmarshal(ours.Value, &said) != nil || said.Number != number {
-		c.mu.Unlock()
-		return
-	}
-	delete(c.held, session)
-	delete(c.lent, session)
+	c.forget(session)
 	c.unsaid[session] = true
 	signal(c.waiting)
 	c.mu.Unlock()

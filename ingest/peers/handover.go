@@ -30,11 +30,18 @@ const (
 	Ended               // it has ended with its connection, and stands nowhere
 )
 
+// Taken is what there was of a session on other gateways.
+type Taken struct {
+	Found Found
+	State []byte          // where it was given
+	Wills []*peerspb.Will // of gateways that are dead, or do not answer: whoever takes the session over publishes or forgets them
+}
+
 // TakeOver asks the gateway that has a session for it, on behalf of a client that has connected here: the client's connection there ends
 // before it returns, and the other lets go of the session once it sees the claim of this one. It takes as long as one call may
 // (call_timeout). An error that Is [ErrUnreachable] says that another gateway claims the session and did not answer: it is dead or
 // stands still, and lets go when it sees the claim.
-func (p *Peers) TakeOver(ctx context.Context, user, client string) (state []byte, found Found, err error) {
+func (p *Peers) TakeOver(ctx context.Context, user, client string) (Taken, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.CallTimeout)
 	defer cancel()
 	session := SessionKey(user, client)
@@ -42,22 +49,24 @@ func (p *Peers) TakeOver(ctx context.Context, user, client string) (state []byte
 	sent := "" // who said that it is there
 	for range asksMax {
 		if r.To == "" || r.To == p.Start {
-			return nil, Nobody, nil
+			return Taken{Wills: p.orphans(session, "")}, nil
 		}
 		state, part, err := p.handedOver(ctx, r)
 		switch {
 		case err != nil && sent != "" && r.Despite == "":
 			r.To, r.Despite = sent, r.To
 			continue
+		case errors.Is(err, errNoWay) && !p.lives(r.To):
+			return Taken{Wills: p.orphans(session, "")}, nil
 		case err != nil:
 			p.count.unanswered.Add(1)
-			return nil, Nobody, fmt.Errorf("session of client %q at gateway %s: %w: %w", client, r.To, ErrUnreachable, err)
+			return Taken{Wills: p.orphans(session, r.To)}, fmt.Errorf("session of client %q at gateway %s: %w: %w", client, r.To, ErrUnreachable, err)
 		case part.GetOutcome() == peerspb.HandOverPart_GIVEN:
 			p.count.taken.Add(1)
-			return state, Given, nil
+			return Taken{Found: Given, State: state}, nil
 		case part.GetOutcome() == peerspb.HandOverPart_ENDED:
 			p.count.taken.Add(1)
-			return nil, Ended, nil
+			return Taken{Found: Ended}, nil
 		}
 		next := part.GetElsewhere()
 		if next == "" {
@@ -68,7 +77,7 @@ func (p *Peers) TakeOver(ctx context.Context, user, client string) (state []byte
 		}
 		sent, r.To, r.Despite = r.To, next, ""
 	}
-	return nil, Nobody, nil
+	return Taken{Wills: p.orphans(session, "")}, nil
 }
 
 // handedOver puts the parts of a session's state together.

@@ -12,8 +12,8 @@ func (n *node) take(t *testing.T, client string) (string, Found, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	state, found, err := n.TakeOver(ctx, "anna", client)
-	return string(state), found, err
+	taken, err := n.TakeOver(ctx, "anna", client)
+	return string(taken.State), taken.Found, err
 }
 
 // TestASessionIsAskedFor lets gateways ask who has a session: the last that claimed it, and the one that it was handed over to

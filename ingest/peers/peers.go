@@ -140,12 +140,17 @@ type Peers struct {
 	StateBytesMax int    // of a session that another gateway hands over
 	Tables        Tables
 	Local         Local
+	Wills         Wills     // nil: its sessions leave nothing behind
 	Commands      Commander // nil: it takes none
 	Logger        *slog.Logger
 
 	security *security
 	address  atomic.Pointer[string]
 	beats    atomic.Uint64
+	taken    atomic.Bool   // for gone, by others, and it has not claimed its sessions again since
+	unsure   atomic.Bool   // it was silent, and has not read since what others wrote
+	doubts   chan struct{} // of one place: unsure
+	beaten   atomic.Int64  // when a sign of life of this gateway came back last: nanoseconds since 1970
 	leaving  atomic.Bool
 
 	mu     sync.Mutex
@@ -154,6 +159,7 @@ type Peers struct {
 
 	audience audience
 	claims   claims
+	wills    wills
 	count    counters
 }
 
@@ -166,8 +172,8 @@ type other struct {
 }
 
 type counters struct {
-	sent, lost, received, commands, failed, evicted, retired, taken, given, unanswered atomic.Int64
-	call                                                                               latency.Meter
+	sent, lost, received, commands, failed, evicted, retired, taken, given, unanswered, wills atomic.Int64
+	call                                                                                      latency.Meter
 }
 
 // Stats are the counters of the mesh.
@@ -181,6 +187,7 @@ type Stats struct {
 	Call                 latency.Histogram // time of those that were
 	Evicted, Retired     int64             // sessions that others took; gateways whose leavings were taken away
 
+	Wills                    int64 // of gateways that are gone, published here
 	Taken, Given, Unanswered int64 // sessions handed over from others and to others, and those that were asked for in vain
 
 	Expires time.Time // When the certificate of this gateway ends; zero for one that is alone
@@ -207,8 +214,10 @@ func (p *Peers) Prepare() error {
 		p.Logger = slog.New(slog.DiscardHandler)
 	}
 	p.others, p.moved = map[string]*other{}, make(chan struct{}, 1)
+	p.doubts = make(chan struct{}, 1)
 	p.audience.prepare()
 	p.claims.prepare()
+	p.wills.prepare()
 	p.Tables.Gateways.Changed = p.gatewayChanged
 	p.Tables.Sessions.Changed = p.sessionChanged
 	p.Tables.Audiences.Changed = p.audienceChanged
@@ -236,6 +245,10 @@ func (p *Peers) Run(ctx context.Context) error {
 	work.Go(p.announce)
 	work.Go(p.keepAudience)
 	work.Go(p.keepClaims)
+	if p.Wills != nil {
+		work.Go(p.keepWills)
+	}
+	work.Go(p.makeSure)
 	work.Go(p.retire)
 	err := work.Wait()
 	if ctx.Err() != nil {
@@ -261,7 +274,7 @@ func (p *Peers) Stats() Stats {
 	c := &p.count
 	s := Stats{Sent: c.sent.Load(), Lost: c.lost.Load(), Received: c.received.Load(), Commands: c.commands.Load(), Failed: c.failed.Load(),
 		Call: c.call.Read(), Evicted: c.evicted.Load(), Retired: c.retired.Load(),
-		Taken: c.taken.Load(), Given: c.given.Load(), Unanswered: c.unanswered.Load()}
+		Taken: c.taken.Load(), Given: c.given.Load(), Unanswered: c.unanswered.Load(), Wills: c.wills.Load()}
 	if p.security != nil {
 		s.Expires = p.security.expires()
 	}
@@ -320,18 +333,20 @@ func (p *Peers) announce(ctx context.Context) error {
 // gatewayChanged follows the table of gateways. Time passes with our own signs of life, as they come back out of the
 // log: while the log stands still, nobody is gone.
 func (p *Peers) gatewayChanged(_, rec table.Record) {
+	if rec.Key == p.Start && rec.Value == nil {
+		if !p.leaving.Load() {
+			p.Logger.Warn("peers: others took this gateway for gone; it says again what it has")
+			p.audience.again()
+			p.taken.Store(true)
+			p.doubt()
+		}
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	defer p.notify()
 	if rec.Key == p.Start {
-		if rec.Value == nil && !p.leaving.Load() {
-			p.Logger.Warn("peers: others took this gateway for gone; it says again what it has")
-			p.audience.again()
-			p.claimAgain()
-		}
-		if rec.Value == nil {
-			return
-		}
+		p.beatBack()
 		for _, o := range p.others {
 			if o.missed++; o.missed == p.MissedMax && !o.gone {
 				o.gone = true
@@ -377,8 +392,11 @@ func (p *Peers) retire(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		if err := p.executeDue(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			p.Logger.Warn("peers: wills of gateways that are gone could not be published; trying again", "error", err)
+		}
 		for _, start := range p.mine() {
-			if err := p.forget(ctx, start); err != nil {
+			if err := p.forget(ctx, start, true); err != nil {
 				p.Logger.Warn("peers: what a gateway that is gone has left could not be taken away; trying again", "gateway", start, "error", err)
 				break
 			}
@@ -420,12 +438,21 @@ func (p *Peers) mine() (gone []string) {
 	return gone
 }
 
-// forget takes a start out of all tables, out of that of gateways last: then it is known to be done.
-func (p *Peers) forget(ctx context.Context, start string) error {
-	puts := pool.New().WithContext(ctx).WithMaxGoroutines(256).WithFirstError()
+// putsMax is how many records are put at once when much is to be put in order.
+const putsMax = 256
+
+// forget takes a start out of all tables, out of that of gateways last: then it is known to be done. Its wills that wait for their
+// time stay; of one that is dead, the others are published.
+func (p *Peers) forget(ctx context.Context, start string, dead bool) error {
+	puts := pool.New().WithContext(ctx).WithMaxGoroutines(putsMax).WithFirstError()
 	for _, t := range []*table.Table{p.Tables.Sessions, p.Tables.Audiences} {
 		for _, rec := range t.Scan("") {
-			if strings.HasSuffix(rec.Key, "/"+start) {
+			switch {
+			case !strings.HasSuffix(rec.Key, "/"+start):
+			case t == p.Tables.Sessions && isWill(rec.Key) && p.Wills != nil && dead:
+				puts.Go(func(ctx context.Context) error { return p.bequeath(ctx, rec) })
+			case t == p.Tables.Sessions && isWill(rec.Key) && waits(rec):
+			default:
 				puts.Go(func(ctx context.Context) error { _, err := t.Put(ctx, rec.Key, nil); return err })
 			}
 		}
@@ -453,7 +480,12 @@ func (p *Peers) leave(ctx context.Context) error {
 		o.close()
 	}
 	p.mu.Unlock()
-	if err := p.forget(ctx, p.Start); err != nil {
+	for session := range p.unsaidWills() {
+		if err := p.writeWill(ctx, session); err != nil {
+			return fmt.Errorf("peers: not all wills could be written down: %w", err)
+		}
+	}
+	if err := p.forget(ctx, p.Start, false); err != nil {
 		return fmt.Errorf("peers: not everything of this gateway could be taken out of the tables; the others will: %w", err)
 	}
 	return nil

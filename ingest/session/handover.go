@@ -93,7 +93,7 @@ func (r *Registry) Surrender(key Key, mark uint64) (lost, here bool) {
 	s.mu.Unlock()
 	r.remove(s)
 	r.Audience.forget(s, subs)
-	r.publish(will)
+	r.PublishWill(will)
 	return lost, true
 }
 
@@ -104,7 +104,8 @@ func (r *Registry) drop(s *Session) (subs []Subscription) {
 	if s.out != nil {
 		s.out.release(r)
 	}
-	s.subs, s.will, s.out, s.in = nil, nil, nil, nil
+	s.subs, s.out, s.in = nil, nil, nil
+	r.bequest(s, nil)
 	r.unpark(s)
 	return subs
 }

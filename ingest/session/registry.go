@@ -28,6 +28,8 @@ type Registry struct {
 	Publish       func(m *mqtt.Message) // of a will; not called under a lock
 	Taken         func(*Session)        // is told of each session that is new here, once whoever had it has let go of it, under its lock; nil: nobody asks
 	Ended         func(*Session)        // is told of each of them that has ended, not under a lock; nil: nobody asks
+	Willed        func(*Session)        // is told when what a session leaves behind ([Registry.Will]) has changed, under its lock; nil: nobody asks
+	Doubt         func() bool           // says that sessions here may be another gateway's by now: ends of connections wait; nil: never
 	Logger        *slog.Logger
 
 	bytes    atomic.Int64
@@ -37,6 +39,9 @@ type Registry struct {
 
 	mu       sync.Mutex // taken after a session's, never before
 	sessions map[Key]*Session
+	wills    uint64                // numbers given out
+	late     []departure           // ends of connections that wait
+	over     bool                  // none waits any more
 	awayOf   map[string]int        // by user
 	ends     map[Key]chan struct{} // sessions being deleted from the store
 	due      heap
@@ -123,7 +128,7 @@ func (r *Registry) Claim(ctx context.Context, e *Entry) (s *Session, tookOver bo
 		}
 		r.attach(s, e)
 		s.mu.Unlock()
-		r.publish(will)
+		r.PublishWill(will)
 		if s != loaded {
 			r.resubscribe(s, e, false)
 		}
@@ -205,7 +210,8 @@ func (r *Registry) leaveUnbegun(s *Session) {
 
 // attach gives a session its connection. Callers hold the session's lock.
 func (r *Registry) attach(s *Session, e *Entry) {
-	s.at, s.will, s.expiry, s.begun = e.Terms, e.Will, e.Expiry, true
+	s.at, s.expiry, s.begun = e.Terms, e.Expiry, true
+	r.bequest(s, e.Will)
 	if s.out != nil {
 		s.out.sent = 0
 		s.keep(e.May)
@@ -233,6 +239,12 @@ func (r *Registry) resubscribe(s *Session, e *Entry, loaded bool) {
 // Leave is called when a connection has ended: the session ends too, or rests. A will that was not discarded is published, at
 // once, after its delay, or when the session ends.
 func (r *Registry) Leave(s *Session, t *Terms) {
+	if !r.postpone(s, t) {
+		r.depart(s, t)
+	}
+}
+
+func (r *Registry) depart(s *Session, t *Terms) {
 	s.mu.Lock()
 	if s.gone || s.at != t { // another connection has it
 		s.mu.Unlock()
@@ -256,9 +268,10 @@ func (r *Registry) part(s *Session) {
 		will, s.will = s.will, nil
 	}
 	s.rest = &resting{since: time.Now(), changed: true, index: -1}
+	r.bequest(s, s.will)
 	tooMany := r.park(s)
 	s.mu.Unlock()
-	r.publish(will)
+	r.PublishWill(will)
 	for _, old := range tooMany {
 		r.end(old)
 	}
@@ -279,7 +292,8 @@ func (r *Registry) finish(s *Session) {
 	s.gone, s.at = true, nil
 	r.unpark(s)
 	subs, will, out := s.subs, s.will, s.out
-	s.subs, s.will, s.out, s.in = nil, nil, nil, nil
+	s.subs, s.out, s.in = nil, nil, nil
+	r.bequest(s, nil)
 	if out != nil {
 		out.release(r)
 	}
@@ -293,7 +307,7 @@ func (r *Registry) finish(s *Session) {
 	if out != nil {
 		r.Audience.passOn(out.flight, out.queue)
 	}
-	r.publish(will)
+	r.PublishWill(will)
 	if r.Store == nil {
 		return
 	}
@@ -304,17 +318,6 @@ func (r *Registry) finish(s *Session) {
 	if err := r.Store.Delete(ctx, s.Key); err != nil {
 		r.Logger.Warn("gateway: a session that has ended could not be deleted; it will be found expired", "client", s.Key.Client, "err", err)
 	}
-}
-
-// publish publishes a will, if there is one.
-func (r *Registry) publish(w *Will) {
-	if w == nil {
-		return
-	}
-	if w.Expiry > 0 {
-		w.Message.Expires = time.Now().Add(time.Duration(w.Expiry) * time.Second)
-	}
-	r.Publish(&w.Message)
 }
 
 // ending removes a session that is being ended. Until done is called, no other session of its key is loaded: it

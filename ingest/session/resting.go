@@ -126,6 +126,10 @@ func (r *Registry) Run(ctx context.Context) error {
 	if r.Store != nil {
 		saving.Go(func() { r.keepSaving(ctx) })
 	}
+	if r.Doubt != nil {
+		saving.Go(func() { r.keepLeaving(ctx) })
+	}
+	var doubted time.Time
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -137,6 +141,9 @@ func (r *Registry) Run(ctx context.Context) error {
 		}
 		for {
 			s, wait := r.next(time.Now())
+			if s != nil && r.doubts(&doubted) {
+				s, wait = nil, doubtEvery
+			}
 			if s == nil {
 				timer.Reset(wait)
 				break
@@ -190,12 +197,12 @@ func (r *Registry) fall(s *Session) {
 		return
 	}
 	will := s.will
-	s.will = nil
+	r.bequest(s, nil)
 	r.mu.Lock()
 	r.due.remove(s)
 	s.rest.due, s.rest.changed = s.dueAt(), true
 	r.due.push(s)
 	r.mu.Unlock()
 	s.mu.Unlock()
-	r.publish(will)
+	r.PublishWill(will)
 }

@@ -45,6 +45,8 @@ type Session struct {
 	last   uint16 // packet id given out
 	begun  bool   // it was loaded, or has had a connection
 	gone   bool   // it has ended
+	willed bool   // its will was said to [Registry.Willed], and not taken back
+	number uint64 // of its will
 	lent   bool   // another gateway was given it, whose claim has not been seen yet
 }
 

@@ -322,3 +322,33 @@ func TestWatch(t *testing.T) {
 	}
 	home.Close()
 }
+
+// TestSync: what stood in the log is read when it returns, and it leaves nothing behind.
+func TestSync(t *testing.T) {
+	log := tabletest.NewLog(5)
+	one, _ := tabletest.Start(t, log, nil)
+	two, _ := tabletest.Start(t, log, nil)
+	for i := range 200 {
+		if _, err := one.Put(ctxOf(t), fmt.Sprintf("h%d/x", i), []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if i%20 != 0 {
+			continue
+		}
+		if err := two.Sync(ctxOf(t)); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(two.Scan("")); got != i+1 {
+			t.Fatalf("%d keys are read; want %d", got, i+1)
+		}
+	}
+	log.SetDown(true)
+	if err := two.Sync(ctxOf(t)); err == nil {
+		t.Error("without a log it is sure")
+	}
+	log.SetDown(false)
+	log.Compact()
+	if log.Len() != 200 {
+		t.Errorf("%d records; want 200", log.Len())
+	}
+}

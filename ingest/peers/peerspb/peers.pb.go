@@ -499,6 +499,84 @@ func (x *HandOverPart) GetElsewhere() string {
 	return ""
 }
 
+// Will is what a session leaves behind if its gateway dies. It stands in the table of sessions, under the session's key, will, and the
+// gateway's start.
+type Will struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`                        // counts the wills of a start
+	Message       *Message               `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`                       // its expiry is counted from its publication on
+	Expiry        uint32                 `protobuf:"varint,3,opt,name=expiry,proto3" json:"expiry,omitempty"`                        // of the message, seconds; 0: never
+	Delay         uint32                 `protobuf:"varint,4,opt,name=delay,proto3" json:"delay,omitempty"`                          // seconds from the end of the connection on, at most until the session ends
+	DueMillis     int64                  `protobuf:"varint,5,opt,name=due_millis,json=dueMillis,proto3" json:"due_millis,omitempty"` // since 1970: when that is over, once the connection has ended; 0: it has not, as far as was told
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Will) Reset() {
+	*x = Will{}
+	mi := &file_peers_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Will) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Will) ProtoMessage() {}
+
+func (x *Will) ProtoReflect() protoreflect.Message {
+	mi := &file_peers_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Will.ProtoReflect.Descriptor instead.
+func (*Will) Descriptor() ([]byte, []int) {
+	return file_peers_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Will) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Will) GetMessage() *Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *Will) GetExpiry() uint32 {
+	if x != nil {
+		return x.Expiry
+	}
+	return 0
+}
+
+func (x *Will) GetDelay() uint32 {
+	if x != nil {
+		return x.Delay
+	}
+	return 0
+}
+
+func (x *Will) GetDueMillis() int64 {
+	if x != nil {
+		return x.DueMillis
+	}
+	return 0
+}
+
 var File_peers_proto protoreflect.FileDescriptor
 
 const file_peers_proto_rawDesc = "" +
@@ -537,7 +615,14 @@ const file_peers_proto_rawDesc = "" +
 	"\aUNKNOWN\x10\x00\x12\t\n" +
 	"\x05GIVEN\x10\x01\x12\t\n" +
 	"\x05ENDED\x10\x02\x12\f\n" +
-	"\bNOT_HERE\x10\x032\xff\x01\n" +
+	"\bNOT_HERE\x10\x03\"\xa3\x01\n" +
+	"\x04Will\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x126\n" +
+	"\amessage\x18\x02 \x01(\v2\x1c.hearthline.peers.v1.MessageR\amessage\x12\x16\n" +
+	"\x06expiry\x18\x03 \x01(\rR\x06expiry\x12\x14\n" +
+	"\x05delay\x18\x04 \x01(\rR\x05delay\x12\x1d\n" +
+	"\n" +
+	"due_millis\x18\x05 \x01(\x03R\tdueMillis2\xff\x01\n" +
 	"\bGateways\x12I\n" +
 	"\aPublish\x12\x1c.hearthline.peers.v1.Message\x1a\x1e.hearthline.peers.v1.Published(\x01\x12Q\n" +
 	"\aCommand\x12#.hearthline.peers.v1.CommandRequest\x1a!.hearthline.peers.v1.CommandReply\x12U\n" +
@@ -556,7 +641,7 @@ func file_peers_proto_rawDescGZIP() []byte {
 }
 
 var file_peers_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_peers_proto_goTypes = []any{
 	(CommandReply_Outcome)(0), // 0: hearthline.peers.v1.CommandReply.Outcome
 	(HandOverPart_Outcome)(0), // 1: hearthline.peers.v1.HandOverPart.Outcome
@@ -566,21 +651,23 @@ var file_peers_proto_goTypes = []any{
 	(*CommandReply)(nil),      // 5: hearthline.peers.v1.CommandReply
 	(*HandOverRequest)(nil),   // 6: hearthline.peers.v1.HandOverRequest
 	(*HandOverPart)(nil),      // 7: hearthline.peers.v1.HandOverPart
+	(*Will)(nil),              // 8: hearthline.peers.v1.Will
 }
 var file_peers_proto_depIdxs = []int32{
 	0, // 0: hearthline.peers.v1.CommandReply.outcome:type_name -> hearthline.peers.v1.CommandReply.Outcome
 	1, // 1: hearthline.peers.v1.HandOverPart.outcome:type_name -> hearthline.peers.v1.HandOverPart.Outcome
-	2, // 2: hearthline.peers.v1.Gateways.Publish:input_type -> hearthline.peers.v1.Message
-	4, // 3: hearthline.peers.v1.Gateways.Command:input_type -> hearthline.peers.v1.CommandRequest
-	6, // 4: hearthline.peers.v1.Gateways.HandOver:input_type -> hearthline.peers.v1.HandOverRequest
-	3, // 5: hearthline.peers.v1.Gateways.Publish:output_type -> hearthline.peers.v1.Published
-	5, // 6: hearthline.peers.v1.Gateways.Command:output_type -> hearthline.peers.v1.CommandReply
-	7, // 7: hearthline.peers.v1.Gateways.HandOver:output_type -> hearthline.peers.v1.HandOverPart
-	5, // [5:8] is the sub-list for method output_type
-	2, // [2:5] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	2, // 2: hearthline.peers.v1.Will.message:type_name -> hearthline.peers.v1.Message
+	2, // 3: hearthline.peers.v1.Gateways.Publish:input_type -> hearthline.peers.v1.Message
+	4, // 4: hearthline.peers.v1.Gateways.Command:input_type -> hearthline.peers.v1.CommandRequest
+	6, // 5: hearthline.peers.v1.Gateways.HandOver:input_type -> hearthline.peers.v1.HandOverRequest
+	3, // 6: hearthline.peers.v1.Gateways.Publish:output_type -> hearthline.peers.v1.Published
+	5, // 7: hearthline.peers.v1.Gateways.Command:output_type -> hearthline.peers.v1.CommandReply
+	7, // 8: hearthline.peers.v1.Gateways.HandOver:output_type -> hearthline.peers.v1.HandOverPart
+	6, // [6:9] is the sub-list for method output_type
+	3, // [3:6] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_peers_proto_init() }
@@ -594,7 +681,7 @@ func file_peers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peers_proto_rawDesc), len(file_peers_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
