@@ -39,7 +39,10 @@ type Client struct {
 	// Command executes a command for a device, and gives why it could not. It is called once for each command's id, never after
 	// its deadline, by up to 16 goroutines at once; ctx ends at the deadline. nil hears no commands. MQTT only.
 	Command  func(ctx context.Context, c Command) error
-	Commands []string // devices whose commands are heard; empty is all of Home
+	Commands []string // devices whose commands and deltas are heard; empty is all of Home
+	// Delta makes a device what it is desired to be, as far as it can, and reports it ([Client.Report]). Of one device it is called one
+	// after the other, with the last that came; ctx ends with Run. nil hears no deltas. MQTT only.
+	Delta func(ctx context.Context, d Delta)
 
 	Refused func(Refusal)                    // is told what can never be taken; nil writes it to Logger
 	Logger  *slog.Logger                     // nil is silent
@@ -51,6 +54,7 @@ type Client struct {
 	mu     sync.Mutex
 	seq    map[series]int64
 	done   *executed
+	deltas deltas
 	orders *pool.Pool      // commands that are being executed; they outlive a connection
 	life   context.Context // ends a moment after Run's
 }

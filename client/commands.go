@@ -30,19 +30,15 @@ const (
 	executedMax    = 10_000 // commands that are remembered until their deadline; beyond it none is executed
 )
 
-// subscribe asks for the commands.
+// subscribe asks for the commands and deltas.
 func (s *mqttSender) subscribe(ctx context.Context) error {
-	var all []paho.SubscribeOptions
-	devices := s.c.Commands
-	if len(devices) == 0 {
-		devices = []string{"+"}
-	}
-	for _, d := range devices {
-		all = append(all, paho.SubscribeOptions{Topic: "homes/" + s.c.Home + "/devices/" + d + "/commands", QoS: 1})
+	all := s.c.filters()
+	if len(all) == 0 {
+		return nil
 	}
 	ack, err := s.paho.Subscribe(ctx, &paho.Subscribe{Subscriptions: all})
 	if err != nil {
-		return fmt.Errorf("subscribe to commands: %w", err)
+		return fmt.Errorf("subscribe to what the hub is told: %w", err)
 	}
 	for i, code := range ack.Reasons {
 		if code >= codeUnspecified {
@@ -52,9 +48,13 @@ func (s *mqttSender) subscribe(ctx context.Context) error {
 	return nil
 }
 
-// heard takes a command. The engine acknowledges it when this returns, so it is noted first, and executed beside.
+// heard takes a command, or a delta. The engine acknowledges it when this returns, so it is noted first, and executed beside.
 func (s *mqttSender) heard(p paho.PublishReceived) (bool, error) {
 	parts := strings.Split(p.Packet.Topic, "/")
+	if len(parts) == 6 && parts[0] == "homes" && parts[2] == "devices" && parts[4] == "shadow" && parts[5] == "delta" && s.c.Delta != nil {
+		s.differs(parts[1], parts[3], p.Packet.Payload)
+		return true, nil
+	}
 	if len(parts) != 5 || parts[0] != "homes" || parts[2] != "devices" || parts[4] != "commands" {
 		return false, nil
 	}

@@ -1,4 +1,5 @@
-// Package client sends the readings of devices to Hearthline, and hears the commands for them. It is for hubs, and for
+// Package client sends the readings of devices to Hearthline, hears the commands for them, and keeps their shadows: it reports what they
+// are, and hears what they shall be. It is for hubs, and for
 // gateways and clouds of others that publish events.
 //
 //	c := client.New("mqtts://gateway.example:8883")

@@ -26,8 +26,8 @@ type httpSender struct {
 }
 
 func (c *Client) connectHTTP(_ context.Context, at *url.URL) (sender, error) {
-	if c.Command != nil {
-		return nil, errors.New("commands are heard over MQTT only: use mqtts:// or wss://, or set no Command")
+	if c.Command != nil || c.Delta != nil {
+		return nil, errors.New("commands and deltas are heard over MQTT only: use mqtts:// or wss://, or set no Command and no Delta")
 	}
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true))
 	if err != nil {

@@ -75,11 +75,9 @@ func (c *Client) connectMQTT(ctx context.Context, at *url.URL) (sender, error) {
 	alive, over := context.WithCancel(context.Background())
 	s.life = alive
 	s.work.Go(func() { <-s.paho.Done(); over() })
-	if c.Command != nil {
-		if err := s.subscribe(ctx); err != nil {
-			s.close()
-			return nil, err
-		}
+	if err := s.subscribe(ctx); err != nil {
+		s.close()
+		return nil, err
 	}
 	c.Logger.Info("hearthline client: connected", "to", at.Host)
 	return s, nil

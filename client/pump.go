@@ -82,10 +82,18 @@ func lost(s sender) error {
 	return errLost
 }
 
-// gather makes messages of entries, in order: one for each device, or one for all.
+// gather makes messages of entries, in order: one for each device, or one for all. They are sent at the same time, so of what must not
+// overtake it takes the first, and leaves the rest for the next time.
 func gather(some []*entry, byDevice bool, rowsMax int) (out []*message) {
 	at := map[[2]string]*message{}
+	shadows := map[[2]string]bool{}
 	for _, e := range some {
+		if inOrder(e) {
+			if shadows[[2]string{e.Home, e.Device}] {
+				continue
+			}
+			shadows[[2]string{e.Home, e.Device}] = true
+		}
 		where := [2]string{e.Home, e.Device}
 		if !byDevice {
 			where = [2]string{}
