@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
+	"github.com/sourcegraph/conc"
 
+	"hearthline/ingest/commands"
 	"hearthline/ingest/identity"
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/session"
@@ -310,5 +312,38 @@ func TestWhoMayCommand(t *testing.T) {
 	}
 	if _, all := one.request("app", "GET", "/v1/devices/lamp/commands", ""); len(all["commands"].([]any)) != 0 {
 		t.Errorf("commands: %v", all)
+	}
+}
+
+// What a gateway counts may be asked for at any time, before it has begun as after; what it shares with others is counted, too.
+func TestStatsAtAnyTime(t *testing.T) {
+	over := make(chan struct{})
+	var asking conc.WaitGroup
+	defer asking.Wait()
+	defer close(over)
+	a, b := pair(t, func(g *Gateway) {
+		asking.Go(func() {
+			for {
+				g.Stats()
+				select {
+				case <-over:
+					return
+				case <-time.After(time.Millisecond):
+				}
+			}
+		})
+	})
+	a.hub("anna", "hub")
+	eventually(t, "b knows where the hub is", func() bool { return b.near.mesh.Heard("h1", "homes/h1/devices/lamp/commands") })
+	if status, got := b.request("app", "POST", "/v1/devices/lamp/commands", `{"id":"one","name":"on","ttl":30}`); status != 202 {
+		t.Fatal(status, got)
+	}
+	eventually(t, "both count it", func() bool {
+		here, there := a.Stats(), b.Stats()
+		return here.Sessions == 1 && here.KeptMessages == 1 && here.KeptBytes > 0 && here.Peers.Others == 1 && there.Peers.Connected == 1 &&
+			there.Commands.Accepted == 1 && here.Commands.Sent == 1 && there.Commands.Open[commands.Sent] == 1 && there.Tables[tableCommands].Keys == 1
+	})
+	if s := b.Stats(); s.Peers.Call.Count != 1 || time.Until(s.CertificateExpires) < time.Hour || time.Until(s.Peers.Expires) < time.Hour || s.Tables[tableCommands].Silence > 30*time.Second {
+		t.Errorf("%+v", s)
 	}
 }
