@@ -1,4 +1,4 @@
-package flowtest
+package cases
 
 import (
 	"bytes"
@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"testing"
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/compute/exec"
@@ -24,31 +23,39 @@ import (
 // rounds is how often a case is cut at random.
 const rounds = 5
 
-// Run runs the cases of a file, or of the .yaml files of a directory, against the stage that newStage makes. See the
-// package's documentation for their form and for what is run beside them.
-func Run(t *testing.T, newStage func() flow.Stage, path string) {
-	t.Helper()
-	cases, err := load(path)
+// Seed is $FLOWTEST_SEED, else another each time.
+func Seed() (uint64, error) {
+	s := os.Getenv("FLOWTEST_SEED")
+	if s == "" {
+		return rand.Uint64(), nil // #nosec G404 -- where cases are cut
+	}
+	seed, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		t.Fatal(err)
+		return 0, fmt.Errorf("FLOWTEST_SEED: %w", err)
 	}
-	seed := rand.Uint64()
-	if s := os.Getenv("FLOWTEST_SEED"); s != "" {
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("FLOWTEST_SEED: %v", err)
-		}
-	}
-	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			if err := c.check(t.Context(), newStage, seed); err != nil {
-				t.Errorf("%s: %s: %v\n(FLOWTEST_SEED=%d repeats it)", c.at, c.name, err, seed)
-			}
-		})
-	}
+	return seed, nil
 }
 
-// check runs a case in all ways. A panic of the stage is an error.
-func (c *testCase) check(ctx context.Context, newStage func() flow.Stage, seed uint64) (err error) {
+// Name is what the case shows.
+func (c *Case) Name() string { return c.name }
+
+// At is where it stands: file:line.
+func (c *Case) At() string { return c.at }
+
+// Check runs the case against the stage that newStage makes, in all ways. seed chooses where it is cut. A panic of the stage is an error.
+func (c *Case) Check(ctx context.Context, newStage func() flow.Stage, seed uint64) (err error) {
+	if c.refuses != "" {
+		return c.check(ctx, newStage, seed)
+	}
+	// What several instances share (processes, a file in memory) is kept from one way to the next.
+	kept, err := c.open(ctx, newStage)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.check(ctx, newStage, seed), shut(kept))
+}
+
+func (c *Case) check(ctx context.Context, newStage func() flow.Stage, seed uint64) (err error) {
 	made := func() (flow.Stage, error) { return c.open(ctx, newStage) }
 	if c.refuses != "" {
 		return c.checkRefuses(made)
@@ -102,7 +109,7 @@ func (c *testCase) check(ctx context.Context, newStage func() flow.Stage, seed u
 }
 
 // open makes a stage with the settings of the case.
-func (c *testCase) open(ctx context.Context, newStage func() flow.Stage) (flow.Stage, error) {
+func (c *Case) open(ctx context.Context, newStage func() flow.Stage) (flow.Stage, error) {
 	s := newStage()
 	if c.settings != nil {
 		if err := decodeStrictly(c.settings, s); err != nil {
@@ -124,7 +131,7 @@ func shut(s flow.Stage) error {
 	return nil
 }
 
-func (c *testCase) checkRefuses(made func() (flow.Stage, error)) error {
+func (c *Case) checkRefuses(made func() (flow.Stage, error)) error {
 	s, err := made()
 	if err == nil {
 		if checker, ok := s.(flow.Checker); ok {
@@ -263,7 +270,7 @@ func (r *runner) take(outs []flow.Output) (result, error) {
 
 // zeroRows sends zero rows: nothing may come of it but the schemas of all outputs.
 func (r *runner) zeroRows(schema *arrow.Schema) error {
-	in, err := (&testCase{schema: schema}).record(r.mem, nil)
+	in, err := (&Case{schema: schema}).record(r.mem, nil)
 	if err != nil {
 		return err
 	}
@@ -345,7 +352,7 @@ func ipcBytes(rec arrow.Record) ([]byte, error) {
 }
 
 // asWritten runs the steps as they are, and compares each with what it wants.
-func (c *testCase) asWritten(ctx context.Context, made func() (flow.Stage, error), zeroFirst bool) (err error) {
+func (c *Case) asWritten(ctx context.Context, made func() (flow.Stage, error), zeroFirst bool) (err error) {
 	r, err := newRunner(ctx, made)
 	if err != nil {
 		return err
@@ -369,7 +376,7 @@ func (c *testCase) asWritten(ctx context.Context, made func() (flow.Stage, error
 	return nil
 }
 
-func (c *testCase) runStep(r *runner, s step, snapshots map[string][]byte) error {
+func (c *Case) runStep(r *runner, s step, snapshots map[string][]byte) error {
 	var res result
 	switch s.kind {
 	case "in":
@@ -410,7 +417,7 @@ func (c *testCase) runStep(r *runner, s step, snapshots map[string][]byte) error
 	return c.compare(r, s, res)
 }
 
-func (c *testCase) compare(r *runner, s step, res result) error {
+func (c *Case) compare(r *runner, s step, res result) error {
 	if s.err != "" || res.err != nil {
 		if s.err == "" || res.err == nil || !strings.Contains(res.err.Error(), s.err) {
 			return fmt.Errorf("got the error %v; want one that holds %q", res.err, s.err)

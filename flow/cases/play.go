@@ -1,4 +1,4 @@
-package flowtest
+package cases
 
 import (
 	"bytes"
@@ -76,7 +76,7 @@ func at(rows []string, i int) string {
 
 // player runs the steps of a case by a plan.
 type player struct {
-	c     *testCase
+	c     *Case
 	r     *runner
 	p     plan
 	t     *trace
@@ -85,7 +85,7 @@ type player struct {
 }
 
 // play runs the steps by a plan, and closes what is open with the end of time.
-func (c *testCase) play(ctx context.Context, made func() (flow.Stage, error), p plan) (t *trace, err error) {
+func (c *Case) play(ctx context.Context, made func() (flow.Stage, error), p plan) (t *trace, err error) {
 	r, err := newRunner(ctx, made)
 	if err != nil {
 		return nil, err

@@ -1,8 +1,5 @@
-// Package flowtest runs a stage against its cases: YAML that says what goes in and what must come out.
-//
-//	func TestCases(t *testing.T) {
-//		flowtest.Run(t, func() flow.Stage { return dedupe.New() }, "cases")
-//	}
+// Package cases runs a stage against its cases: YAML that says what goes in and what must come out. `hearthline test` does for the stages
+// beside pipeline.yaml, and flowtest.Run in tests of stages in Go.
 //
 // # Cases
 //
@@ -49,4 +46,4 @@
 //     end of time, the results must be equal.
 //
 // The seed of the random cuts is printed when a case fails; FLOWTEST_SEED sets it.
-package flowtest
+package cases

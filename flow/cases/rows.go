@@ -1,4 +1,4 @@
-package flowtest
+package cases
 
 import (
 	"fmt"
@@ -18,7 +18,7 @@ import (
 )
 
 // record makes the record of some rows of a case. The caller releases it.
-func (c *testCase) record(mem memory.Allocator, rows []cells) (arrow.Record, error) {
+func (c *Case) record(mem memory.Allocator, rows []cells) (arrow.Record, error) {
 	b := array.NewRecordBuilder(mem, c.schema)
 	defer b.Release()
 	for _, r := range rows {
@@ -64,7 +64,7 @@ func names(s *arrow.Schema) string {
 
 // cell reads a value as one of a column's type: nil, float64, int64 (of int32 too), bool, string, flow.Micros or
 // map[string]string.
-func (c *testCase) cell(n *yaml.Node, t arrow.DataType) (any, error) {
+func (c *Case) cell(n *yaml.Node, t arrow.DataType) (any, error) {
 	if n.Tag == "!!null" {
 		return nil, nil
 	}
@@ -240,7 +240,7 @@ func equal(got, want any, tolerance float64) bool {
 }
 
 // diff says how the rows of an output differ from those wanted; "" when they do not.
-func (c *testCase) diff(output string, got []outRow, schema *arrow.Schema, want []cells) string {
+func (c *Case) diff(output string, got []outRow, schema *arrow.Schema, want []cells) string {
 	var b strings.Builder
 	for i := range max(len(got), len(want)) {
 		switch {
@@ -255,7 +255,7 @@ func (c *testCase) diff(output string, got []outRow, schema *arrow.Schema, want 
 	return b.String()
 }
 
-func (c *testCase) diffRow(at string, got outRow, schema *arrow.Schema, want cells) string {
+func (c *Case) diffRow(at string, got outRow, schema *arrow.Schema, want cells) string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(want.by)) {
 		if !schema.HasField(name) {

@@ -1,4 +1,4 @@
-package flowtest
+package cases
 
 import (
 	"bytes"
@@ -18,8 +18,8 @@ import (
 	"hearthline/flow"
 )
 
-// testCase is one case as it was written.
-type testCase struct {
+// Case is one case as it was written.
+type Case struct {
 	at        string // file:line
 	name      string
 	settings  *yaml.Node
@@ -62,8 +62,8 @@ func lineError(n *yaml.Node, format string, args ...any) error {
 	return fmt.Errorf("line %d: %s", n.Line, fmt.Sprintf(format, args...))
 }
 
-// load reads all cases of a file, or of the .yaml files of a directory.
-func load(path string) ([]*testCase, error) {
+// Load reads all cases of a file, or of the .yaml files of a directory.
+func Load(path string) ([]*Case, error) {
 	files := []string{path}
 	if info, err := os.Stat(path); err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func load(path string) ([]*testCase, error) {
 		}
 		slices.Sort(files)
 	}
-	var all []*testCase
+	var all []*Case
 	for _, f := range files {
 		text, err := os.ReadFile(f)
 		if err != nil {
@@ -91,8 +91,8 @@ func load(path string) ([]*testCase, error) {
 	return all, nil
 }
 
-func parse(file string, text []byte) ([]*testCase, error) {
-	var cases []*testCase
+func parse(file string, text []byte) ([]*Case, error) {
+	var cases []*Case
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	for {
 		var doc yaml.Node
@@ -158,12 +158,12 @@ func list(n *yaml.Node) ([]*yaml.Node, error) {
 	return items, nil
 }
 
-func parseCase(n *yaml.Node) (*testCase, error) {
+func parseCase(n *yaml.Node) (*Case, error) {
 	k, err := keys(n, "name", "settings", "refuses", "start", "input", "each", "exact", "tolerance", "steps")
 	if err != nil {
 		return nil, err
 	}
-	c := &testCase{settings: k["settings"], start: time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), schema: flow.EventSchema, tolerance: 1e-9}
+	c := &Case{settings: k["settings"], start: time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), schema: flow.EventSchema, tolerance: 1e-9}
 	for name, into := range map[string]any{"name": &c.name, "refuses": &c.refuses, "exact": &c.exact, "tolerance": &c.tolerance, "start": &c.start} {
 		if k[name] != nil {
 			if err := k[name].Decode(into); err != nil {
@@ -204,7 +204,7 @@ func parseCase(n *yaml.Node) (*testCase, error) {
 	return c, nil
 }
 
-func (c *testCase) parseStep(n *yaml.Node) (step, error) {
+func (c *Case) parseStep(n *yaml.Node) (step, error) {
 	s := step{line: n.Line}
 	k, err := keys(n, "in", "advance", "snapshot", "restore", "want", "dead", "error", "counters")
 	if err != nil {
@@ -310,7 +310,7 @@ func deadOf(n *yaml.Node, rows int) ([]deadRow, error) {
 }
 
 // instant reads a time: RFC 3339, or a duration from the case's start.
-func (c *testCase) instant(n *yaml.Node) (flow.Micros, error) {
+func (c *Case) instant(n *yaml.Node) (flow.Micros, error) {
 	if d, err := time.ParseDuration(n.Value); err == nil {
 		return flow.MicrosOf(c.start.Add(d)), nil
 	}

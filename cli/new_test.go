@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"hearthline/cli/clitest"
+)
+
+// verb runs a verb in a folder with a pipeline.yaml, and gives its exit code and what it printed.
+func verb(t *testing.T, dir string, args ...string) (int, string) {
+	t.Helper()
+	i := clitest.New(t)
+	cmd := exec.Command(i.Binary, args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
+}
+
+// TestNewStageInPython begins a stage as an author does, and follows what is printed: the case passes, the line fits, and a mistake is
+// found by the case.
+func TestNewStageInPython(t *testing.T) {
+	if _, err := exec.LookPath("python3"); err != nil {
+		if os.Getenv("CI") == "" {
+			t.Skip("NOT TESTED: there is no python3")
+		}
+		t.Fatal("there is no python3; .ci/install-tools installs it")
+	}
+	dir := t.TempDir()
+	plan, err := os.ReadFile("../pipeline.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, said := verb(t, dir, "new", "stage", "warm")
+	if code != 0 {
+		t.Fatal(code, said)
+	}
+	if code, said := verb(t, dir, "test"); code != 0 || !strings.Contains(said, "ok    warm: 1 cases, 0 failed") {
+		t.Error(code, said)
+	}
+	text := strings.Replace(string(plan), "stages:\n", "stages:\n  warm: {from: readings, to: warm, settings: {above: 25}}\n", 1)
+	text = strings.Replace(text, "from: [readings, ", "from: [readings, warm, ", 1)
+	if err := os.WriteFile(filepath.Join(dir, "pipeline.yaml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, said := verb(t, dir, "lint"); code != 0 || !strings.Contains(said, "it fits together") {
+		t.Error(code, said)
+	}
+	file := filepath.Join(dir, "stages", "warm", "stage.py")
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ from, to, says string }{
+		"a wrong limit":       {"pc.greater(", "pc.less(", "out"},
+		"it raises":           {"    warm =", "    1 / 0\n    warm =", "ZeroDivisionError"},
+		"it looks at batches": {"return readings.filter(warm)", "return readings.filter(warm).slice(0, readings.num_rows - 2)", "cut"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(file, bytes.Replace(good, []byte(c.from), []byte(c.to), 1), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if code, said := verb(t, dir, "test", "warm"); code != 1 || !strings.Contains(said, "FAIL  ") || !strings.Contains(said, "first.yaml:1: what is above the limit passes") || !strings.Contains(said, c.says) {
+				t.Error(code, said)
+			}
+		})
+	}
+	for _, c := range []struct{ args, says string }{
+		{"new stage warm", "is there already"}, {"new stage score", "there is a stage score already"}, {"new stage Warm!", "is no name for a stage"},
+		{"new stage x --lang cobol", "there are python and go"}, {"new stage x --lang go", "in a checkout of Hearthline"}, {"test nobody", "there is no stage nobody"},
+		{"test score", "has no cases"},
+	} {
+		if code, said := verb(t, dir, strings.Fields(c.args)...); code == 0 || !strings.Contains(said, c.says) {
+			t.Errorf("%s: %d %s; want %q", c.args, code, said, c.says)
+		}
+	}
+}
+
+// TestNewStageInGo compiles what is written, and runs its case.
+func TestNewStageInGo(t *testing.T) {
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	mod, err := os.ReadFile("../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := os.ReadFile("../go.sum")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mod = bytes.Replace(mod, []byte("module hearthline"), []byte("module scratch\n\nrequire hearthline v0.0.0\n\nreplace hearthline => "+root), 1)
+	for name, text := range map[string]string{"go.mod": string(mod), "go.sum": string(sum), "stages/catalog.go": "package stages\n"} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, said := verb(t, dir, "new", "stage", "overheat", "--lang", "go"); code != 0 || !strings.Contains(said, `"overheat": overheat.New,`) {
+		t.Fatal(code, said)
+	}
+	test := exec.Command("go", "test", "-mod=mod", "./stages/overheat")
+	test.Dir = dir
+	if out, err := test.CombinedOutput(); err != nil || !strings.Contains(string(out), "ok") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestOwnCases runs the cases of this project's own stages as `hearthline test` does.
+func TestOwnCases(t *testing.T) {
+	if code, said := verb(t, "..", "test"); code != 0 || strings.Count(said, "ok ") < 6 {
+		t.Error(code, said)
+	}
+}
