@@ -91,7 +91,7 @@ func (c *Case) check(ctx context.Context, newStage func() flow.Stage, seed uint6
 		return fmt.Errorf("restored after each step: %w", err)
 	}
 	for i := range rounds {
-		rng := rand.New(rand.NewPCG(seed, uint64(i)))
+		rng := rand.New(rand.NewPCG(seed, uint64(i))) // #nosec G404 -- where a case is cut
 		for _, moreTime := range []bool{false, true} {
 			cut, err := c.play(ctx, made, plan{cut: rng, moreTime: moreTime, restart: func() bool { return rng.IntN(3) == 0 }})
 			if err == nil {
