@@ -33,6 +33,7 @@ type Reader struct {
 	work   conc.WaitGroup
 	closed atomic.Bool
 	end    atomic.Int64
+	heard  atomic.Int64 // Unix ns
 
 	now chunk // being taken apart
 	i   int
@@ -54,6 +55,7 @@ func (c *Client) NewReader(stream string, partition int32, offset int64) *Reader
 func (r *Reader) fetchAhead(ctx context.Context, f *fetcher) error {
 	trouble := trouble{c: r.c, what: fmt.Sprintf("read %s/%d", r.at.stream, r.at.partition), stream: r.at.stream}
 	for {
+		asked := time.Now()
 		got, err := f.fetch(ctx, r.c.cfg.FetchWait)
 		if err != nil {
 			if err := trouble.met(ctx, err); err != nil {
@@ -63,6 +65,7 @@ func (r *Reader) fetchAhead(ctx context.Context, f *fetcher) error {
 		}
 		trouble.over()
 		r.end.Store(got.end)
+		r.heard.Store(asked.UnixNano())
 		if len(got.items) == 0 {
 			got.release()
 			continue
@@ -139,6 +142,15 @@ func (r *Reader) decode(ctx context.Context, it *item) (flow.Batch, error) {
 
 // End is the offset behind the last message that may be read, as the last fetch saw it; 0 before the first.
 func (r *Reader) End() int64 { return r.end.Load() }
+
+// Heard is when the last fetch that the broker answered was asked: what stood on the partition then is before [Reader.End]. It is
+// zero before the first.
+func (r *Reader) Heard() time.Time {
+	if at := r.heard.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
+}
 
 // Close ends reading and waits for the fetch under way to be given up. It may be called while Next blocks, which then
 // gives ErrClosed.

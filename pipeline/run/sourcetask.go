@@ -24,6 +24,7 @@ type sourceTask struct {
 	commit    func(context.Context, []streams.Commit) error
 	decode    Decoder
 	meter     *NodeMeter
+	stamped   time.Time // of the last message taken, as its producer or the broker has it
 
 	reader  *streams.Reader
 	next    int64 // first offset that is not yet published
@@ -84,6 +85,7 @@ func (t *sourceTask) run(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
+		t.show()
 	}
 }
 
@@ -131,6 +133,9 @@ func (t *sourceTask) gather(ctx context.Context, again *intent) (last int64, err
 			return again.Last, nil
 		case err == nil:
 			last = m.Offset
+			if !m.Time.IsZero() {
+				t.stamped = m.Time
+			}
 			bytes += len(m.Value) + 64
 			rows += t.take(&m)
 			since = time.Now()
@@ -248,10 +253,22 @@ func (t *sourceTask) publish(ctx context.Context, last int64) error {
 	}
 	t.next, t.signs, t.lastAt = last+1, 0, time.Now()
 	t.meter.In(t.node.Topic).Batches.Add(1)
+	t.show()
+	return nil
+}
+
+// show says where the source is: with all that stood on the topic when its broker last answered; or, behind, as far as the last
+// message taken says. A topic that nobody writes to is no source that stands still.
+func (t *sourceTask) show() {
+	seen := t.stamped
+	if t.reader.End() <= t.next {
+		seen = t.reader.Heard()
+	}
 	at := t.meter.partition(t.node.Topic, t.partition)
 	at.Offset.Store(t.next)
-	at.Watermark.Store(int64(t.note.Watermark))
-	return nil
+	if !seen.IsZero() {
+		at.Watermark.Store(int64(flow.MicrosOf(seen)))
+	}
 }
 
 // part publishes a batch, in halves where it is too large: k is the first of its rows, so positions rise.
