@@ -26,6 +26,10 @@ func (c *connection) connect(body []byte) error {
 		c.terms.Version = mqtt.V311
 	}
 	c.explains = !p.Props.Has(mqtt.PropRequestProblem) || p.Props.RequestProblem == 1
+	c.terms.PacketMax = 1 << 28
+	if p.Props.MaximumPacket > 0 { // 0 is an error, and may be said
+		c.terms.PacketMax = int(p.Props.MaximumPacket)
+	}
 	if err != nil {
 		var pe *mqtt.ProtocolError
 		if errors.As(err, &pe) && (p.Version == mqtt.V311 || p.Version == mqtt.V5 || pe.Code == mqtt.CodeUnsupportedVersion) {
@@ -136,6 +140,12 @@ func (c *connection) welcome(p *mqtt.ConnectPacket, id *identity.Identity, will 
 	if c.terms.Version == mqtt.V5 && expiry != p.Props.SessionExpiry {
 		ok.TellExpiry, ok.Expiry = true, expiry
 	}
+	if c.tooLarge(&ok) {
+		ok.ResponseInfo = "" // it may be left out, the rest says what the client must know
+	}
+	if c.tooLarge(&ok) {
+		return c.refuse(mqtt.CodeTooLarge, "the client takes no packet of the size of a CONNACK", reason.Protocol)
+	}
 	if id.Sessions.Add(1) > int64(cmp.Or(id.SessionsMax, g.UserConnections)) {
 		id.Sessions.Add(-1)
 		return c.refuse(mqtt.CodeQuota, "too many connections of this user", reason.Connections)
@@ -145,7 +155,7 @@ func (c *connection) welcome(p *mqtt.ConnectPacket, id *identity.Identity, will 
 		May: func(filter string) bool { _, no := id.MaySubscribe(client, filter); return no == nil },
 		Welcome: func(present bool) error {
 			ok.Present = present
-			return c.answer(1024, func(b []byte) []byte { return mqtt.AppendConnack(b, c.terms.Version, &ok) })
+			return c.answer(connackBytesMax, func(b []byte) []byte { return mqtt.AppendConnack(b, c.terms.Version, &ok) })
 		},
 	}
 	s, tookOver, err := g.registry.Claim(context.Background(), &entry)
@@ -172,12 +182,17 @@ func (c *connection) welcome(p *mqtt.ConnectPacket, id *identity.Identity, will 
 	return nil
 }
 
+// tooLarge says whether the client takes no packet of the size of a CONNACK [MQTT-3.1.2-24].
+func (c *connection) tooLarge(ok *mqtt.Connack) bool {
+	return c.terms.PacketMax < connackBytesMax && len(mqtt.AppendConnack(nil, c.terms.Version, ok)) > c.terms.PacketMax
+}
+
+// connackBytesMax is more than a CONNACK may have.
+const connackBytesMax = 1024
+
 // agree sets the terms of a connection, and gives how long the session will outlive it, seconds.
 func (c *connection) agree(p *mqtt.ConnectPacket) (expiry uint32) {
-	c.terms.Link, c.terms.PacketMax, c.terms.Window = c.link, 1<<28, session.WindowMax
-	if p.Props.Has(mqtt.PropMaximumPacketSize) {
-		c.terms.PacketMax = int(p.Props.MaximumPacket)
-	}
+	c.terms.Link, c.terms.Window = c.link, session.WindowMax
 	if p.Props.Has(mqtt.PropReceiveMaximum) {
 		c.terms.Window = min(session.WindowMax, p.Props.ReceiveMaximum)
 	}
@@ -209,6 +224,12 @@ func (c *connection) refuse(code byte, why string, cause reason.Reason) error {
 	said := mqtt.Connack{Code: code}
 	if c.explains {
 		said.Why = why
+	}
+	if c.tooLarge(&said) {
+		said.Why = ""
+	}
+	if c.tooLarge(&said) {
+		return &refused{why: why} // without a word
 	}
 	c.link.Add(16+len(why), func(b []byte) []byte { return mqtt.AppendConnack(b, c.terms.Version, &said) })
 	return &refused{why: why}

@@ -244,6 +244,9 @@ func (c *connection) leave(code byte, why string) {
 // evict ends the connection from another goroutine.
 func (c *connection) evict(code byte, why string) {
 	if c.terms.Version == mqtt.V5 {
+		if 8+len(why) > c.terms.PacketMax {
+			why = ""
+		}
 		c.link.Add(8+len(why), func(b []byte) []byte { return mqtt.AppendDisconnect(b, code, why) })
 	}
 	c.link.FinishApart()

@@ -71,7 +71,7 @@ func (c *connection) part() {
 			why = ""
 		}
 		c.link.Add(16+len(why)+len(server), func(b []byte) []byte {
-			if server != "" {
+			if server != "" && 16+len(why)+len(server) <= c.terms.PacketMax {
 				return mqtt.AppendUseAnother(b, why, server)
 			}
 			return mqtt.AppendDisconnect(b, mqtt.CodeShuttingDown, why)

@@ -305,3 +305,43 @@ func TestRevocationEndsAWebSocket(t *testing.T) {
 	}
 	eventually(t, "it is gone", func() bool { return r.Stats().Connections == 0 })
 }
+
+// TestRevocationEndsSessionsThatRest: what waits for a user that is no more is nobody's. One whose entry has changed keeps it.
+func TestRevocationEndsSessionsThatRest(t *testing.T) {
+	n := newNeighbourhood(t)
+	r := n.start("a", nil)
+	store := r.Sessions.(*sharedSessions)
+	for _, user := range []string{"anna", "app"} {
+		for range 2 { // one is away, one is connected
+			p := r.connect(5, user, "kept", persistent)
+			p.send(subscribeOf(1, 1, "homes/h1/news"))
+			p.want(packets.Suback)
+			p.conn.Close()
+			eventually(t, "it is away", func() bool { return r.Stats().Connections == 0 })
+		}
+	}
+	if sent, err := r.Send("h1", "news", []byte("secret"), 1); sent != 2 || err != nil {
+		t.Fatal(sent, err)
+	}
+	eventually(t, "they are stored", func() bool {
+		stored := 0
+		for _, rec := range store.table.Scan("") {
+			if strings.Contains(string(rec.Value), `"queue"`) {
+				stored++
+			}
+		}
+		return stored == 2
+	})
+	other := "keys: ['" + identity.HashKey(identity.NewKey()) + "']"
+	write(t, r.dir, "credentials.yaml", "- {user: app, home: h1, role: app, "+other+"}\n")
+	eventually(t, "the session of who is no more has ended", func() bool { all, away := r.registry.Len(); return all == 1 && away == 1 })
+	eventually(t, "nothing of it is left", func() bool {
+		rec, _ := store.table.Get("anna/kept")
+		return !strings.Contains(string(rec.Value), "queue")
+	})
+	if rec, _ := store.table.Get("app/kept"); !strings.Contains(string(rec.Value), "queue") {
+		t.Errorf("of who is still there: %s", rec.Value)
+	}
+	write(t, r.dir, "credentials.yaml", "- {user: somebody, home: h1, "+other+"}\n")
+	eventually(t, "nobody is left", func() bool { all, _ := r.registry.Len(); return all == 0 })
+}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"hearthline/ingest/mqtt"
 	"hearthline/ingest/session"
 )
 
@@ -324,5 +325,80 @@ func TestSessionsOutliveTheirGateway(t *testing.T) {
 	hub.wantID(packets.Pubcomp, 9, 0)
 	if n := len(second.road.events()); n != 0 {
 		t.Errorf("a message that the first gateway has taken is taken again: %d rows", n)
+	}
+}
+
+// TestNoPacketIsLargerThanTheClientTakes [MQTT-3.1.2-24]: what may be left out is; where nothing is left to say it with, the connection ends.
+func TestNoPacketIsLargerThanTheClientTakes(t *testing.T) {
+	r := newRig(t, nil)
+	size := func(n uint32) func(*packets.Packet) {
+		return func(pk *packets.Packet) {
+			pk.Properties.MaximumPacketSize, pk.Properties.RequestResponseInfo, pk.Connect.Keepalive = n, 1, 10
+		}
+	}
+	for n := uint32(1); n < 120; n++ {
+		p := r.dial()
+		pk := connectPacketOf(r, "anna", "small")
+		size(n)(&pk)
+		p.send(pk)
+		raw, err := p.frame()
+		switch {
+		case len(raw) > int(n):
+			t.Fatalf("a client that takes %d bytes gets %d", n, len(raw))
+		case n < 5 && err == nil:
+			t.Errorf("a client that takes %d bytes gets an answer: % x", n, raw)
+		case n >= 5 && (err != nil || raw[0] != packets.Connack<<4):
+			t.Errorf("a client that takes %d bytes: % x, %v", n, raw, err)
+		case n >= 5 && n < 20 && raw[3] != mqtt.CodeTooLarge:
+			t.Errorf("a client that takes %d bytes is answered %#x", n, raw[3])
+		case n >= 30 && raw[3] != 0:
+			t.Errorf("a client that takes %d bytes is answered %#x", n, raw[3])
+		}
+		p.conn.Close()
+	}
+	p := r.connect(5, "anna", "small", size(30))
+	var many []string
+	for i := range 25 {
+		many = append(many, fmt.Sprint("homes/h1/", i))
+	}
+	p.send(subscribeOf(1, 0, many...))
+	if raw, err := p.frame(); err != nil || raw[0] != packets.Disconnect<<4 || raw[2] != mqtt.CodeTooLarge {
+		t.Errorf("a SUBACK that is too large: % x, %v", raw, err)
+	}
+	first := r.connect(5, "anna", "small", size(30))
+	r.connect(5, "anna", "small", size(30))
+	if raw, err := first.frame(); err != nil || len(raw) > 30 || raw[0] != packets.Disconnect<<4 || raw[2] != mqtt.CodeTakenOver {
+		t.Errorf("a takeover: % x, %v", raw, err)
+	}
+	wrong := r.dial()
+	pk := connectPacketOf(r, "anna", "small")
+	pk.Connect.Password = []byte("wrong")
+	size(12)(&pk)
+	wrong.send(pk)
+	if raw, err := wrong.frame(); err != nil || len(raw) > 12 || raw[3] != mqtt.CodeBadCredentials {
+		t.Errorf("a refusal: % x, %v", raw, err)
+	}
+}
+
+// frame gives the next packet as it is on the wire.
+func (p *peer) frame() ([]byte, error) {
+	p.t.Helper()
+	p.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	for {
+		_, _, _, size, err := mqtt.Frame(p.buf, 1<<20)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if size > 0 {
+			out := p.buf[:size:size]
+			p.buf = p.buf[size:]
+			return out, nil
+		}
+		more := make([]byte, 4096)
+		n, err := p.conn.Read(more)
+		if err != nil {
+			return nil, err
+		}
+		p.buf = append(p.buf, more[:n]...)
 	}
 }

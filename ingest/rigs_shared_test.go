@@ -170,7 +170,7 @@ func (n *neighbourhood) start(name string, set func(*Gateway)) *shared {
 	})
 	n.all = append(n.all, s)
 	for _, r := range n.all {
-		eventually(n.t, "all know each other", func() bool { return r.near.mesh.Stats().Others >= len(n.all)-1 })
+		eventually(n.t, "all reach each other", func() bool { return r.near.mesh.Stats().Connected >= len(n.all)-1 })
 	}
 	return s
 }

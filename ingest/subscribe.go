@@ -11,6 +11,9 @@ func (c *connection) subscribe(body []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := c.answerable(len(p.Filters)); err != nil {
+		return err
+	}
 	codes := make([]byte, len(p.Filters))
 	var replay []session.Subscription
 	defer func() {
@@ -36,6 +39,14 @@ func (c *connection) subscribe(body []byte) error {
 		home, _ := session.HomeOf(sub.Filter)
 		c.g.delivered(c.g.audience.Replay(home, c.session, sub, c.g.Retained))
 		c.replayShadows(home, sub)
+	}
+	return nil
+}
+
+// answerable says whether the client takes the answer to so many filters.
+func (c *connection) answerable(filters int) error {
+	if 8+filters > c.terms.PacketMax {
+		return mqtt.Broken(mqtt.CodeTooLarge, "the answer to %d topic filters has more bytes than the client takes", filters)
 	}
 	return nil
 }
@@ -74,6 +85,9 @@ func (c *connection) grant(sub session.Subscription) (code byte, isNew bool) {
 func (c *connection) unsubscribe(body []byte) error {
 	p, err := mqtt.ParseSubscribe(c.terms.Version, body, true)
 	if err != nil {
+		return err
+	}
+	if err := c.answerable(len(p.Filters)); err != nil {
 		return err
 	}
 	codes := make([]byte, len(p.Filters))

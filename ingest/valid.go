@@ -47,7 +47,8 @@ func (g *Gateway) whileValid(w http.ResponseWriter, r *http.Request, id *identit
 	}
 }
 
-// evictGone ends the connections and requests of identities that are no longer valid: revoked, expired, or with another entry.
+// evictGone ends the connections and requests of identities that are no longer valid: revoked, expired, or with another entry. Of those that
+// were revoked it ends the sessions too: what waits for them is nobody's.
 func (g *Gateway) evictGone(now time.Time) {
 	type gone struct {
 		c   *connection
@@ -68,5 +69,8 @@ func (g *Gateway) evictGone(now time.Time) {
 	g.connectionsMu.Unlock()
 	for _, x := range out {
 		x.c.evict(mqtt.CodeNotAuthorized, x.why.Error())
+	}
+	if n := g.registry.EndOf(func(who any) bool { return who.(*identity.Identity).Revoked() }); n > 0 {
+		g.Logger.Info("gateway: sessions of clients that were revoked have ended", "sessions", n)
 	}
 }

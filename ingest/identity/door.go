@@ -206,7 +206,13 @@ func (d *Door) take(all []Credential) {
 		}
 	}
 	for user, old := range before {
-		if users[user] != old {
+		switch users[user] {
+		case old:
+		case nil:
+			old.removed.Store(true)
+			old.revoke("these credentials are no more")
+		default:
+			old.next.Store(users[user])
 			old.revoke("these credentials have changed")
 		}
 	}

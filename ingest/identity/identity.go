@@ -89,11 +89,13 @@ type Identity struct {
 	Sessions    *atomic.Int64 // MQTT, open now; likewise
 	SessionsMax int           // 0: what the gateway allows
 
-	entry     *entry                 // of the credentials file; nil of others
-	gone      atomic.Pointer[string] // of an entry that is no more, or another
-	base      *Identity              // the entry's, of one that was proved otherwise than by the entry's secrets
-	by        *signer                // who vouched for it; nil: the credentials file
-	revocable *revocable             // nil where its entry is all that can be revoked
+	entry     *entry                   // of the credentials file; nil of others
+	gone      atomic.Pointer[string]   // of an entry that is no more, or another
+	removed   atomic.Bool              // of an entry that is no more
+	next      atomic.Pointer[Identity] // of an entry that was changed: the one in its place
+	base      *Identity                // the entry's, of one that was proved otherwise than by the entry's secrets
+	by        *signer                  // who vouched for it; nil: the credentials file
+	revocable *revocable               // nil where its entry is all that can be revoked
 }
 
 // entry is what of a [Credential] is looked at when somebody comes in, or when the file changes.
@@ -145,6 +147,18 @@ func (id *Identity) Gone(now time.Time) error {
 		return errExpired
 	}
 	return nil
+}
+
+// Revoked says whether whoever it is shall not come back: its entry was taken out, or its certificate, token or name revoked. One that is merely
+// over (a token that has expired, a password that was changed, a key that was rotated) is another's to follow.
+func (id *Identity) Revoked() bool {
+	if id.base != nil && id.base.Revoked() || id.revocable != nil && id.revocable.err() != nil {
+		return true
+	}
+	for next := id.next.Load(); next != nil; next = id.next.Load() {
+		id = next
+	}
+	return id.removed.Load()
 }
 
 var errSigner = errors.New("the key or authority behind these credentials is no longer trusted")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -210,7 +211,7 @@ func (r *Registry) leaveUnbegun(s *Session) {
 
 // attach gives a session its connection. Callers hold the session's lock.
 func (r *Registry) attach(s *Session, e *Entry) {
-	s.at, s.expiry, s.begun = e.Terms, e.Expiry, true
+	s.at, s.who, s.expiry, s.begun = e.Terms, e.Terms.Who, e.Expiry, true
 	r.bequest(s, e.Will)
 	if s.out != nil {
 		s.out.sent = 0
@@ -277,7 +278,26 @@ func (r *Registry) part(s *Session) {
 	}
 }
 
-// end ends a session at once: the user that it belongs to is no more.
+// EndOf ends the sessions that rest here of those who shall not come back, and says how many. What was said of somebody by another gateway, or before
+// a restart, is not known here.
+func (r *Registry) EndOf(gone func(who any) bool) int {
+	r.mu.Lock()
+	all := slices.Clone(r.due.all)
+	r.mu.Unlock()
+	n := 0
+	for _, s := range all {
+		s.mu.Lock()
+		over := s.at == nil && s.who != nil && gone(s.who)
+		s.mu.Unlock()
+		if over {
+			r.end(s)
+			n++
+		}
+	}
+	return n
+}
+
+// end ends a session at once, if its client is away.
 func (r *Registry) end(s *Session) {
 	s.mu.Lock()
 	if s.gone || s.at != nil {

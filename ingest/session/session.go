@@ -36,6 +36,7 @@ type Session struct {
 
 	mu     sync.Mutex
 	at     *Terms // nil while the client is away
+	who    any    // of its last connection here: [Terms.Who]
 	will   *Will
 	out    *outbox  // nil while nothing was ever on its way
 	in     *inbox   // nil unless the client sends QoS 2
@@ -127,6 +128,9 @@ func (s *Session) restore(st *State) {
 // evict ends a connection in favour of another one, or for good.
 func evict(t *Terms, code byte, why string) {
 	if t.Version == mqtt.V5 {
+		if 8+len(why) > t.PacketMax {
+			why = ""
+		}
 		t.Link.Add(8+len(why), func(b []byte) []byte { return mqtt.AppendDisconnect(b, code, why) })
 	}
 	t.Link.FinishApart()
