@@ -13,6 +13,7 @@ import (
 	"hearthline/ingest/mqtt"
 	"hearthline/ingest/reason"
 	"hearthline/ingest/shadow"
+	"hearthline/ingest/table"
 	"hearthline/ingest/wire"
 )
 
@@ -171,7 +172,7 @@ func codeOf(err error) (code byte, why string) {
 		return mqtt.CodeSuccess, ""
 	case errors.Is(err, commands.ErrInvalid), errors.Is(err, commands.ErrConflict), errors.Is(err, shadow.ErrInvalid):
 		return mqtt.CodePayloadFormat, err.Error()
-	case errors.Is(err, commands.ErrTooMany), errors.Is(err, shadow.ErrTooMany):
+	case errors.Is(err, commands.ErrTooMany), errors.Is(err, shadow.ErrTooMany), errors.Is(err, table.ErrFull):
 		return mqtt.CodeQuota, err.Error()
 	}
 	return mqtt.CodeUnspecified, "the log does not take it now; send it again, a command with its id"

@@ -32,7 +32,7 @@ const (
 // Errors of an update, beside [ErrInvalid].
 var (
 	ErrVersion = errors.New("the shadow has another version")
-	ErrTooMany = errors.New("the home has as many shadows as it may")
+	ErrTooMany = errors.New("the home's shadows are as many, or as large, as they may be")
 	ErrBusy    = errors.New("too many changes are being written")
 	ErrNone    = errors.New("there is no shadow")
 )
@@ -213,12 +213,32 @@ func (s *Shadows) made(base pair, some []*asked) result {
 		}
 		r.next, r.mine[i] = next, true
 	}
-	if r.next != nil && stands != nil {
+	if r.next == nil {
+		return r
+	}
+	r.next.seq = 1
+	more := len(r.next.State)
+	if stands != nil {
 		r.next.seq = stands.seq + 1
-	} else if r.next != nil {
-		r.next.seq = 1
+		more -= len(stands.State)
+	}
+	if held := s.held(some[0].Home); more > 0 && held+more > s.HomeBytesMax {
+		for i := range r.mine {
+			if r.mine[i] {
+				r.errs[i] = fmt.Errorf("%w: %d bytes", ErrTooMany, held)
+			}
+		}
+		r.next = nil
 	}
 	return r
+}
+
+// held is how many bytes the shadows of a home take.
+func (s *Shadows) held(home string) (bytes int) {
+	for _, rec := range s.Table.Scan(home + "/") {
+		bytes += len(rec.Value)
+	}
+	return bytes
 }
 
 // fits says whether an update is meant for what stands.

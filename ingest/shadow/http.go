@@ -13,6 +13,7 @@ import (
 	"hearthline/ingest/api"
 	"hearthline/ingest/identity"
 	"hearthline/ingest/reason"
+	"hearthline/ingest/table"
 )
 
 // requestMore is what a request may have beside its patch, bytes.
@@ -42,6 +43,8 @@ func problemOf(err error) *api.Problem {
 		return api.Refused(http.StatusPreconditionFailed, "version", err.Error())
 	case errors.Is(err, ErrTooMany):
 		return api.Refused(http.StatusTooManyRequests, "too-many", err.Error())
+	case errors.Is(err, table.ErrFull):
+		return api.Later(http.StatusServiceUnavailable, "full", "the gateways hold as many shadows as they may: no new ones are taken")
 	case errors.Is(err, ErrNone):
 		return api.Refused(http.StatusNotFound, "not-found", "nothing was reported or desired of this device yet")
 	}

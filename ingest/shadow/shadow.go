@@ -33,6 +33,7 @@ type Settings struct {
 	DepthMax         int           `yaml:"depth_max"`          // objects and arrays within each other, of each
 	PropertiesMax    int           `yaml:"properties_max"`     // members of all its objects, of each
 	DevicesMax       int           `yaml:"devices_max"`        // shadows of one home
+	HomeBytesMax     int           `yaml:"home_bytes_max"`     // of them all, with what the table keeps beside them
 	PendingMax       int           `yaml:"pending_max"`        // changes of this gateway that are being written; more wait where they come from
 	DevicePendingMax int           `yaml:"device_pending_max"` // likewise, of one device
 	WriteTimeout     time.Duration `yaml:"write_timeout"`      // until a change that the log does not take is given up
@@ -41,7 +42,7 @@ type Settings struct {
 
 // Defaults gives the default settings.
 func Defaults() Settings {
-	return Settings{DocumentMax: 8 << 10, DepthMax: 8, PropertiesMax: 256, DevicesMax: 512, PendingMax: 4096, DevicePendingMax: 64,
+	return Settings{DocumentMax: 8 << 10, DepthMax: 8, PropertiesMax: 256, DevicesMax: 512, HomeBytesMax: 1 << 20, PendingMax: 4096, DevicePendingMax: 64,
 		WriteTimeout: 10 * time.Second, Keep: time.Hour}
 }
 
@@ -51,7 +52,7 @@ func (s *Settings) Validate() error {
 	for _, n := range []struct {
 		name       string
 		value, max int
-	}{{"document_max", s.DocumentMax, 128 << 10}, {"depth_max", s.DepthMax, depthHeldMax}, {"properties_max", s.PropertiesMax, 10_000}, {"devices_max", s.DevicesMax, 1 << 20},
+	}{{"document_max", s.DocumentMax, 128 << 10}, {"depth_max", s.DepthMax, depthHeldMax}, {"properties_max", s.PropertiesMax, 10_000}, {"devices_max", s.DevicesMax, 1 << 20}, {"home_bytes_max", s.HomeBytesMax, 1 << 30},
 		{"pending_max", s.PendingMax, 1 << 24}, {"device_pending_max", s.DevicePendingMax, 1 << 24}} {
 		if n.value < 1 || n.value > n.max {
 			errs = append(errs, fmt.Errorf("%s is %d; want 1 to %d", n.name, n.value, n.max))

@@ -439,6 +439,16 @@ func TestLimits(t *testing.T) {
 	if err := do("lamp", `{"y":"`+strings.Repeat("x", 60)+`"}`); !errors.Is(err, ErrInvalid) {
 		t.Error("a document grows past its limit by patches:", err)
 	}
+	a.HomeBytesMax = a.held("h1") + 20
+	if err := do("door", `{"y":"`+strings.Repeat("y", 40)+`"}`); !errors.Is(err, ErrTooMany) {
+		t.Error("a home grows past its limit:", err)
+	}
+	for _, patch := range []string{`{"y":"y"}`, `{"a":null}`, `{"y":null}`} {
+		if err := do("door", patch); err != nil {
+			t.Errorf("%s: %v", patch, err)
+		}
+	}
+	a.HomeBytesMax = 1 << 20
 	log.SetDelay(50 * time.Millisecond)
 	taken := 0
 	for a.Offer(Update{Home: "h1", Device: "door", Half: Reported, Patch: []byte(fmt.Sprintf(`{"a":%d}`, taken+2)), Version: AnyVersion}, func() func(error) { return func(error) {} }) {
