@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,10 +17,12 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
 	"go.yaml.in/yaml/v3"
 
 	"hearthline/cli/clitest"
+	"hearthline/deploy/promtest"
 )
 
 // watched are the metrics of a process: by name as a query knows it, the values of each label.
@@ -61,7 +64,7 @@ func (w watched) labelled(metric, label string) bool {
 // missing says what a query asks for that is not there.
 func (w watched) missing(query string) (problems []string) {
 	say := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	expr, err := parser.NewParser(parser.Options{}).ParseExpr(query)
+	expr, err := promtest.Language.ParseExpr(query)
 	if err != nil {
 		return []string{err.Error()}
 	}
@@ -115,6 +118,37 @@ func (w watched) missing(query string) (problems []string) {
 	return problems
 }
 
+// twoPods are half an hour of what a process tells, of two that tell the same, as Prometheus has it of a cluster.
+func twoPods(families map[string]*dto.MetricFamily) (all []promql.Series) {
+	for name, f := range families {
+		for _, m := range f.GetMetric() {
+			add := func(name string, v float64, more ...string) {
+				for _, pod := range []string{"homes-gateway-a", "homes-gateway-b"} {
+					said := []string{labels.MetricName, name, "pod", pod, "instance", pod + ":9600", "job", "hearthline/hearthline-homes", "namespace", "hearthline"}
+					for _, l := range m.GetLabel() {
+						said = append(said, l.GetName(), l.GetValue())
+					}
+					s := promql.Series{Metric: labels.FromStrings(append(said, more...)...)}
+					for at := time.Duration(0); at <= 30*time.Minute; at += promtest.Step {
+						s.Floats = append(s.Floats, promql.FPoint{T: at.Milliseconds(), F: v})
+					}
+					all = append(all, s)
+				}
+			}
+			if h := m.GetHistogram(); h != nil {
+				for _, b := range h.GetBucket() {
+					add(name+"_bucket", float64(b.GetCumulativeCount()), "le", strconv.FormatFloat(b.GetUpperBound(), 'g', -1, 64))
+				}
+				add(name+"_sum", h.GetSampleSum())
+				add(name+"_count", float64(h.GetSampleCount()))
+				continue
+			}
+			add(name, m.GetGauge().GetValue()+m.GetCounter().GetValue()+m.GetUntyped().GetValue())
+		}
+	}
+	return all
+}
+
 // queries of the dashboard and the alerts, by where they stand. What Grafana puts in for variables is put in.
 func queries(t *testing.T) map[string]string {
 	t.Helper()
@@ -157,7 +191,8 @@ func queries(t *testing.T) map[string]string {
 }
 
 // What the dashboard shows and the alerts look at is what the product tells: every metric, every label, every value that is named. And what
-// it tells is explained, and labelled by names of the plan and of lists in the code alone.
+// it tells is explained, and labelled by names of the plan and of lists in the code alone. Prometheus answers each query where several processes
+// tell the same.
 func TestTheDashboardAsksForWhatIsThere(t *testing.T) {
 	i := clitest.New(t)
 	up := i.Up("--gateways", "2", "--homes", "2")
@@ -186,9 +221,16 @@ func TestTheDashboardAsksForWhatIsThere(t *testing.T) {
 	if len(asked) < 60 {
 		t.Errorf("%d queries; the dashboard or the alerts were not read", len(asked))
 	}
+	series := twoPods(families)
 	for where, query := range asked {
 		for _, problem := range w.missing(query) {
 			t.Errorf("%s: %s\n%s", where, problem, query)
+		}
+		v, err := promtest.Ask(t.Context(), query, time.Unix(1800, 0), series)
+		if err != nil {
+			t.Errorf("%s: %v", where, err)
+		} else if v, ok := v.(promql.Vector); strings.HasPrefix(where, "panel") && !strings.Contains(query, " > 0") && ok && len(v) == 0 {
+			t.Errorf("%s is empty: %s", where, query)
 		}
 	}
 	for name, f := range families {
@@ -202,7 +244,10 @@ func TestTheDashboardAsksForWhatIsThere(t *testing.T) {
 			t.Errorf("%s has %d series", name, n)
 		}
 	}
-	// That the check can fail:
+	// That the checks can fail:
+	if _, err := promtest.Ask(t.Context(), "hearthline_gateway_peers_known - on (namespace) hearthline_gateway_peers_connected", time.Unix(1800, 0), series); err == nil {
+		t.Error("a query whose sides do not match each other one to one is answered")
+	}
 	for _, c := range []struct{ query, says string }{
 		{"hearthline_gateway_conections", "no metric"}, {"hearthline_ready{home=\"h1\"}", "no label home"},
 		{`hearthline_gateway_commands_total{state="excuted"}`, `"excuted"`}, {`hearthline_gateway_refused_total{reason=~"quota|qouta"}`, `"qouta"`},

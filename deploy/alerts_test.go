@@ -9,12 +9,10 @@ import (
 	"time"
 
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql"
-	"github.com/prometheus/prometheus/promql/parser"
-	"github.com/prometheus/prometheus/storage"
-	"github.com/prometheus/prometheus/util/annotations"
+
+	"hearthline/deploy/promtest"
 )
 
 // What each alert is raised by, and what it is silent at, as series of half an hour at a sample each 15 s: start+step×samples. Time begins at 0,
@@ -88,24 +86,20 @@ func TestAlertsAreRaised(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	language := parser.NewParser(parser.Options{})
-	groups, errs := rulefmt.Parse(text, false, model.LegacyValidation, language, nil)
+	groups, errs := rulefmt.Parse(text, false, model.LegacyValidation, promtest.Language, nil)
 	if len(errs) > 0 {
 		t.Fatal(errs)
 	}
-	engine := promql.NewEngine(promql.EngineOpts{MaxSamples: 1e6, Timeout: time.Minute, LookbackDelta: 5 * time.Minute, Parser: language,
-		NoStepSubqueryIntervalFn: func(int64) int64 { return time.Minute.Milliseconds() }})
-	raised := func(expr string, series []string) bool {
-		q, err := engine.NewInstantQuery(t.Context(), memory(t, language, series), nil, expr, time.Unix(1800, 0))
+	raised := func(expr string, texts []string) bool {
+		series, err := promtest.Read(texts...)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer q.Close()
-		v, err := q.Exec(t.Context()).Vector()
+		v, err := promtest.Ask(t.Context(), expr, time.Unix(1800, 0), series)
 		if err != nil {
-			t.Fatalf("%s: %v", expr, err)
+			t.Fatal(err)
 		}
-		return len(v) > 0
+		return len(v.(promql.Vector)) > 0
 	}
 	seen := map[string]bool{}
 	for _, g := range groups.Groups {
@@ -135,42 +129,3 @@ func TestAlertsAreRaised(t *testing.T) {
 		}
 	}
 }
-
-// memory is a store of series in Prometheus's notation for tests.
-func memory(t *testing.T, language parser.Parser, texts []string) storage.Queryable {
-	t.Helper()
-	var all []promql.Series
-	for _, text := range texts {
-		metric, values, err := language.ParseSeriesDesc(text)
-		if err != nil {
-			t.Fatalf("%s: %v", text, err)
-		}
-		s := promql.Series{Metric: metric}
-		for i, v := range values {
-			s.Floats = append(s.Floats, promql.FPoint{T: int64(i) * 15_000, F: v.Value})
-		}
-		all = append(all, s)
-	}
-	return storage.QueryableFunc(func(int64, int64) (storage.Querier, error) {
-		return &storage.MockQuerier{SelectMockFunction: func(_ bool, _ *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
-			found := &series{at: -1}
-			for _, s := range all {
-				if !slices.ContainsFunc(matchers, func(m *labels.Matcher) bool { return !m.Matches(s.Metric.Get(m.Name)) }) {
-					found.all = append(found.all, s)
-				}
-			}
-			return found
-		}}, nil
-	})
-}
-
-// series is a storage.SeriesSet.
-type series struct {
-	all []promql.Series
-	at  int
-}
-
-func (s *series) Next() bool                        { s.at++; return s.at < len(s.all) }
-func (s *series) At() storage.Series                { return promql.NewStorageSeries(s.all[s.at]) }
-func (s *series) Err() error                        { return nil }
-func (s *series) Warnings() annotations.Annotations { return nil }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/rulefmt"
-	"github.com/prometheus/prometheus/promql/parser"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -26,6 +25,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"hearthline/deploy"
+	"hearthline/deploy/promtest"
 )
 
 // elsewhere are the objects that the test's pipeline names and that are the cluster's own.
@@ -256,7 +256,7 @@ func (in *inspector) alerts(o *unstructured.Unstructured) {
 	if err != nil {
 		in.saysf("PrometheusRule: %v", err)
 	}
-	groups, errs := rulefmt.Parse(text, false, model.LegacyValidation, parser.NewParser(parser.Options{}), nil)
+	groups, errs := rulefmt.Parse(text, false, model.LegacyValidation, promtest.Language, nil)
 	if len(errs) > 0 || len(groups.Groups) == 0 {
 		in.saysf("PrometheusRule: %v", errs)
 	}
