@@ -124,7 +124,7 @@ func twoPods(families map[string]*dto.MetricFamily) (all []promql.Series) {
 		for _, m := range f.GetMetric() {
 			add := func(name string, v float64, more ...string) {
 				for _, pod := range []string{"homes-gateway-a", "homes-gateway-b"} {
-					said := []string{labels.MetricName, name, "pod", pod, "instance", pod + ":9600", "job", "hearthline/hearthline-homes", "namespace", "hearthline"}
+					said := []string{model.MetricNameLabel, name, "pod", pod, "instance", pod + ":9600", "job", "hearthline/hearthline-homes", "namespace", "hearthline"}
 					for _, l := range m.GetLabel() {
 						said = append(said, l.GetName(), l.GetValue())
 					}
