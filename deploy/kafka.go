@@ -43,10 +43,10 @@ func (r *renderer) passwordVariable(at pipeline.Pos, path, name string, roles []
 		return
 	}
 	hint := fmt.Sprintf("add deploy.env.%s: {secret: NAME, key: KEY}", name)
-	if _, given := r.env[name]; !given && r.target == "compose" {
-		r.env[name] = Value{Secret: "env", Key: name} // from the shell or the file .env
-	}
 	for _, one := range roles {
+		if _, given := r.envOf(one)[name]; !given && r.target == "compose" {
+			one.run.Env[name] = Value{Secret: "env", Key: name} // from the shell or the file .env
+		}
 		switch v, given := r.envOf(one)[name]; {
 		case !given:
 			r.find(at, path, hint, "the variable %s has no value for %s", name, one.node)

@@ -17,6 +17,13 @@ func (r *renderer) gatewayPeers() {
 	section, at := under(&settings, "peers", r.plan.Spec.Gateway.Pos)
 	listen, listenAt := under(section, "listen", at)
 	const path = "gateway.settings.peers.listen"
+	if r.target == "compose" { // one gateway, whose ports can be published once: it needs no certificates for others
+		for _, use := range r.plan.Spec.Env {
+			if use.Path == path {
+				r.env[use.Name] = Value{}
+			}
+		}
+	}
 	text := ""
 	if listen != nil {
 		text = r.valueThere(path, listen.Value)
