@@ -26,6 +26,7 @@ var (
 	loginsDesc      = gatewayDesc("logins_failed_total", "Unknown users and wrong passwords.")
 	takeoversDesc   = gatewayDesc("takeovers_total", "Sessions taken over by a newer connection of the same client.")
 	sessionsLost    = gatewayDesc("sessions_dropped_total", "Sessions that another gateway claimed without getting what they had here: it could not reach this one in time.")
+	sessionsUnsaved = gatewayDesc("sessions_unsaved_total", "Times that a session whose client is away could not be stored: it is held by this gateway alone.")
 	messagesDesc    = gatewayDesc("messages_total", "Telemetry messages taken.")
 	liveDesc        = gatewayDesc("live_messages_total", "Other messages that MQTT clients published.")
 	deliveredDesc   = gatewayDesc("messages_delivered_total", "Messages sent to subscribers.")
@@ -67,7 +68,7 @@ func (c gatewayCollector) Collect(ch chan<- prometheus.Metric) {
 		d *prometheus.Desc
 		v uint64
 	}{
-		{acceptedDesc, s.Accepted}, {handshakesDesc, s.HandshakesFailed}, {connectsDesc, s.ConnectsRefused}, {loginsDesc, s.LoginsFailed}, {takeoversDesc, s.Takeovers}, {sessionsLost, s.SessionsLost},
+		{acceptedDesc, s.Accepted}, {handshakesDesc, s.HandshakesFailed}, {connectsDesc, s.ConnectsRefused}, {loginsDesc, s.LoginsFailed}, {takeoversDesc, s.Takeovers}, {sessionsLost, s.SessionsLost}, {sessionsUnsaved, s.SessionsUnsaved},
 		{messagesDesc, s.Messages}, {liveDesc, s.LiveMessages}, {deliveredDesc, s.Delivered}, {requestsDesc, s.Requests}, {bytesDesc, s.Bytes},
 		{durableDesc, s.RowsDurable}, {publishErrsDesc, s.PublishErrors}, {heldDesc, s.Held}, {panicsDesc, s.Panics}, {reloadsDesc, s.ReloadErrors}, {repeatedDesc, s.Repeated},
 	} {

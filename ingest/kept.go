@@ -22,26 +22,41 @@ import (
 // that. So each says by which claim it was written, and the table's rule refuses those of an earlier one. A session's end
 // is a record too, for endedKeep, so that it is not undone.
 type sharedSessions struct {
-	table   *table.Table
-	mesh    *peers.Peers
-	publish func(*session.Will)
-	logger  *slog.Logger
-	saves   atomic.Int64 // records written by this process
+	table    *table.Table
+	mesh     *peers.Peers
+	publish  func(*session.Will)
+	bytesMax int // of one state
+	logger   *slog.Logger
+	saves    atomic.Int64 // records written by this process
 }
 
 // endedKeep is how long a session's end is remembered: longer than a gateway that was stopped, and goes on, needs to see that
 // its sessions are elsewhere.
 const endedKeep = 10 * time.Minute
 
-// kept is a record of the table. Its first member tells records apart, and is read alone: [keptPlace].
+// kept is a record of the table. Its first member tells records apart, and is read alone: [placeOf]. A state that is too long for a record stands in
+// parts, before it in the log.
 type kept struct {
 	Place place `json:"place"`
 	*session.State
 }
 
-// place is the epoch of the claim that a record was written under, which of its gateway's records it is, and when it may be swept
-// away, in seconds since 1970; 0: not at all.
-type place [3]int64
+// place is what records go by.
+type place [5]int64
+
+// Members of a place.
+const (
+	placeEpoch  = iota // of the claim that the record was written under
+	placeNumber        // which of its gateway's records it is
+	placeUntil         // when it may be swept away, in seconds since 1970; 0: not at all
+	placeParts         // that the state stands in; 0: it is here
+	placeSlot          // 0 or 1: of the parts; the other is that of the state before, or of the next
+)
+
+// same says whether two records were written at once.
+func (p place) same(o place) bool {
+	return p[placeEpoch] == o[placeEpoch] && p[placeNumber] == o[placeNumber]
+}
 
 const placePrefix = `{"place":[`
 
@@ -70,7 +85,7 @@ func laterClaim(old, fresh table.Record) bool {
 		return true
 	}
 	was, is := placeOf(old.Value), placeOf(fresh.Value)
-	return is[0] > was[0] || is[0] == was[0] && is[1] > was[1]
+	return is[placeEpoch] > was[placeEpoch] || is[placeEpoch] == was[placeEpoch] && is[placeNumber] > was[placeNumber]
 }
 
 func sessionKey(k session.Key) string { return peers.SessionKey(k.User, k.Client) }
@@ -127,6 +142,14 @@ func (s *sharedSessions) stored(k session.Key) (*session.State, error) {
 	if !ok || rec.Value == nil {
 		return nil, nil
 	}
+	if at := placeOf(rec.Value); at[placeParts] > 0 {
+		text, err := s.joined(k, at)
+		if err != nil {
+			s.logger.Error("gateway: a stored session is lost", "client", k.Client, "err", err)
+			return nil, nil
+		}
+		rec.Value = text
+	}
 	var stored kept
 	if err := json.Unmarshal(rec.Value, &stored); err != nil {
 		return nil, fmt.Errorf("the session's record in table %s: %w", s.table.Name, err)
@@ -152,16 +175,29 @@ func (s *sharedSessions) put(ctx context.Context, k session.Key, st *session.Sta
 	if err != nil || !ours {
 		return err
 	}
-	at := place{epoch, s.saves.Add(1), 0}
+	at := place{placeEpoch: epoch, placeNumber: s.saves.Add(1)}
 	if !until.IsZero() {
-		at[2] = until.Unix()
+		at[placeUntil] = until.Unix()
 	}
 	value, err := json.Marshal(kept{Place: at, State: st})
 	if err != nil {
 		return err
 	}
-	_, err = s.table.Put(ctx, sessionKey(k), value)
-	return err
+	rec, _ := s.table.Get(sessionKey(k))
+	before := placeOf(rec.Value)
+	if len(value)+recordRoom > s.table.RecordMax {
+		if value, at, err = s.split(ctx, k, value, at, before); err != nil {
+			return err
+		}
+	}
+	written, err := s.table.Put(ctx, sessionKey(k), value)
+	if err != nil || at[placeParts]+before[placeParts] == 0 {
+		return err
+	}
+	if err := s.table.Reached(ctx, written); err != nil { // the next state goes by it
+		return err
+	}
+	return s.clear(ctx, k, at)
 }
 
 // sweepSessionsEvery is how often the table is looked through for what may go.
@@ -191,7 +227,7 @@ func (s *sharedSessions) sweep(ctx context.Context, now func() time.Time) error 
 
 func (s *sharedSessions) sweepOnce(ctx context.Context, before time.Time) error {
 	for _, rec := range s.table.Scan("") {
-		if until := placeOf(rec.Value)[2]; until == 0 || until >= before.Unix() {
+		if until := placeOf(rec.Value)[placeUntil]; until == 0 || until >= before.Unix() {
 			continue
 		}
 		if _, err := s.table.Put(ctx, rec.Key, nil); err != nil {

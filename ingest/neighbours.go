@@ -98,7 +98,7 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	}
 	if g.Sessions == nil {
 		made[tableQueues].Rule = laterClaim
-		g.Sessions = &sharedSessions{table: made[tableQueues], mesh: n.mesh, publish: g.registry.PublishWill, logger: g.Logger}
+		g.Sessions = &sharedSessions{table: made[tableQueues], mesh: n.mesh, publish: g.registry.PublishWill, bytesMax: n.mesh.StateBytesMax, logger: g.Logger}
 	}
 	made[tableAnswers].Rule = answerRule
 	g.repeats.shared = &answers{table: made[tableAnswers], start: start, live: n.mesh.Live, keep: g.IdempotencyTime, now: g.Now}

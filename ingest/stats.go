@@ -22,6 +22,7 @@ type Stats struct {
 	ConnectsRefused  uint64 // CONNECTs answered by a refusal
 	LoginsFailed     uint64 // unknown users and wrong passwords, MQTT and HTTP
 	Takeovers        uint64
+	SessionsUnsaved  uint64 // times that one could not be stored
 	SessionsLost     uint64 // claimed by another gateway that did not ask for what they had here
 	Wills            uint64
 	Messages         uint64            // telemetry messages taken, MQTT and HTTP
@@ -106,6 +107,7 @@ func (g *Gateway) Stats() Stats {
 	all, away := g.registry.Len()
 	s.Sessions, s.SessionsAway = int64(all), int64(away)
 	s.KeptMessages, s.KeptBytes = g.registry.Kept()
+	s.SessionsUnsaved = g.registry.Unsaved()
 	if c := g.mqttTLS.now.Load(); c != nil && c.Certificates[0].Leaf != nil {
 		s.CertificateExpires = c.Certificates[0].Leaf.NotAfter
 	}

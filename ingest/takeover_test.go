@@ -295,3 +295,72 @@ func TestRealClientsMoveBetweenGateways(t *testing.T) {
 		})
 	}
 }
+
+// TestLargeSessionsAreStoredInParts: what waits for a client is stored however much it is; what is stored in the end is whole, and nothing
+// is left of what was before.
+func TestLargeSessionsAreStoredInParts(t *testing.T) {
+	n := newNeighbourhood(t)
+	a := n.start("a", nil)
+	store := a.Sessions.(*sharedSessions)
+	k := session.Key{User: "app", Client: "large"}
+	p := a.connect(5, "app", "large", persistent)
+	p.send(subscribeOf(1, 1, "homes/h1/news"))
+	p.want(packets.Suback)
+	p.conn.Close()
+	eventually(t, "it is away", func() bool { _, away := a.registry.Len(); return away == 1 })
+	const messages = 12
+	stored := func(t *testing.T, want int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d messages are stored", want), func() bool {
+			st, err := store.stored(k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return st != nil && len(st.Queue) == want
+		})
+	}
+	for i := range messages {
+		body := strings.Repeat(fmt.Sprint(i%10), 80_000)
+		if n, err := a.Send("h1", "news", []byte(body), 1); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+		if i%4 == 3 {
+			stored(t, i+1)
+		}
+	}
+	parts := len(store.table.Scan(sessionKey(k) + "/"))
+	if rec, _ := store.table.Get(sessionKey(k)); parts != int(placeOf(rec.Value)[placeParts]) || parts < 3 {
+		t.Errorf("%d parts stand there, %v are meant", parts, placeOf(rec.Value))
+	}
+	// A part of a later save that was cut short changes nothing.
+	cut, err := json.Marshal(kept{Place: place{placeEpoch: 1 << 40}})
+	rec, _ := store.table.Get(sessionKey(k))
+	if _, err2 := store.table.Put(t.Context(), partKey(k, 1-placeOf(rec.Value)[placeSlot], 0), cut); err != nil || err2 != nil {
+		t.Fatal(err, err2)
+	}
+	stored(t, messages)
+	a.kill()
+	b := n.start("b", nil)
+	p, ack := b.connack(5, "app", "large", persistent)
+	if !ack.SessionPresent {
+		t.Fatal("the session is lost")
+	}
+	for i := range messages {
+		m := p.want(packets.Publish)
+		if len(m.Payload) != 80_000 || string(m.Payload[:1]) != fmt.Sprint(i%10) {
+			t.Fatalf("message %d: %d bytes of %s", i, len(m.Payload), m.Payload[:1])
+		}
+		p.send(ackOf(packets.Puback, m.PacketID))
+	}
+	p.silent()
+	p.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Disconnect}})
+	p.wantEnd()
+	later := b.Sessions.(*sharedSessions)
+	eventually(t, "what was stored before is gone", func() bool {
+		rec, _ := later.table.Get(sessionKey(k))
+		return len(later.table.Scan(sessionKey(k)+"/")) == 0 && placeOf(rec.Value)[placeParts] == 0 && len(rec.Value) < 10_000
+	})
+	if a.Stats().SessionsUnsaved > 0 {
+		t.Error("it could not be stored at times")
+	}
+}

@@ -3,6 +3,9 @@ package session
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -172,4 +175,49 @@ func TestAClientThatWentBeforeItWasWelcome(t *testing.T) {
 	}
 	c = b.connect("c")
 	c.want("it has waited", "CONNACK present=true", "PUBLISH 1 q1 homes/a/x=1")
+}
+
+// narrowStore has no room for one client's session.
+type narrowStore struct {
+	*shelf
+	client string
+}
+
+func (s *narrowStore) Save(ctx context.Context, st *State) error {
+	if st.Key.Client == s.client && len(st.Queue) > 1 {
+		return fmt.Errorf("no room: %w", ErrTooLarge)
+	}
+	return s.shelf.Save(ctx, st)
+}
+
+// TestASessionThatIsTooLargeHoldsUpNoOther: it is counted, and tried again when it is another.
+func TestASessionThatIsTooLargeHoldsUpNoOther(t *testing.T) {
+	store := &narrowStore{new(shelf), "c00"}
+	b := newBench(t, func(r *Registry) { r.Store = store })
+	for i := range 100 { // more than are stored at once
+		c := b.connect(fmt.Sprintf("c%02d", i), func(e *Entry) { e.Key.User = fmt.Sprint(i) })
+		c.subscribe("homes/a/#", 1, 0)
+		c.leave(false)
+	}
+	b.publish(1, "homes/a/x", "1")
+	b.publish(1, "homes/a/x", "2")
+	saved := func() int {
+		n := 0
+		for _, text := range store.states {
+			if strings.Contains(string(text), `"queue"`) {
+				n++
+			}
+		}
+		return n
+	}
+	if err := b.SaveAll(context.Background()); !errors.Is(err, ErrTooLarge) || saved() != 99 || b.Unsaved() != 1 {
+		t.Errorf("%v, %d are stored, %d not", err, saved(), b.Unsaved())
+	}
+	if err := b.SaveAll(context.Background()); err != nil || b.Unsaved() != 1 {
+		t.Errorf("it is tried again though nothing has changed: %v, %d", err, b.Unsaved())
+	}
+	b.publish(1, "homes/a/x", "3")
+	if err := b.SaveAll(context.Background()); !errors.Is(err, ErrTooLarge) || b.Unsaved() != 2 {
+		t.Errorf("%v, %d", err, b.Unsaved())
+	}
 }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
@@ -35,6 +36,7 @@ type Registry struct {
 
 	bytes    atomic.Int64
 	messages atomic.Int64
+	unsaved  atomic.Uint64
 	seed     maphash.Seed
 	saving   [64]sync.Mutex // held while a session is saved, loaded or deleted, so that its last word stands
 
@@ -400,8 +402,9 @@ func (r *Registry) save(ctx context.Context, s *Session) error {
 	ctx, cancel := context.WithTimeout(ctx, r.StoreTime)
 	defer cancel()
 	if err := r.Store.Save(ctx, st); err != nil {
+		r.unsaved.Add(1)
 		s.mu.Lock()
-		if s.rest != nil {
+		if s.rest != nil && !errors.Is(err, ErrTooLarge) { // or it is tried when it is another
 			s.rest.changed = true
 		}
 		s.mu.Unlock()
@@ -411,18 +414,33 @@ func (r *Registry) save(ctx context.Context, s *Session) error {
 }
 
 // SaveAll stores the sessions that rest here and have changed since they were stored: messages were kept for them. It gives up
-// at the first that cannot be.
+// at the first that cannot be, unless that is too large, which others need not be.
 func (r *Registry) SaveAll(ctx context.Context) error {
 	r.mu.Lock()
 	all := make([]*Session, 0, len(r.due.all))
 	all = append(all, r.due.all...)
 	r.mu.Unlock()
 	p := pool.New().WithMaxGoroutines(savesMax).WithContext(ctx).WithCancelOnError().WithFirstError()
+	var tooLarge atomic.Pointer[error]
 	for _, s := range all {
-		p.Go(func(ctx context.Context) error { return r.save(ctx, s) })
+		p.Go(func(ctx context.Context) error {
+			err := r.save(ctx, s)
+			if errors.Is(err, ErrTooLarge) { // the others are not
+				tooLarge.Store(&err)
+				return nil
+			}
+			return err
+		})
 	}
-	return p.Wait()
+	err := p.Wait()
+	if large := tooLarge.Load(); err == nil && large != nil {
+		err = *large
+	}
+	return err
 }
+
+// Unsaved is how often a session could not be stored.
+func (r *Registry) Unsaved() uint64 { return r.unsaved.Load() }
 
 // savesMax is how many sessions are stored at once.
 const savesMax = 64

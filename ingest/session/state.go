@@ -5,6 +5,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"math"
 	"time"
 
@@ -74,13 +75,17 @@ type Will struct {
 	Delay   uint32       `json:"delay,omitempty"`  // seconds
 }
 
+// ErrTooLarge says of a session that it cannot be stored as it is.
+var ErrTooLarge = errors.New("the session is too large to be stored")
+
 // Store keeps sessions while their clients are away, for other gateways and other lives of this one. A gateway without
 // one keeps them in its memory alone. Calls may take a while; they are bounded by ctx.
 type Store interface {
 	// Load gives a session and makes it this gateway's: whoever held it has let go of it, and saves it no more. It is
 	// nil when there is none, or it has expired.
 	Load(ctx context.Context, key Key) (*State, error)
-	// Save keeps a session whose connection has ended, and replaces what was kept of it. The state is given away.
+	// Save keeps a session whose connection has ended, and replaces what was kept of it. The state is given away. An error
+	// that Is [ErrTooLarge] says that there is no room for this one, whenever it is tried.
 	Save(ctx context.Context, s *State) error
 	// Delete forgets a session that has ended. To delete what is not there is no error.
 	Delete(ctx context.Context, key Key) error
