@@ -55,6 +55,10 @@ type neighbours struct {
 // askingMax bounds the commands of MQTT clients that wait for the table, all together.
 const askingMax = 1024
 
+// watchMax is how many changes of a table wait for one event stream, some 6 KB that each stream holds. One that is slower
+// looks anew, and is told what stands.
+const watchMax = 64
+
 // catchUpMax is how long the start of a gateway waits until it has read its tables.
 const catchUpMax = 2 * time.Minute
 
@@ -70,6 +74,7 @@ func (g *Gateway) prepareNeighbours(start string) error {
 	made := map[string]*table.Table{}
 	for _, name := range Tables {
 		t := table.New()
+		t.WatchMax = watchMax
 		t.Name, t.Log, t.Partitions, t.BytesMax, t.Logger = name, g.Logs(name), cmp.Or(g.TablePartitions, g.Partitions), g.TableBytesMax, g.Logger
 		made[name] = t
 		n.tables = append(n.tables, t)

@@ -1,9 +1,11 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"time"
 
 	"hearthline/ingest/identity"
@@ -55,12 +57,23 @@ func (e *Events) write(text string) error {
 // End says why nothing more comes. The event changes nothing about where the reader goes on.
 func (e *Events) End(why []byte) { _ = e.put(fmt.Sprintf("event: end\ndata: %s\n\n", why)) } // its reader may be gone
 
+// ErrSlow is a reader that took nothing for too long.
+var ErrSlow = errors.New("the reader takes nothing")
+
 func (e *Events) put(text string) error {
-	if err := e.control.SetWriteDeadline(time.Now().Add(writeWait)); err != nil {
+	begun := time.Now()
+	err := e.control.SetWriteDeadline(begun.Add(writeWait))
+	if err == nil {
+		_, err = io.WriteString(e.w, text)
+	}
+	if err == nil {
+		err = e.control.Flush()
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) || err != nil && time.Since(begun) >= writeWait { // HTTP/2 only says that the stream is closed
+		return fmt.Errorf("%w: %w", ErrSlow, err)
+	}
+	if err != nil {
 		return err
 	}
-	if _, err := io.WriteString(e.w, text); err != nil {
-		return err
-	}
-	return e.control.Flush()
+	return e.control.SetWriteDeadline(time.Time{}) // HTTP/2 ends a stream at its deadline, though nothing is being written
 }

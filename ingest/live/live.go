@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -162,7 +161,7 @@ func (s *stream) why(err error) string {
 	if errors.Is(err, errStopped) {
 		return err.Error()
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	if errors.Is(err, api.ErrSlow) {
 		s.l.count.slow.Add(1)
 	}
 	return ""

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -27,18 +28,29 @@ type reader struct {
 	text   bytes.Buffer
 	hold   chan struct{}
 	stuck  bool
+	until  time.Time // deadline of writes
 }
 
-func (r *reader) Header() http.Header              { return r.header }
-func (r *reader) WriteHeader(int)                  {}
-func (r *reader) SetReadDeadline(time.Time) error  { return nil }
-func (r *reader) SetWriteDeadline(time.Time) error { return nil }
-func (r *reader) FlushError() error                { return nil }
+func (r *reader) Header() http.Header             { return r.header }
+func (r *reader) WriteHeader(int)                 {}
+func (r *reader) SetReadDeadline(time.Time) error { return nil }
+
+func (r *reader) SetWriteDeadline(until time.Time) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.until = until
+	return nil
+}
+
+func (r *reader) FlushError() error { return nil }
 
 func (r *reader) Write(b []byte) (int, error) {
 	r.mu.Lock()
-	hold, stuck := r.hold, r.stuck
+	hold, stuck, until := r.hold, r.stuck, r.until
 	r.mu.Unlock()
+	if until.IsZero() {
+		return 0, errors.New("a write without a deadline")
+	}
 	if stuck {
 		return 0, fmt.Errorf("write: %w", os.ErrDeadlineExceeded)
 	}
@@ -212,6 +224,11 @@ func TestAStreamBeginsWithWhatStands(t *testing.T) {
 	w.put(1, "h1/lamp/c2", `{"id":"c2"}`)
 	w.put(0, "h2/lamp", `{"on":8}`)
 	w.tells(r, snapshot, `shadow {"on":2}`, `command {"id":"c2"}`)
+	eventually(t, "between events there is no deadline, at which HTTP/2 would end the stream", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.until.IsZero()
+	})
 	if r.header.Get("Content-Type") != "text/event-stream" || !strings.HasPrefix(r.text.String(), "retry: ") {
 		t.Error(r.header, r.text.String())
 	}
