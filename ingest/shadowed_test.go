@@ -410,3 +410,36 @@ func (l *onlooker) next() (e liveEvent) {
 	l.t.Fatal("the stream ended: ", l.lines.Err())
 	return e
 }
+
+// TestAReaderThatTakesNothing: over HTTP/2, whose deadlines are not those of a connection, and with all the room that sockets have.
+func TestAReaderThatTakesNothing(t *testing.T) {
+	a, _ := pair(t)
+	hub := a.connect(5, "anna", "hub")
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: a.tls(), ForceAttemptHTTP2: true}}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "https://"+a.at.HTTP.String()+"/v1/homes/h1/live", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth("app", a.passwords["app"])
+	res, err := client.Do(req)
+	if err != nil || res.ProtoMajor != 2 {
+		t.Fatal(res, err)
+	}
+	defer res.Body.Close()
+	begun := time.Now()
+	large := strings.Repeat("x", 8000)
+	for i := 0; a.near.live.Stats().Slow == 0; i++ { // its body is never read
+		if time.Since(begun) > time.Minute {
+			t.Fatalf("it goes on: %+v", a.near.live.Stats())
+		}
+		if code := hub.change(reportedTopic, fmt.Sprintf(`{"n":%d,"large":%q}`, i, large)); code != 0 {
+			t.Fatalf("%#x", code)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if took := time.Since(begun); took < 9*time.Second {
+		t.Errorf("it was given up after %s", took)
+	}
+	eventually(t, "nothing of it is left", func() bool { s := a.near.live.Stats(); return s.Open == 0 })
+}
