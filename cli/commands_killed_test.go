@@ -27,7 +27,7 @@ func TestTheGatewayOfTheHubIsKilledUnderCommands(t *testing.T) {
 	}
 	g := startGateways(t, c, "", identity.DevUser{User: "app", Home: homes.HomeNames()[0], Role: identity.RoleApp})
 	const holder, other = 0, 1
-	homes.Gateway = g.mqtt[holder] + "," + g.mqtt[other]
+	homes.Gateway = g.mqtt[other] + "," + g.mqtt[holder] // the first home is number one, and begins with the second
 	playing, leave := context.WithCancel(t.Context())
 	defer leave()
 	ended := clitest.Play(playing, homes)
@@ -63,6 +63,9 @@ func TestTheGatewayOfTheHubIsKilledUnderCommands(t *testing.T) {
 	}
 	s := homes.Stats()
 	t.Logf("states %v; the hub executed %d, refused %d as late, was sent %d again", states, s.Executed, s.TooLate, s.Repeated)
+	if s.Reconnects == 0 {
+		t.Error("the hub never lost its gateway: this test has shown nothing")
+	}
 	if states["executed"]+states["failed"]+states["expired"] != accepted {
 		t.Errorf("not every accepted command came to an end: %v", states)
 	}
