@@ -27,6 +27,7 @@ func verb(t *testing.T, dir string, args ...string) (int, string) {
 // TestNewStageInPython begins a stage as an author does, and follows what is printed: the case passes, the line fits, and a mistake is
 // found by the case.
 func TestNewStageInPython(t *testing.T) {
+	t.Parallel() // it is mostly processes that start
 	if _, err := exec.LookPath("python3"); err != nil {
 		if os.Getenv("CI") == "" {
 			t.Skip("NOT TESTED: there is no python3")
@@ -85,6 +86,7 @@ func TestNewStageInPython(t *testing.T) {
 
 // TestNewStageInGo compiles what is written, and runs its case.
 func TestNewStageInGo(t *testing.T) {
+	t.Parallel() // it is mostly processes that start
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
@@ -120,6 +122,7 @@ func TestNewStageInGo(t *testing.T) {
 
 // TestOwnCases runs the cases of this project's own stages as `hearthline test` does.
 func TestOwnCases(t *testing.T) {
+	t.Parallel() // it is mostly processes that start
 	if code, said := verb(t, "..", "test"); code != 0 || strings.Count(said, "ok ") < 6 {
 		t.Error(code, said)
 	}

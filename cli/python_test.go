@@ -26,6 +26,7 @@ def process(readings: pa.RecordBatch, above: float = 0.0) -> pa.RecordBatch:
 // TestAPythonStage puts a folder and a line into the product: it runs beside the others, new code works within seconds of being
 // saved, and whatever is killed, its workers or all, each row counts once.
 func TestAPythonStage(t *testing.T) {
+	t.Parallel() // it is mostly processes that start
 	if _, err := exec.LookPath("python3"); err != nil {
 		if os.Getenv("CI") == "" {
 			t.Skip("NOT TESTED: there is no python3")
