@@ -175,7 +175,7 @@ func TestTheLastHolderSaves(t *testing.T) {
 	if err := a.Sessions.Save(t.Context(), &late); err != nil {
 		t.Error(err)
 	}
-	fresh, ack = a.connack(5, "app", "moves", persistent)
+	_, ack = a.connack(5, "app", "moves", persistent)
 	if n, _ := a.Send("h1", "new", []byte("x"), 1); !ack.SessionPresent || n != 1 {
 		t.Errorf("present %t, %d sessions: %s", ack.SessionPresent, n, stored(a))
 	}

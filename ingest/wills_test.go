@@ -169,6 +169,7 @@ func TestAGatewayThatWakesUpRepeatsNoWill(t *testing.T) {
 	for range 2 {
 		watch.want(packets.Publish)
 	}
+	b.wills(0) // one that woke up in between would find them
 	a.gate.unshut()
 	eventually(t, "it has let the client go", func() bool { return a.Stats().Connections == 1 })
 	eventually(t, "it is back", func() bool { return b.near.mesh.Stats().Others == 1 && a.near.mesh.Sure() })

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -73,10 +75,7 @@ func (p *Peers) holder(session string) string {
 		return lent
 	}
 	var last table.Record
-	for _, rec := range p.Tables.Sessions.Scan(session + "/") {
-		if isWill(rec.Key) {
-			continue
-		}
+	for _, rec := range p.records(session+"/", append(p.starts(), p.Start)) {
 		if last.Key == "" || rec.Offset > last.Offset {
 			last = rec
 		}
@@ -85,6 +84,23 @@ func (p *Peers) holder(session string) string {
 		return start
 	}
 	return ""
+}
+
+// starts gives the other starts that are known: those that live, and those whose leavings are still there.
+func (p *Peers) starts() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.others))
+}
+
+// records gives what starts have written under keys that end in them. It looks each up: a user may have a hundred thousand clients.
+func (p *Peers) records(prefix string, starts []string) (out []table.Record) {
+	for _, start := range starts {
+		if rec, ok := p.Tables.Sessions.Get(prefix + start); ok {
+			out = append(out, rec)
+		}
+	}
+	return out
 }
 
 // Epoch gives the place of this gateway's claim to a session in the log, which is above those of all claims before it; it waits until
@@ -143,18 +159,16 @@ func (c *claims) forget(session string) {
 
 // claimAgain claims what nobody else has claimed meanwhile, and lets go of the rest: their claim is later than ours was.
 func (p *Peers) claimAgain() {
+	starts := p.starts()
 	c := &p.claims
 	c.mu.Lock()
 	lost := map[string]uint64{}
 	clear(c.revoked)
 	for key, number := range c.held {
 		c.unsaid[key] = true
-		for _, rec := range p.Tables.Sessions.Scan(key + "/") {
-			if !isWill(rec.Key) && !strings.HasSuffix(rec.Key, "/"+p.Start) {
-				c.forget(key)
-				lost[key] = number
-				break
-			}
+		if len(p.records(key+"/", starts)) > 0 {
+			c.forget(key)
+			lost[key] = number
 		}
 	}
 	signal(c.waiting)

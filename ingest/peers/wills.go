@@ -2,6 +2,7 @@ package peers
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,11 +29,12 @@ type wills struct {
 	mu      sync.Mutex
 	unsaid  map[string]bool      // sessions of this gateway, escaped, whose wills are not in the table as they are now
 	due     map[string]time.Time // by key of the table: wills of others whose connections have ended
+	of      map[string][]string  // whose they are: starts, by session
 	waiting chan struct{}
 }
 
 func (w *wills) prepare() {
-	w.unsaid, w.due, w.waiting = map[string]bool{}, map[string]time.Time{}, make(chan struct{}, 1)
+	w.unsaid, w.due, w.of, w.waiting = map[string]bool{}, map[string]time.Time{}, map[string][]string{}, make(chan struct{}, 1)
 }
 
 // willPart stands between a session and a start in the key of a will. Claims have none, and what users and clients call themselves is
@@ -120,11 +122,27 @@ func (p *Peers) willChanged(old, rec table.Record) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var is peerspb.Will
+	_, waited := w.due[rec.Key]
 	if rec.Value == nil || proto.Unmarshal(rec.Value, &is) != nil || is.GetDueMillis() == 0 {
 		delete(w.due, rec.Key)
+		if left := slices.DeleteFunc(w.of[session], func(s string) bool { return s == start }); len(left) > 0 {
+			w.of[session] = left
+		} else {
+			delete(w.of, session)
+		}
 		return
 	}
 	w.due[rec.Key] = time.UnixMilli(is.GetDueMillis())
+	if !waited {
+		w.of[session] = append(w.of[session], start)
+	}
+}
+
+// waitingOf gives the starts of which wills of a session wait for their time.
+func (w *wills) waitingOf(session string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.of[session])
 }
 
 // writeWill writes down a will, and waits until it is read.
@@ -143,11 +161,13 @@ func (p *Peers) writeWill(ctx context.Context, session string) error {
 // orphans takes away the wills that gateways which are gone left behind of a session, and one that does not answer, for who takes the
 // session over to publish them or to forget them. The claim that it makes then stands behind.
 func (p *Peers) orphans(session, silent string) (left []*peerspb.Will) {
-	for _, rec := range p.Tables.Sessions.Scan(session + willPart) {
-		_, start := splitWill(rec.Key)
-		if start == p.Start || start != silent && p.lives(start) {
-			continue
+	starts := slices.DeleteFunc(p.starts(), func(start string) bool { return start != silent && p.lives(start) })
+	for _, start := range p.wills.waitingOf(session) {
+		if !p.lives(start) && !slices.Contains(starts, start) {
+			starts = append(starts, start)
 		}
+	}
+	for _, rec := range p.records(session+willPart, starts) {
 		w := new(peerspb.Will)
 		if proto.Unmarshal(rec.Value, w) == nil && p.Tables.Sessions.Offer(rec.Key, nil) {
 			left = append(left, w)
@@ -196,12 +216,8 @@ func (p *Peers) execute(ctx context.Context, key string, w *peerspb.Will) error 
 
 // claimedBut says whether a start other than one that is dead has a claim to a session.
 func (p *Peers) claimedBut(session, dead string) bool {
-	for _, rec := range p.Tables.Sessions.Scan(session + "/") {
-		if !isWill(rec.Key) && !strings.HasSuffix(rec.Key, "/"+dead) {
-			return true
-		}
-	}
-	return false
+	others := slices.DeleteFunc(p.starts(), func(start string) bool { return start == dead })
+	return len(p.records(session+"/", append(others, p.Start))) > 0
 }
 
 // executeDue publishes the wills whose time has come and whose gateways are gone. Of those that live, the first by name does it.
