@@ -278,6 +278,7 @@ func TestRealClientsMoveBetweenGateways(t *testing.T) {
 			if m := two.heard().next(t); m.Payload != "over there" || m.Qos != 2 {
 				t.Errorf("%+v", m)
 			}
+			eventually(t, "it has answered", func() bool { return b.Stats().KeptMessages == 0 })
 			two.drop()
 			two.heard().end(t)
 			eventually(t, "it is away", func() bool { _, away := b.registry.Len(); return away == 1 })
