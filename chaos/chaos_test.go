@@ -44,7 +44,11 @@ func TestChaos(t *testing.T) {
 	var failed []uint64
 	for i := range *countFlag {
 		seed := first + uint64(i)
-		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) {
+		name := fmt.Sprint(seed)
+		if *seedFlag == 0 { // a name by which it can be run again: then with the clock's next seed
+			name = fmt.Sprintf("%d of %d", i+1, *countFlag)
+		}
+		ok := t.Run(name, func(t *testing.T) {
 			dice := rand.New(rand.NewPCG(seed, 1))
 			kind := brokerOf(dice)
 			for _, wrong := range chaos(t, seed, dice, kind, schedule(dice, kind, canMount()), "product") {

@@ -137,7 +137,7 @@ func (p *process) terminate(hold time.Duration) {
 func (p *process) end(limit time.Duration) error {
 	p.mu.Lock()
 	p.wanted = false
-	cmd, done := p.cmd, p.done
+	cmd, done, told := p.cmd, p.done, p.asked
 	p.mu.Unlock()
 	if cmd == nil {
 		return nil
@@ -148,7 +148,9 @@ func (p *process) end(limit time.Duration) error {
 	default:
 	}
 	p.signal(syscall.SIGCONT)
-	p.signal(syscall.SIGTERM)
+	if !told { // one that is on its way out would be ended at once by a second signal
+		p.signal(syscall.SIGTERM)
+	}
 	select {
 	case <-done:
 	case <-time.After(limit):
