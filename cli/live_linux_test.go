@@ -60,7 +60,7 @@ func (g *gateways) reports(t *testing.T, n, holder, other int) (reports, wishes 
 	}
 	for i := range n {
 		since := time.Now()
-		if status, got := g.request(t, other, "PATCH", "/v1/devices/lamp/shadow", fmt.Sprintf(`{"desired":{"level":%d}}`, 1000+i)); status != http.StatusOK {
+		if status, got := g.request(t, other, "PATCH", "/v1/devices/lamp/shadow", fmt.Sprintf(`{"desired":{"level":%d}}`, n+i)); status != http.StatusOK {
 			t.Fatalf("wish %d: %d %v", i, status, got)
 		}
 		select {
