@@ -28,12 +28,7 @@ func verb(t *testing.T, dir string, args ...string) (int, string) {
 // found by the case.
 func TestNewStageInPython(t *testing.T) {
 	t.Parallel() // it is mostly processes that start
-	if _, err := exec.LookPath("python3"); err != nil {
-		if os.Getenv("CI") == "" {
-			t.Skip("NOT TESTED: there is no python3")
-		}
-		t.Fatal("there is no python3; .ci/install-tools installs it")
-	}
+	needPython(t)
 	dir := t.TempDir()
 	plan, err := os.ReadFile("../pipeline.yaml")
 	if err != nil {

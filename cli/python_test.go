@@ -27,12 +27,7 @@ def process(readings: pa.RecordBatch, above: float = 0.0) -> pa.RecordBatch:
 // saved, and whatever is killed, its workers or all, each row counts once.
 func TestAPythonStage(t *testing.T) {
 	t.Parallel() // it is mostly processes that start
-	if _, err := exec.LookPath("python3"); err != nil {
-		if os.Getenv("CI") == "" {
-			t.Skip("NOT TESTED: there is no python3")
-		}
-		t.Fatal("there is no python3; .ci/install-tools installs it")
-	}
+	needPython(t)
 	i := clitest.New(t)
 	plan, err := os.ReadFile(i.Pipeline)
 	if err != nil {
@@ -118,5 +113,16 @@ func killWorkers(t *testing.T, up *clitest.Running) {
 		if err != nil || p.Kill() != nil {
 			t.Logf("worker %d had gone", n)
 		}
+	}
+}
+
+// needPython skips a test where there is no Python, and fails it in CI.
+func needPython(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("python3"); err != nil {
+		if os.Getenv("CI") == "" {
+			t.Skip("NOT TESTED: there is no python3")
+		}
+		t.Fatal("there is no python3; .ci/install-tools installs it")
 	}
 }

@@ -158,25 +158,11 @@ func (a *answers) drop(r *repeat) {
 	}
 }
 
-// sweepEvery is how often answers are looked through for those that are worth nothing any more.
-const sweepEvery = time.Hour
+// sweepAnswersEvery is how often answers are looked through for those that are worth nothing any more.
+const sweepAnswersEvery = time.Hour
 
-// sweep deletes them.
-func (a *answers) sweep(ctx context.Context) error {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		for _, rec := range a.table.Scan("") {
-			if old, ok := decodeAnswer(rec); !ok || !old.valid(a.now()) {
-				if _, err := a.table.Put(ctx, rec.Key, nil); err != nil {
-					return err
-				}
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
+// dead says whether a record may go.
+func (a *answers) dead(rec table.Record) bool {
+	old, ok := decodeAnswer(rec)
+	return !ok || !old.valid(a.now())
 }

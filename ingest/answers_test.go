@@ -111,4 +111,9 @@ func TestForgottenKeysAreSwept(t *testing.T) {
 		return n
 	}
 	eventually(t, "four are left", func() bool { return valid() == 4 })
+	shared := b.repeats.shared
+	if err := shared.table.SweepOnce(t.Context(), shared.dead); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the others are gone", func() bool { return len(shared.table.Scan("")) == 4 && valid() == 4 })
 }

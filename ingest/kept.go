@@ -206,33 +206,9 @@ const sweepSessionsEvery = 5 * time.Minute
 // sweepAfter is how much longer than a session its record stays: who holds it deletes it when it ends.
 const sweepAfter = time.Minute
 
-// sweep deletes the records of sessions that have expired while no gateway held them, those of one that was killed, and of ends
-// that need not be remembered any more. Of the gateways that live, one does it.
-func (s *sharedSessions) sweep(ctx context.Context, now func() time.Time) error {
-	tick := time.NewTicker(sweepSessionsEvery)
-	defer tick.Stop()
-	for {
-		if s.mesh.First() {
-			if err := s.sweepOnce(ctx, now().Add(-sweepAfter)); err != nil && ctx.Err() == nil {
-				s.logger.Warn("gateway: sessions that have expired could not be deleted; trying again", "err", err)
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-func (s *sharedSessions) sweepOnce(ctx context.Context, before time.Time) error {
-	for _, rec := range s.table.Scan("") {
-		if until := placeOf(rec.Value)[placeUntil]; until == 0 || until >= before.Unix() {
-			continue
-		}
-		if _, err := s.table.Put(ctx, rec.Key, nil); err != nil {
-			return err
-		}
-	}
-	return nil
+// expired says whether a record may be swept away: of a session that ended while no gateway held it, as when one was killed, or of an end that
+// need not be remembered any more.
+func expired(rec table.Record, now time.Time) bool {
+	until := placeOf(rec.Value)[placeUntil]
+	return until != 0 && until < now.Add(-sweepAfter).Unix()
 }

@@ -152,9 +152,13 @@ func (g *Gateway) startNeighbours(ctx context.Context) error {
 		}
 	}
 	if kept, ok := g.Sessions.(*sharedSessions); ok {
-		run(&n.working, work, func(ctx context.Context) error { return kept.sweep(ctx, g.Now) })
+		n.working.Go(func() {
+			kept.table.Sweep(work, sweepSessionsEvery, n.mesh.First, func(rec table.Record) bool { return expired(rec, g.Now()) })
+		})
 	}
-	run(&n.working, work, g.repeats.shared.sweep)
+	n.working.Go(func() {
+		g.repeats.shared.table.Sweep(work, sweepAnswersEvery, n.mesh.First, g.repeats.shared.dead)
+	})
 	run(&n.working, work, n.mesh.Run)
 	run(&n.working, work, n.desk.Run)
 	run(&n.working, work, n.shadow.Run)

@@ -237,7 +237,7 @@ func TestSessionsThatHaveEndedAreSweptAway(t *testing.T) {
 	eventually(t, "all are stored", func() bool { return len(store.table.Scan("app/")) == 3 })
 	a.connect(5, "app", "ends") // a clean start
 	sweep := func(after time.Duration) string {
-		if err := store.sweepOnce(t.Context(), time.Now().Add(after)); err != nil {
+		if err := store.table.SweepOnce(t.Context(), func(rec table.Record) bool { return expired(rec, time.Now().Add(sweepAfter+after)) }); err != nil {
 			t.Fatal(err)
 		}
 		var left []string

@@ -48,11 +48,18 @@ type host struct {
 	turns    chan struct{} // one for each worker that is taken
 
 	mu      sync.Mutex
-	schemas map[string]*arrow.Schema // of what was made, by output
+	schemas map[string]madeBy // of what was made, by output
 	holders int
 	idle    []*worker
 	print   string    // of the stage's files, by which idle workers were made
+	python  string    // the interpreter for them, once it was looked for
 	looked  time.Time // at the files
+}
+
+// madeBy is a schema, and the state of the files that made it first.
+type madeBy struct {
+	schema *arrow.Schema
+	print  string
 }
 
 // lookEvery is how often the files of a stage are looked at, at most.
@@ -118,7 +125,7 @@ func (h *host) ready() (*worker, string) {
 			if h.print != "" {
 				h.workers.Logger.Info("stage: its files have changed; new workers take over", "stage", h.name)
 			}
-			h.print = print
+			h.print, h.python = print, ""
 		}
 	}
 	for n := len(h.idle); n > 0; n = len(h.idle) {
@@ -156,23 +163,50 @@ func (h *host) drop(w *worker) {
 	<-h.turns
 }
 
-// keep holds a stage to its schemas: who reads its streams counts on them, and code that is saved while it runs may not change them. It is
-// no fault of the data: batches wait until the code is put right.
-func (h *host) keep(o flow.Output) error {
+// keep holds a stage to its schemas: who reads its streams counts on them. Where the code is what it was, the batch is to blame, and is set aside
+// (pandas makes other types of columns in which something is missing). Where it was saved since, the data are not: batches wait until it is put right.
+func (h *host) keep(o flow.Output, print string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	was := h.schemas[o.To]
+	was, known := h.schemas[o.To]
+	now := o.Record.Schema()
 	switch {
-	case was == nil:
+	case !known:
 		if h.schemas == nil {
-			h.schemas = map[string]*arrow.Schema{}
+			h.schemas = map[string]madeBy{}
 		}
-		h.schemas[o.To] = o.Record.Schema()
-	case was != o.Record.Schema() && !was.Equal(o.Record.Schema()):
+		h.schemas[o.To] = madeBy{now, print}
+	case was.schema == now || was.schema.Equal(now):
+	case was.print == print:
+		return flow.Badf("of this batch it makes other columns of %s than before, (%s) instead of (%s): give them their types", o.To, columns(now), columns(was.schema))
+	default:
 		return fmt.Errorf("stage %s makes other columns of %s than when it started, (%s) instead of (%s): undo that, or start it anew with another stream", h.name, o.To,
-			columns(o.Record.Schema()), columns(was))
+			columns(now), columns(was.schema))
 	}
 	return nil
+}
+
+// interpreter is that of the stage's files as they are; looking for it starts a process, and is done once.
+func (h *host) interpreter(ctx context.Context, print string) (string, error) {
+	h.mu.Lock()
+	python := h.python
+	if h.print != print {
+		python = ""
+	}
+	h.mu.Unlock()
+	if python != "" {
+		return python, nil
+	}
+	python, err := h.workers.interpreter(ctx, h.folder)
+	if err != nil {
+		return "", err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.print == print {
+		h.python = python
+	}
+	return python, nil
 }
 
 func columns(s *arrow.Schema) string {

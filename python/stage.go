@@ -94,8 +94,9 @@ func (s *Stage) Process(ctx context.Context, in arrow.Record) ([]flow.Output, er
 		}
 		got, err := w.process(ctx, batch)
 		if err == nil {
+			print := w.print
 			s.host.give(w)
-			return s.made(got, in.NumRows())
+			return s.made(got, in.NumRows(), print)
 		}
 		s.host.drop(w)
 		if ctx.Err() != nil {
@@ -108,8 +109,8 @@ func (s *Stage) Process(ctx context.Context, in arrow.Record) ([]flow.Output, er
 	}
 }
 
-// made is what the answer of a worker means.
-func (s *Stage) made(got *answer, rows int64) ([]flow.Output, error) {
+// made is what the answer of a worker means, whose code was that of print.
+func (s *Stage) made(got *answer, rows int64, print string) ([]flow.Output, error) {
 	if r := got.raised; r != nil && rows == 0 { // lint asks
 		return nil, flow.Badf("%s", r.line())
 	} else if r != nil {
@@ -121,7 +122,7 @@ func (s *Stage) made(got *answer, rows int64) ([]flow.Output, error) {
 		return nil, flow.Badf("a worker's answer rejects rows that there are not")
 	}
 	for _, o := range got.made {
-		if err := s.host.keep(o); err != nil {
+		if err := s.host.keep(o, print); err != nil {
 			got.release()
 			return nil, err
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -306,13 +307,23 @@ def process(batch):
 	if out, err := exec.Command("pkill", "-9", "-P", fmt.Sprint(os.Getpid()), "-f", "hearthline._worker").CombinedOutput(); err != nil {
 		t.Fatalf("nobody was killed: %v %s", err, out)
 	}
-	time.Sleep(500 * time.Millisecond) // until they are dead
+	for begun := time.Now(); !idleAreDead(s.host); time.Sleep(10 * time.Millisecond) {
+		if time.Since(begun) > 10*time.Second {
+			t.Fatal("they live")
+		}
+	}
 	if out, err := a.process(s, 2); err != nil || len(out) != 1 {
 		t.Error("after idle workers were killed:", err)
 	}
 	if n := a.children(); n > 2 {
 		t.Errorf("%d processes; at most 2 were asked for", n)
 	}
+}
+
+func idleAreDead(h *host) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !slices.ContainsFunc(h.idle, (*worker).waits)
 }
 
 // children counts the worker processes of this test that live.
@@ -368,6 +379,18 @@ func TestASchemaIsKept(t *testing.T) {
 		}
 		if err != nil || time.Since(begun) > 10*time.Second {
 			t.Fatal("another schema is taken: ", err)
+		}
+	}
+}
+
+// TestASchemaOfOneBatch: code that makes other columns of some batches has those set aside, and goes on.
+func TestASchemaOfOneBatch(t *testing.T) {
+	a := newAuthor(t)
+	s := a.open("import pyarrow as pa\n\ndef process(b):\n    return pa.table({'n': pa.array([1] * b.num_rows, pa.int64() if b.num_rows != 3 else pa.float64())})\n", "")
+	for _, rows := range []int{2, 3, 4} {
+		_, err := a.process(s, rows)
+		if bad := errors.Is(err, flow.ErrBad); bad != (rows == 3) || !bad && err != nil || bad && !strings.Contains(err.Error(), "n float64) instead of (n int64") {
+			t.Errorf("%d rows: %v", rows, err)
 		}
 	}
 }

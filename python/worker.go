@@ -54,7 +54,7 @@ func (h *host) start(ctx context.Context, print string) (*worker, error) {
 }
 
 func (h *host) launch(ctx context.Context, print string) (*worker, error) {
-	interpreter, err := h.workers.interpreter(ctx, h.folder)
+	interpreter, err := h.interpreter(ctx, print)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +208,7 @@ func (w *worker) waits() bool {
 // why says of an error what became of the process.
 func (w *worker) why(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("no answer within %s", w.host.workers.Timeout)
+		return errors.New("it did not answer in time")
 	}
 	ended := w.end()
 	last := w.said.last()
