@@ -23,9 +23,9 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/array"
 
 	"hearthline/flow"
-	"hearthline/stages/internal/columns"
+	"hearthline/flow/columns"
+	"hearthline/flow/snapshot"
 	"hearthline/stages/internal/series"
-	"hearthline/stages/internal/snapshot"
 )
 
 // Schema is that of the output.

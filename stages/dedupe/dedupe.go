@@ -28,9 +28,9 @@ import (
 	"github.com/apache/arrow/go/v15/arrow"
 
 	"hearthline/flow"
-	"hearthline/stages/internal/columns"
+	"hearthline/flow/columns"
+	"hearthline/flow/snapshot"
 	"hearthline/stages/internal/series"
-	"hearthline/stages/internal/snapshot"
 )
 
 // Stage is the stage and its settings. Make it with [New].

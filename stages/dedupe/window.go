@@ -4,7 +4,7 @@ import (
 	"math/bits"
 
 	"hearthline/flow"
-	"hearthline/stages/internal/snapshot"
+	"hearthline/flow/snapshot"
 )
 
 // windowSize is how many sequence numbers back a copy is known as one.

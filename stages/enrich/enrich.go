@@ -44,8 +44,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"hearthline/flow"
-	"hearthline/stages/internal/columns"
-	"hearthline/stages/internal/snapshot"
+	"hearthline/flow/columns"
+	"hearthline/flow/snapshot"
 )
 
 // Stage is the stage and its settings. Make it with [New].

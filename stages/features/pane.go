@@ -4,7 +4,7 @@ import (
 	"math"
 
 	"hearthline/flow"
-	"hearthline/stages/internal/snapshot"
+	"hearthline/flow/snapshot"
 )
 
 // pane gathers the readings of one stretch of event time, from start for one hop. A window is one pane or several that

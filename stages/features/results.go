@@ -9,7 +9,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
-	"hearthline/stages/internal/columns"
+	"hearthline/flow/columns"
 	"hearthline/stages/internal/series"
 )
 

@@ -23,7 +23,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/array"
 
 	"hearthline/flow"
-	"hearthline/stages/internal/columns"
+	"hearthline/flow/columns"
 )
 
 // Stage is the stage and its settings. Make it with [New].

@@ -19,10 +19,10 @@ import (
 	"github.com/apache/arrow/go/v15/arrow"
 
 	"hearthline/flow"
+	"hearthline/flow/columns"
+	"hearthline/flow/snapshot"
 	"hearthline/models/anomaly"
-	"hearthline/stages/internal/columns"
 	"hearthline/stages/internal/series"
-	"hearthline/stages/internal/snapshot"
 )
 
 // Schema is that of the output.

@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"hearthline/flow"
-	"hearthline/stages/internal/columns"
-	"hearthline/stages/internal/snapshot"
+	"hearthline/flow/columns"
+	"hearthline/flow/snapshot"
 )
 
 // Key names a series.

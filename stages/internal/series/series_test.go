@@ -11,7 +11,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
-	"hearthline/stages/internal/snapshot"
+	"hearthline/flow/snapshot"
 )
 
 // model is a table that hashes strings and searches lists.
