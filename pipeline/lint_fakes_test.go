@@ -34,6 +34,7 @@ func catalog() pipeline.Catalog {
 			"silent":    func() flow.Stage { return failing(func() ([]flow.Output, error) { return nil, nil }) },
 			"opened":    func() flow.Stage { return &opened{} },
 			"inventive": func() flow.Stage { return inventing{} },
+			"labeling":  func() flow.Stage { return &labeling{} },
 			"picky":     func() flow.Stage { return &picky{passing{output: "picked"}} },
 		},
 		Sinks: map[string]func() flow.Sink{
@@ -165,6 +166,26 @@ func (s *scoring) Process(_ context.Context, in arrow.Record) ([]flow.Output, er
 	}
 	scores := arrow.NewSchema([]arrow.Field{{Name: "time", Type: flow.InstantType}, {Name: "score", Type: arrow.PrimitiveTypes.Float64}}, nil)
 	return []flow.Output{{To: "scores", Record: emptyOf(scores)}}, nil
+}
+
+// labeling tells its inputs apart: what it makes has the columns of its labels.
+type labeling struct{ labels *arrow.Schema }
+
+func (*labeling) InputNames() []string { return []string{"rows", "labels"} }
+
+func (*labeling) Process(context.Context, arrow.Record) ([]flow.Output, error) { panic("not called") }
+
+func (l *labeling) ProcessInput(_ context.Context, input string, in arrow.Record) ([]flow.Output, error) {
+	if input == "rows" && !in.Schema().HasField("seq") {
+		return nil, flow.Badf("no column seq")
+	}
+	if input == "labels" {
+		l.labels = in.Schema()
+	}
+	if l.labels == nil {
+		return nil, nil
+	}
+	return []flow.Output{{To: "labeled", Record: emptyOf(l.labels)}}, nil
 }
 
 type failing func() ([]flow.Output, error)

@@ -107,6 +107,12 @@ func (p *planner) columnsOf(s *Stream) string {
 // of an input is unknown because something was found before.
 func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
 	path := "stages." + node.Name
+	if named, is := node.New().(flow.Inputs); is {
+		return p.outputsOfInputs(node, named)
+	}
+	if !p.inputNames(node, nil) && node.Inputs != nil {
+		return nil, false
+	}
 	for _, stream := range node.From {
 		s := p.plan.Streams[stream]
 		if s == nil || s.Schema == nil {
@@ -116,7 +122,7 @@ func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
 		if c, is := node.New().(flow.Checker); is && !p.check(c, s, asked{"stage", node.Name, node.Use, &node.Settings, node.at}) {
 			return nil, false
 		}
-		found, err := p.run(node, s.Schema)
+		found, err := p.run(node, func(stage flow.Stage) ([]output, error) { return p.process(stage, s.Schema) })
 		if err != nil {
 			p.refused(node, s, at, path+".from", err)
 			return nil, false
@@ -132,6 +138,42 @@ func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
 		}
 	}
 	return outputs, true
+}
+
+// outputsOfInputs is outputs for a stage that tells its inputs apart.
+func (p *planner) outputsOfInputs(node *StageNode, named flow.Inputs) (found []output, ok bool) {
+	if !p.inputNames(node, named.InputNames()) {
+		return nil, false
+	}
+	var last *Stream
+	for _, input := range named.InputNames() {
+		s := p.plan.Streams[node.Inputs[input]]
+		if s == nil || s.Schema == nil {
+			return nil, false
+		}
+		if c, is := node.New().(flow.Checker); is && !p.check(c, s, asked{"stage", node.Name, node.Use, &node.Settings, node.at}) {
+			return nil, false
+		}
+		last = s
+	}
+	found, err := p.run(node, func(stage flow.Stage) (found []output, err error) {
+		return found, safely(func() error {
+			made, err := flow.Prime(p.ctx, stage.(flow.Inputs), func(input string) *arrow.Schema {
+				last = p.plan.Streams[node.Inputs[input]]
+				return last.Schema
+			})
+			defer flow.ReleaseOutputs(made)
+			if err == nil {
+				found, err = outputsOf(made)
+			}
+			return err
+		})
+	})
+	if err != nil {
+		p.refused(node, last, node.at.of("from/"+last.Name, "from"), "stages."+node.Name+".from", err)
+		return nil, false
+	}
+	return found, true
 }
 
 // refused says why a stage could not work on a stream.
@@ -156,8 +198,8 @@ type output struct {
 // run gives a fresh instance a record without rows. It is not opened, as lint should not depend on the files and
 // services of the machine it runs on. Only where that fails, and the stage has something to open, it is tried
 // once more the other way.
-func (p *planner) run(node *StageNode, schema *arrow.Schema) ([]output, error) {
-	found, err := p.process(node.New(), schema)
+func (p *planner) run(node *StageNode, give func(flow.Stage) ([]output, error)) ([]output, error) {
+	found, err := give(node.New())
 	if err == nil {
 		return found, nil
 	}
@@ -171,7 +213,7 @@ func (p *planner) run(node *StageNode, schema *arrow.Schema) ([]output, error) {
 	if openErr := safely(func() error { return opener.Open(ctx) }); openErr != nil {
 		return nil, &notOpened{openErr}
 	}
-	found, err = p.process(stage, schema)
+	found, err = give(stage)
 	if closer, ok := stage.(flow.Closer); ok {
 		err = errors.Join(err, safely(closer.Close))
 	}
@@ -191,16 +233,15 @@ func (p *planner) process(stage flow.Stage, schema *arrow.Schema) (found []outpu
 		made, err = stage.Process(p.ctx, rec)
 		return err
 	})
-	defer func() {
-		for _, o := range made {
-			if o.Record != nil {
-				o.Record.Release()
-			}
-		}
-	}()
+	defer flow.ReleaseOutputs(made)
 	if err != nil {
 		return nil, err
 	}
+	return outputsOf(made)
+}
+
+// outputsOf looks at what a stage made of records without rows.
+func outputsOf(made []flow.Output) (found []output, err error) {
 	for _, o := range made {
 		switch {
 		case o.To == "" || o.Record == nil:

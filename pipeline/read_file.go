@@ -108,7 +108,7 @@ type consoleShape struct {
 type stageShape struct {
 	Use      name      `yaml:"use" doc:"Name of the stage in the catalogue, where it is not the name of this node."`
 	Was      name      `yaml:"was" doc:"The name that this node had before it was renamed: its consumer group, state, lineage and dead letters go on under it."`
-	From     names     `yaml:"from" need:"true" doc:"The stream that it reads, or a list of them."`
+	From     inputs    `yaml:"from" need:"true" doc:"The stream that it reads, or a list of them; of a stage that tells its inputs apart, a stream for each by the input's name."`
 	To       outputs   `yaml:"to" need:"true" doc:"The stream that it writes; of a stage with several outputs, a stream for each by the output's name, _ for one that nobody wants."`
 	Settings yaml.Node `yaml:"settings"`
 	Parallel int       `yaml:"parallel" doc:"How many instances work at once in a task, for stages without state; 0 is one a core."`
@@ -410,7 +410,7 @@ func (d *decoder) stage(e entry[stageShape]) Stage {
 	}
 	s.Was = d.was(g.Was, path)
 	d.between(nodeAt(s.at.of("parallel")), path+".parallel", int64(g.Parallel), 0, 1024)
-	s.From = d.from(g.From, path, s.at, false)
+	d.inputs(g.From, path, &s)
 	if s.ToAny != "" {
 		d.streamName(g.To.any, path+".to", true, false)
 	}

@@ -209,6 +209,10 @@ func (s *schemas) value(v reflect.Value, f field) any {
 	case pointer == reflect.TypeFor[*names]():
 		one := map[string]any{"type": "string"}
 		return map[string]any{"anyOf": []any{one, map[string]any{"type": "array", "items": one, "minItems": 1}}}
+	case pointer == reflect.TypeFor[*inputs]():
+		one := map[string]any{"type": "string"}
+		return map[string]any{"anyOf": []any{one, map[string]any{"type": "array", "items": one, "minItems": 1},
+			map[string]any{"type": "object", "additionalProperties": one, "minProperties": 1}}}
 	case pointer == reflect.TypeFor[*outputs]():
 		one := map[string]any{"type": "string"}
 		return map[string]any{"anyOf": []any{one, map[string]any{"type": "object", "additionalProperties": one, "minProperties": 1}}}

@@ -109,6 +109,7 @@ type Stage struct {
 	Use      string            // name in the catalogue; Name unless the file says otherwise
 	Was      string            // the name it had before it was renamed; see ID
 	From     []string          // input streams
+	Inputs   map[string]string // input name → stream, of a stage that tells its inputs apart; else nil
 	To       map[string]string // output name → stream
 	ToAny    string            // the one stream of a stage with one output (`to: clean`), until Plan resolves it
 	Settings yaml.Node

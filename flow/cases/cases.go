@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,7 +26,8 @@ type Case struct {
 	settings  *yaml.Node
 	refuses   string
 	start     time.Time
-	schema    *arrow.Schema
+	schema    *arrow.Schema            // of the input
+	inputs    map[string]*arrow.Schema // of each, for stages that tell them apart; else nil
 	each      map[string]*yaml.Node
 	exact     bool
 	tolerance float64
@@ -36,6 +38,7 @@ type Case struct {
 type step struct {
 	line     int
 	kind     string // in, advance, snapshot, restore
+	input    string // of in, by name; "" where the stage does not tell them apart
 	in       []cells
 	advance  flow.Micros
 	name     string // of the snapshot
@@ -178,7 +181,7 @@ func parseCase(n *yaml.Node) (*Case, error) {
 		return nil, lineError(n, "a case has either steps or refuses")
 	}
 	if k["input"] != nil {
-		if c.schema, err = parseSchema(k["input"]); err != nil {
+		if err := c.parseInput(k["input"]); err != nil {
 			return nil, err
 		}
 	}
@@ -221,7 +224,7 @@ func (c *Case) parseStep(n *yaml.Node) (step, error) {
 	}
 	switch s.kind {
 	case "in":
-		s.in, err = rowsOf(k["in"])
+		err = c.parseIn(k["in"], &s)
 	case "advance":
 		if s.advance, err = c.instant(k["advance"]); k["advance"].Value == "end" {
 			s.advance, err = flow.EndOfTime, nil
@@ -254,6 +257,61 @@ func (c *Case) parseStep(n *yaml.Node) (step, error) {
 		}
 	}
 	return s, nil
+}
+
+// parseInput reads what the input holds, or each of the inputs by its name.
+func (c *Case) parseInput(n *yaml.Node) (err error) {
+	if n.Kind != yaml.MappingNode {
+		c.schema, err = parseSchema(n)
+		return err
+	}
+	by, err := mapping(n)
+	if err != nil {
+		return err
+	}
+	c.inputs = map[string]*arrow.Schema{}
+	for name, columns := range by {
+		if c.inputs[name], err = parseSchema(columns); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parseIn reads the rows of a step: a list, or {INPUT: a list} where the case names the inputs.
+func (c *Case) parseIn(n *yaml.Node, s *step) (err error) {
+	if c.inputs == nil {
+		s.in, err = rowsOf(n)
+		return err
+	}
+	by, err := mapping(n)
+	if err != nil || len(by) != 1 {
+		return lineError(n, "write {INPUT: rows}, one input a step; the inputs are %s", strings.Join(slices.Sorted(maps.Keys(c.inputs)), ", "))
+	}
+	for name, rows := range by {
+		if c.inputs[name] == nil {
+			return lineError(n, "there is no input %q; the inputs are %s", name, strings.Join(slices.Sorted(maps.Keys(c.inputs)), ", "))
+		}
+		s.input = name
+		s.in, err = rowsOf(rows)
+	}
+	return err
+}
+
+// inputNames are the names of the inputs, sorted; one without a name where the stage does not tell them apart.
+func (c *Case) inputNames() []string {
+	if c.inputs == nil {
+		return []string{""}
+	}
+	return slices.Sorted(maps.Keys(c.inputs))
+}
+
+// schemaOf is what an input holds.
+func (c *Case) schemaOf(input string) *arrow.Schema {
+	if c.inputs == nil {
+		return c.schema
+	}
+	return c.inputs[input]
 }
 
 func rowsOf(n *yaml.Node) ([]cells, error) {

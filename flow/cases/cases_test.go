@@ -239,7 +239,7 @@ steps:
 	}
 	mem := memory.NewCheckedAllocator(memory.NewGoAllocator())
 	defer mem.AssertSize(t, 0)
-	rec, err := c[0].record(mem, c[0].steps[0].in)
+	rec, err := c[0].record(mem, "", c[0].steps[0].in)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,12 +11,14 @@
 //	start: 2024-01-01T00:00:00Z     # what relative times are relative to; this is the default
 //	input: [events, room key null]  # columns of the input: "name type", and "null" if nullable; "events" stands for those
 //	                                # of flow.EventSchema, the default. Types: key, text, float64, int64, int32, bool, instant, map
+//	                                # of a stage that tells its inputs apart, by name: {rows: [events], table: [device key, room key]}
 //	each: {home: h1, device: d1}    # values of columns that a row does not name
 //	exact: true                     # wanted rows must name all columns that are not null; else those named are compared
 //	tolerance: 1e-9                 # relative, of float64 values in want; this is the default; 0 is bit for bit
 //	steps:
 //	- in:                           # rows, as maps by column name; a row that does not name received is received at its time
 //	  - {time: 0s, metric: temperature, value: 21.5}
+//	                                # of a stage with named inputs: {table: [rows]}, one input a step
 //	  want:                         # by output, the rows of this step in their order; "want: any" looks at nothing
 //	    unique:
 //	    - {value: 21.5}

@@ -86,7 +86,7 @@ type player struct {
 
 // play runs the steps by a plan, and closes what is open with the end of time.
 func (c *Case) play(ctx context.Context, made func() (flow.Stage, error), p plan) (t *trace, err error) {
-	r, err := newRunner(ctx, made)
+	r, err := newRunner(ctx, c, made)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func (c *Case) play(ctx context.Context, made func() (flow.Stage, error), p plan
 	for i := 0; i < len(c.steps); {
 		var rows []cells
 		first := i
-		for i < len(c.steps) && c.steps[i].kind == "in" && (i == first || p.cut != nil) {
+		for i < len(c.steps) && c.steps[i].kind == "in" && (i == first || p.cut != nil && c.steps[i].input == c.steps[first].input) {
 			rows = append(rows, c.steps[i].in...)
 			i++
 		}
@@ -106,7 +106,7 @@ func (c *Case) play(ctx context.Context, made func() (flow.Stage, error), p plan
 				}
 			}
 			i++
-		} else if err := pl.rows(rows, c.steps[i:]); err != nil {
+		} else if err := pl.rows(c.steps[first].input, rows, c.steps[i:]); err != nil {
 			return nil, err
 		}
 	}
@@ -161,14 +161,14 @@ func (pl *player) restart() error {
 }
 
 // rows gives a stretch of rows, whole or cut; rest is the steps that follow.
-func (pl *player) rows(rows []cells, rest []step) error {
-	all, err := pl.c.record(pl.r.mem, rows)
+func (pl *player) rows(input string, rows []cells, rest []step) error {
+	all, err := pl.c.record(pl.r.mem, input, rows)
 	if err != nil {
 		return err
 	}
 	defer all.Release()
 	if pl.p.cut == nil {
-		return pl.give(all)
+		return pl.give(input, all)
 	}
 	limit, err := pl.restReceived(rest)
 	if err != nil {
@@ -182,11 +182,11 @@ func (pl *player) rows(rows []cells, rest []step) error {
 			}
 		}
 		if pl.p.cut.IntN(4) == 0 {
-			if err := pl.r.zeroRows(pl.c.schema); err != nil {
+			if err := pl.r.zeroRows(pl.c, input); err != nil {
 				return err
 			}
 		}
-		if err := pl.giveCut(all, rows, from, to); err != nil {
+		if err := pl.giveCut(input, all, rows, from, to); err != nil {
 			return err
 		}
 		from = to
@@ -195,21 +195,21 @@ func (pl *player) rows(rows []cells, rest []step) error {
 }
 
 // giveCut gives some rows as a slice of all, or as a record of their own.
-func (pl *player) giveCut(all arrow.Record, rows []cells, from, to int) error {
+func (pl *player) giveCut(input string, all arrow.Record, rows []cells, from, to int) error {
 	part := all.NewSlice(int64(from), int64(to))
 	if pl.p.cut.IntN(2) == 0 {
 		part.Release()
 		var err error
-		if part, err = pl.c.record(pl.r.mem, rows[from:to]); err != nil {
+		if part, err = pl.c.record(pl.r.mem, input, rows[from:to]); err != nil {
 			return err
 		}
 	}
 	defer part.Release()
-	return pl.give(part)
+	return pl.give(input, part)
 }
 
-func (pl *player) give(rec arrow.Record) error {
-	if err := pl.note(pl.r.process(rec)); err != nil {
+func (pl *player) give(input string, rec arrow.Record) error {
+	if err := pl.note(pl.r.process(input, rec)); err != nil {
 		return err
 	}
 	pl.next += int(rec.NumRows())
@@ -236,7 +236,7 @@ func (pl *player) restReceived(rest []step) (flow.Micros, error) {
 		case "advance":
 			least = min(least, s.advance)
 		case "in":
-			rec, err := pl.c.record(pl.r.mem, s.in)
+			rec, err := pl.c.record(pl.r.mem, s.input, s.in)
 			if err != nil {
 				return 0, err
 			}

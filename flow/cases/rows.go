@@ -17,17 +17,18 @@ import (
 	"hearthline/flow"
 )
 
-// record makes the record of some rows of a case. The caller releases it.
-func (c *Case) record(mem memory.Allocator, rows []cells) (arrow.Record, error) {
-	b := array.NewRecordBuilder(mem, c.schema)
+// record makes the record of some rows of an input. The caller releases it.
+func (c *Case) record(mem memory.Allocator, input string, rows []cells) (arrow.Record, error) {
+	schema := c.schemaOf(input)
+	b := array.NewRecordBuilder(mem, schema)
 	defer b.Release()
 	for _, r := range rows {
 		for name := range r.by {
-			if !c.schema.HasField(name) {
-				return nil, fmt.Errorf("line %d: the input has no column %q; it has %s", r.line, name, names(c.schema))
+			if !schema.HasField(name) {
+				return nil, fmt.Errorf("line %d: the input has no column %q; it has %s", r.line, name, names(schema))
 			}
 		}
-		for i, f := range c.schema.Fields() {
+		for i, f := range schema.Fields() {
 			n := r.by[f.Name]
 			if n == nil {
 				n = c.each[f.Name]

@@ -135,7 +135,11 @@ func (c *Case) checkRefuses(made func() (flow.Stage, error)) error {
 	s, err := made()
 	if err == nil {
 		if checker, ok := s.(flow.Checker); ok {
-			err = checker.Check("input", c.schema)
+			for _, input := range c.inputNames() {
+				if err == nil {
+					err = checker.Check("input", c.schemaOf(input))
+				}
+			}
 		}
 		if err := shut(s); err != nil {
 			return err
@@ -152,19 +156,46 @@ func (c *Case) checkRefuses(made func() (flow.Stage, error)) error {
 
 // runner runs one stage, and holds it to what can be seen of every call.
 type runner struct {
+	c       *Case
 	ctx     context.Context
 	made    func() (flow.Stage, error)
 	mem     *memory.CheckedAllocator
 	stage   flow.Stage
 	schemas map[string]*arrow.Schema // of outputs, as first seen
+	refused error                    // what the stage said of what its inputs hold
 }
 
-func newRunner(ctx context.Context, made func() (flow.Stage, error)) (*runner, error) {
-	r := &runner{made: made, mem: memory.NewCheckedAllocator(memory.NewGoAllocator()), schemas: map[string]*arrow.Schema{}}
+func newRunner(ctx context.Context, c *Case, made func() (flow.Stage, error)) (*runner, error) {
+	r := &runner{c: c, made: made, mem: memory.NewCheckedAllocator(memory.NewGoAllocator()), schemas: map[string]*arrow.Schema{}}
 	r.ctx = exec.WithAllocator(ctx, r.mem)
 	var err error
-	r.stage, err = made()
-	return r, err
+	if r.stage, err = made(); err != nil {
+		return nil, err
+	}
+	if err := r.prime(); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	return r, nil
+}
+
+// prime tells a stage that tells its inputs apart what they hold, as the runtime does before the first batch.
+func (r *runner) prime() error {
+	s, ok := r.stage.(flow.Inputs)
+	switch {
+	case ok != (r.c.inputs != nil):
+		return errors.New("a stage that tells its inputs apart, and no other, has cases with `input: {NAME: columns}`")
+	case !ok:
+		return nil
+	}
+	for _, name := range s.InputNames() {
+		if r.c.inputs[name] == nil {
+			return fmt.Errorf("the case does not say what the input %s holds: input: {%s: [events]}", name, name)
+		}
+	}
+	made, err := flow.Prime(r.ctx, s, func(input string) *arrow.Schema { return r.c.inputs[input] })
+	defer flow.ReleaseOutputs(made)
+	r.refused = err
+	return nil
 }
 
 // result is what one call gave.
@@ -175,7 +206,10 @@ type result struct {
 	err   error
 }
 
-func (r *runner) process(in arrow.Record) (res result, err error) {
+func (r *runner) process(input string, in arrow.Record) (res result, err error) {
+	if r.refused != nil {
+		return result{err: r.refused}, nil
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("process panicked: %v", p)
@@ -185,7 +219,7 @@ func (r *runner) process(in arrow.Record) (res result, err error) {
 	if err != nil {
 		return res, err
 	}
-	outs, procErr := r.stage.Process(r.ctx, in)
+	outs, procErr := flow.Give(r.ctx, r.stage, input, in)
 	res, err = r.take(outs)
 	if err != nil {
 		return res, err
@@ -269,13 +303,13 @@ func (r *runner) take(outs []flow.Output) (result, error) {
 }
 
 // zeroRows sends zero rows: nothing may come of it but the schemas of all outputs.
-func (r *runner) zeroRows(schema *arrow.Schema) error {
-	in, err := (&Case{schema: schema}).record(r.mem, nil)
+func (r *runner) zeroRows(c *Case, input string) error {
+	in, err := c.record(r.mem, input, nil)
 	if err != nil {
 		return err
 	}
 	defer in.Release()
-	res, err := r.process(in)
+	res, err := r.process(input, in)
 	if err == nil {
 		err = res.err
 	}
@@ -323,6 +357,9 @@ func (r *runner) restore(snap []byte) error {
 	if err := r.stage.(flow.Stateful).Restore(bytes.NewReader(snap)); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
+	if err := r.prime(); err != nil {
+		return err
+	}
 	back, err := r.snapshot()
 	if err != nil {
 		return err
@@ -353,14 +390,16 @@ func ipcBytes(rec arrow.Record) ([]byte, error) {
 
 // asWritten runs the steps as they are, and compares each with what it wants.
 func (c *Case) asWritten(ctx context.Context, made func() (flow.Stage, error), zeroFirst bool) (err error) {
-	r, err := newRunner(ctx, made)
+	r, err := newRunner(ctx, c, made)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
 	if zeroFirst {
-		if err := r.zeroRows(c.schema); err != nil {
-			return err
+		for _, input := range c.inputNames() {
+			if err := r.zeroRows(c, input); err != nil {
+				return err
+			}
 		}
 	}
 	outputs := slices.Sorted(maps.Keys(r.schemas))
@@ -380,12 +419,12 @@ func (c *Case) runStep(r *runner, s step, snapshots map[string][]byte) error {
 	var res result
 	switch s.kind {
 	case "in":
-		in, err := c.record(r.mem, s.in)
+		in, err := c.record(r.mem, s.input, s.in)
 		if err != nil {
 			return err
 		}
 		defer in.Release()
-		if res, err = r.process(in); err != nil {
+		if res, err = r.process(s.input, in); err != nil {
 			return err
 		}
 	case "advance":

@@ -21,9 +21,10 @@ import (
 // chain is one set of instances of a unit's stages, joined by plain calls. It is used by one goroutine at a time.
 type chain struct {
 	partition int32
-	links     []*chained            // in the order of the data: who writes a stream stands before who reads it
-	readers   map[string][]*chained // stream → stages of this unit that read it, in the same order
-	onKafka   map[string]bool       // stream → it is published
+	links     []*chained               // in the order of the data: who writes a stream stands before who reads it
+	readers   map[string][]reader      // stream → stages of this unit that read it, in the same order
+	onKafka   map[string]bool          // stream → it is published
+	schemas   map[string]*arrow.Schema // of the streams that the unit reads, as far as they are known
 	mem       memory.Allocator
 	tap       TapFunc
 	retry     retryFunc
@@ -40,6 +41,12 @@ type chained struct {
 	k     int32 // outputs made of the message in hand
 
 	snapshotBytes int // of the last one
+}
+
+// reader is a stage as the reader of a stream, by the input's name where it tells them apart.
+type reader struct {
+	*chained
+	input string
 }
 
 // TapFunc sees the rows that pass on a stream that never reaches Kafka. It borrows rec, must not block, and is
@@ -64,12 +71,15 @@ type message struct {
 }
 
 func newChain(u *pipeline.Unit, plan *pipeline.Plan, partition int32, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
-	c := &chain{partition: partition, readers: map[string][]*chained{}, onKafka: map[string]bool{}, mem: mem, tap: tap, retry: retry}
+	c := &chain{partition: partition, readers: map[string][]reader{}, onKafka: map[string]bool{}, schemas: map[string]*arrow.Schema{}, mem: mem, tap: tap, retry: retry}
 	for _, node := range u.Stages {
 		l := &chained{node: node, stage: node.New(), meter: meter.Node(node.Name)}
 		c.links = append(c.links, l)
 		for _, in := range node.From {
-			c.readers[in] = append(c.readers[in], l)
+			c.readers[in] = append(c.readers[in], reader{l, node.InputOf(in)})
+			if s := plan.Streams[in]; s != nil {
+				c.schemas[in] = s.Schema
+			}
 		}
 		for _, out := range node.Outputs {
 			c.onKafka[out] = plan.Streams[out].OnKafka()
@@ -99,6 +109,23 @@ func (c *chain) open(ctx context.Context, states map[string][]byte) error {
 			}
 			l.snapshotBytes = len(state)
 		}
+		if err := c.prime(ctx, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prime tells a stage with several inputs what they hold, before any batch.
+func (c *chain) prime(ctx context.Context, l *chained) error {
+	s, ok := l.stage.(flow.Inputs)
+	if !ok {
+		return nil
+	}
+	made, err := flow.Prime(ctx, s, func(input string) *arrow.Schema { return c.schemas[l.node.Inputs[input]] })
+	flow.ReleaseOutputs(made)
+	if err != nil {
+		return fmt.Errorf("tell stage %s what its inputs hold: %w", l.node.Name, err)
 	}
 	return nil
 }
@@ -190,22 +217,22 @@ func (c *chain) give(ctx context.Context, m message, stream string, rec arrow.Re
 		in.Batches.Add(1)
 		var outputs []flow.Output
 		start := time.Now()
-		err := c.call(ctx, l, "process", func() (err error) {
-			outputs, err = l.stage.Process(ctx, rec)
+		err := c.call(ctx, l.chained, "process", func() (err error) {
+			outputs, err = flow.Give(ctx, l.stage, l.input, rec)
 			if err != nil && !errors.Is(err, flow.ErrBad) {
-				releaseOutputs(outputs)
+				flow.ReleaseOutputs(outputs)
 				outputs = nil
 			}
 			return err
 		})
 		l.meter.Process.Observe(time.Since(start).Seconds())
 		if errors.Is(err, flow.ErrBad) {
-			err = c.setAside(m, l, rec, err, out)
+			err = c.setAside(m, l.chained, rec, err, out)
 		}
 		if err == nil {
-			err = c.route(ctx, m, l, outputs, out)
+			err = c.route(ctx, m, l.chained, outputs, out)
 		} else {
-			releaseOutputs(outputs)
+			flow.ReleaseOutputs(outputs)
 		}
 		if err != nil {
 			return err
@@ -219,11 +246,11 @@ func (c *chain) route(ctx context.Context, m message, l *chained, outputs []flow
 	for i, o := range outputs {
 		stream, ok := l.node.Outputs[o.To]
 		if !ok {
-			releaseOutputs(outputs[i:])
+			flow.ReleaseOutputs(outputs[i:])
 			return fmt.Errorf("stage %s returned an output called %q, which pipeline.yaml maps to no stream", l.node.Name, o.To)
 		}
 		if o.Record == nil {
-			releaseOutputs(outputs[i:])
+			flow.ReleaseOutputs(outputs[i:])
 			return fmt.Errorf("stage %s returned no record for its output %q", l.node.Name, o.To)
 		}
 		if o.Record.NumRows() == 0 {
@@ -242,7 +269,7 @@ func (c *chain) route(ctx context.Context, m message, l *chained, outputs []flow
 		err := c.give(ctx, m, stream, o.Record, out)
 		o.Record.Release()
 		if err != nil {
-			releaseOutputs(outputs[i+1:])
+			flow.ReleaseOutputs(outputs[i+1:])
 			return err
 		}
 	}
@@ -365,14 +392,6 @@ func makeArrayShareable(a arrow.Array) {
 	case *array.Struct:
 		for i := range a.NumField() {
 			makeArrayShareable(a.Field(i))
-		}
-	}
-}
-
-func releaseOutputs(outputs []flow.Output) {
-	for _, o := range outputs {
-		if o.Record != nil {
-			o.Record.Release()
 		}
 	}
 }

@@ -175,7 +175,7 @@ func (p *planner) stage(ctx context.Context, g *groupFound, st *pipeline.StageNo
 	old, note := p.node(g, st.ID()), p.notes[g.name]
 	if old == nil {
 		// It ran before there were notes: all that can be said is whether its state fits.
-		old = &NodeNote{Name: st.ID(), Use: st.Use, From: st.From, To: st.Outputs, Dead: st.Dead, Settings: settingsOf(&st.Settings)}
+		old = &NodeNote{Name: st.ID(), Use: st.Use, From: st.From, To: st.Outputs, Dead: st.Dead, Settings: settingsOfStage(st)}
 	}
 	differs := note == nil
 	if old.Name != st.Name {
@@ -185,7 +185,7 @@ func (p *planner) stage(ctx context.Context, g *groupFound, st *pipeline.StageNo
 		c.Says = append(c.Says, fmt.Sprintf("is a %s, was a %s", st.Use, old.Use))
 		differs = true
 	}
-	for _, line := range compareSettings(old.Settings, settingsOf(&st.Settings)) {
+	for _, line := range compareSettings(old.Settings, settingsOfStage(st)) {
 		c.Says = append(c.Says, line)
 		differs = true
 	}

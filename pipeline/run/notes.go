@@ -64,7 +64,7 @@ func (n *Note) ids() []string {
 func (r *Runner) noteOfUnit(u *pipeline.Unit) *Note {
 	n := &Note{Layout: noteLayout, Version: r.Version, Name: u.Name, Kind: kindStage, Partitions: r.Plan.Spec.Partitions, Schemas: map[string][]string{}}
 	for _, s := range u.Stages {
-		n.Nodes = append(n.Nodes, NodeNote{Name: s.Name, ID: s.ID(), Use: s.Use, From: s.From, To: s.Outputs, Dead: s.Dead, Settings: settingsOf(&s.Settings)})
+		n.Nodes = append(n.Nodes, NodeNote{Name: s.Name, ID: s.ID(), Use: s.Use, From: s.From, To: s.Outputs, Dead: s.Dead, Settings: settingsOfStage(s)})
 		for _, stream := range s.Outputs {
 			if st := r.Plan.Streams[stream]; st.OnKafka() && st.Schema != nil {
 				var columns []string
@@ -94,6 +94,21 @@ func settingsOf(n *yaml.Node) map[string]string {
 	}
 	if len(flat) == 0 {
 		return nil
+	}
+	return flat
+}
+
+// settingsOfStage is the settings of a stage, and what else of it changes what it makes: which of its inputs is which.
+func settingsOfStage(s *pipeline.StageNode) map[string]string {
+	flat := settingsOf(&s.Settings)
+	note := func(key, value string) {
+		if flat == nil {
+			flat = map[string]string{}
+		}
+		flat[key] = value
+	}
+	for name, stream := range s.Inputs {
+		note("from "+name, stream)
 	}
 	return flat
 }

@@ -181,11 +181,23 @@ func (w *weaver) Restore(from io.Reader) error {
 	return err
 }
 
+// crossing is a weaver that tells its inputs apart.
+type crossing struct{ weaver }
+
+func (*crossing) InputNames() []string { return []string{"warp", "weft"} }
+
+func (c *crossing) ProcessInput(ctx context.Context, input string, in arrow.Record) ([]flow.Output, error) {
+	if input == "weft" {
+		c.Hash += 7
+	}
+	return c.Process(ctx, in)
+}
+
 // simPlan makes one of the pipelines that are simulated.
 //
 //	0: raw → sieve → good → [sum → sums, bell → counts]; keep(sums, counts), graves(sieve.dead, keep.dead)
 //	1: raw → twos, raw → thirds; twos, thirds → weave → order, due; keep(order, due), graves(twos.dead, keep.dead)
-//	2: raw → thirds; raw, thirds → weave; keep(order, due), graves(weave.dead, keep.dead)
+//	2: raw → thirds; raw, thirds → weave, which tells them apart; keep(order, due), graves(weave.dead, keep.dead)
 func simPlan(kind int, partitions int, w stageWorld) *pipeline.Plan {
 	p := &pipeline.Plan{
 		Spec:    &pipeline.Spec{Name: "sim", Partitions: partitions, Gateway: pipeline.Gateway{To: "raw"}},
@@ -205,6 +217,11 @@ func simPlan(kind int, partitions int, w stageWorld) *pipeline.Plan {
 	join := func(inputs ...string) {
 		unit("weave", inputs, node(inputs, map[string]string{"order": "order", "due": "due"}, "weave", func() flow.Stage { return &weaver{w: w} }))
 	}
+	crossed := func(warp, weft string) {
+		join(warp, weft)
+		n := p.Units[len(p.Units)-1].Stages[0]
+		n.New, n.Inputs = func() flow.Stage { return &crossing{weaver{w: w}} }, map[string]string{"warp": warp, "weft": weft}
+	}
 	var kept, buried []string
 	switch kind {
 	case 0:
@@ -220,7 +237,7 @@ func simPlan(kind int, partitions int, w stageWorld) *pipeline.Plan {
 		kept, buried = []string{"due", "order"}, []string{"keep.dead", "twos.dead"}
 	case 2:
 		pass("thirds", "thirds", 3)
-		join("raw", "thirds")
+		crossed("raw", "thirds")
 		kept, buried = []string{"due", "order"}, []string{"keep.dead", "weave.dead"}
 	}
 	p.Sinks = []*pipeline.SinkNode{
