@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -39,6 +40,15 @@ import (
 //
 // For stages that need more speed than a call and two structs a row (see BenchmarkRows), write Process on columns.
 func Rows[In, Out any](to string, f func(In) (Out, bool)) Stage {
+	return TryRows(to, func(_ int, in In) (Out, bool, error) {
+		out, keep := f(in)
+		return out, keep, nil
+	})
+}
+
+// TryRows is [Rows] for a function that is also told the row's place in its batch, and may fail. A row for which it returns an
+// [ErrBad] goes to the dead letters; any other error is that of the batch.
+func TryRows[In, Out any](to string, f func(row int, in In) (Out, bool, error)) Stage {
 	s := &rowStage[In, Out]{to: to, f: f}
 	s.in, s.err = structOf(reflect.TypeFor[In]())
 	if s.err == nil {
@@ -52,7 +62,7 @@ func Rows[In, Out any](to string, f func(In) (Out, bool)) Stage {
 
 type rowStage[In, Out any] struct {
 	to      string
-	f       func(In) (Out, bool)
+	f       func(int, In) (Out, bool, error)
 	in, out rowStruct
 	schema  *arrow.Schema
 	err     error // of the types
@@ -87,7 +97,14 @@ row:
 			}
 		}
 		var keep bool
-		if out, keep = s.f(in); !keep {
+		var err error
+		if out, keep, err = s.f(row, in); errors.Is(err, ErrBad) {
+			bad.Add(row, err.Error())
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if !keep {
 			continue
 		}
 		for i, f := range s.out {
