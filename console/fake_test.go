@@ -292,14 +292,13 @@ func (w *world) statuses() []run.NodeStatus {
 // eventRecord makes rows of EventSchema; the device of each is called device.
 func eventRecord(t testing.TB, mem memory.Allocator, rows int, device string) arrow.Record {
 	t.Helper()
-	b := flow.NewEventBuilder(mem)
-	defer b.Release()
+	b := flow.NewEventBuilder()
 	now := flow.MicrosOf(time.Now())
 	for i := range rows {
 		b.Append(&flow.Event{
 			Time: now.Add(time.Duration(i) * time.Millisecond), Received: now.Add(time.Duration(i+80) * time.Millisecond),
 			Home: fmt.Sprintf("home-%03d", i%200), Device: device, Metric: "temperature", Value: 20 + float64(i%70)/10,
-			HasValue: true, Unit: "°C", Seq: int64(i), HasSeq: true, Attributes: map[string]string{"firmware": "2.1.7"},
+			HasValue: true, Unit: "°C", Seq: int64(i), HasSeq: true, Attributes: []flow.Attribute{{Name: "firmware", Value: "2.1.7"}},
 		})
 	}
 	rec, _ := b.Record()

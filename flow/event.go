@@ -84,8 +84,11 @@ type Event struct {
 	Unit                 string // "" is null
 	Seq                  int64  // meaningful when HasSeq
 	HasSeq               bool
-	Attributes           map[string]string // nil is null
+	Attributes           []Attribute // nil is null; no name twice
 }
+
+// Attribute is one thing that a device says beside its value.
+type Attribute struct{ Name, Value string }
 
 // PartitionOf says which of n partitions holds a home's rows. Every stream uses it, so a home's rows meet
 // each other at every stage. FNV-1a (Fowler, Noll, Vo), 64 bit, with the upper half folded in: its low bits

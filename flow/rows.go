@@ -9,6 +9,7 @@ import (
 	"slices"
 	gostrings "strings"
 	"time"
+	"unsafe"
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
@@ -319,6 +320,17 @@ func (f rowField) append(b array.Builder, v reflect.Value) {
 		appendKey(b, v.String())
 	case *array.MapBuilder:
 		appendMap(b, v.Interface().(map[string]string))
+	}
+}
+
+// appendKey panics only on a memo table that cannot grow any more (2³¹ distinct keys in one batch).
+func appendKey(b *array.BinaryDictionaryBuilder, s string) {
+	view := []byte{}
+	if s != "" {
+		view = unsafe.Slice(unsafe.StringData(s), len(s)) // #nosec G103 -- read, not kept; AppendString would copy it first
+	}
+	if err := b.Append(view); err != nil {
+		panic(err)
 	}
 }
 

@@ -113,7 +113,7 @@ func TestRowsOwnTheirStrings(t *testing.T) {
 	defer mem.AssertSize(t, 0)
 	var kept []reading
 	s := flow.Rows("x", func(r reading) (reading, bool) { kept = append(kept, r); return r, false })
-	rec := events(t, mem, flow.Event{Device: "d1", HasValue: true, Text: "open", HasText: true, Attributes: map[string]string{"a": "b"}})
+	rec := events(t, mem, flow.Event{Device: "d1", HasValue: true, Text: "open", HasText: true, Attributes: []flow.Attribute{{Name: "a", Value: "b"}}})
 	outs, err := s.Process(exec.WithAllocator(context.Background(), mem), rec)
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func overwrite(d arrow.ArrayData) {
 }
 
 func BenchmarkRows(b *testing.B) {
-	eb := flow.NewEventBuilder(memory.DefaultAllocator)
+	eb := flow.NewEventBuilder()
 	for i := range 8192 {
 		eb.Append(&flow.Event{Home: "h", Device: fmt.Sprint("d", i%100), Metric: "m", Value: 1, HasValue: true})
 	}

@@ -35,6 +35,9 @@ func (c *clock) now() flow.Micros {
 	}
 }
 
+// latest is what it said last, to whomever: to one who has just asked it is now, without asking the system again.
+func (c *clock) latest() flow.Micros { return flow.Micros(c.last.Load()) }
+
 // restore sets the clock to be no earlier than the file says, so that rows of this start are not stamped earlier than
 // those of the start before it, whose watermarks readers have seen. No file is a first start. The file is written
 // every reloadEvery; what a crash leaves unwritten can only make rows late, never lost.

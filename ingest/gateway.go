@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/apache/arrow/go/v15/arrow/memory"
 	"github.com/sourcegraph/conc"
 
 	"hearthline/flow"
@@ -331,7 +330,7 @@ func (g *Gateway) prepare() error {
 			partition: int32(i), stream: g.To, source: flow.Source{Producer: g.producer, Partition: int32(i)},
 			publisher: g.Publisher, tooLarge: g.TooLarge, linger: g.Linger, rowsMax: g.RowsMax, bytesMax: g.BytesMax, queueMax: g.QueueMax,
 			heartbeat: g.Heartbeat, attemptMax: g.PublishTime, run: g.RunID, clock: g.clock, count: &g.count, logger: g.Logger,
-			tracer: g.Tracer, builder: flow.NewEventBuilder(memory.DefaultAllocator), wake: make(chan struct{}, 1),
+			tracer: g.Tracer, builder: flow.NewEventBuilder(), wake: make(chan struct{}, 1),
 		})
 	}
 	var err error

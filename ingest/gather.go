@@ -88,7 +88,8 @@ type gatherer struct {
 // when there is no room: it is closed when it is worth trying again. Refused rows are passed over. Rows may borrow
 // memory: nothing of it is kept. bytes is the size of their payload.
 //
-// The rows' arrival is stamped under the same lock as batches are sealed, which is what makes the watermark true.
+// The caller has just asked the clock. The rows' arrival is stamped under the same lock as batches are sealed, which is what makes the
+// watermark true: a watermark was said by the clock before, so what the clock said last is no earlier.
 func (g *gatherer) offer(rows []payload.Row, bytes int, to waiter, token uint64, traces ...string) (full <-chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -101,7 +102,7 @@ func (g *gatherer) offer(rows []payload.Row, bytes int, to waiter, token uint64,
 	if g.isFull() {
 		g.seal()
 	}
-	now, before := g.clock.now(), g.builder.Len()
+	now, before := g.clock.latest(), g.builder.Len()
 	if before == 0 {
 		g.firstAt, g.oldest = time.Now(), now
 	}
@@ -426,6 +427,5 @@ func (g *gatherer) abandon() {
 	g.closing = true
 	g.release(g.queue)
 	g.queue, g.waiters = nil, nil
-	g.builder.Release()
 	g.builder = nil
 }

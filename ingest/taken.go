@@ -343,6 +343,7 @@ func (g *Gateway) store(ctx context.Context, rows []payload.Row, bytes int, dura
 // handInRows waits until there is room for some rows.
 func (g *Gateway) handInRows(ctx context.Context, to *gatherer, some []payload.Row, bytes int, t *ticket) *problem {
 	for {
+		g.clock.now()
 		full := to.offer(some, bytes, t, 0, t.traces...)
 		if full == nil {
 			return nil

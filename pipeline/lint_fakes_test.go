@@ -214,8 +214,7 @@ func (o *opened) Process(context.Context, arrow.Record) ([]flow.Output, error) {
 type inventing struct{}
 
 func (inventing) Process(_ context.Context, in arrow.Record) ([]flow.Output, error) {
-	b := flow.NewEventBuilder(memory.DefaultAllocator)
-	defer b.Release()
+	b := flow.NewEventBuilder()
 	b.Append(&flow.Event{Home: "h"})
 	rec, _ := b.Record()
 	return []flow.Output{{To: "rows", Record: rec}}, nil

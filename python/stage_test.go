@@ -17,7 +17,6 @@ import (
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
-	"github.com/apache/arrow/go/v15/arrow/memory"
 	"go.yaml.in/yaml/v3"
 
 	"hearthline/flow"
@@ -110,13 +109,12 @@ func (a *author) open(code, settings string) *Stage {
 
 // events are n rows of the pipeline's own schema, with values 0, 1, 2 …
 func events(n int) arrow.Record {
-	b := flow.NewEventBuilder(memory.DefaultAllocator)
-	defer b.Release()
+	b := flow.NewEventBuilder()
 	for i := range n {
 		e := flow.Event{Time: flow.Micros(1_700_000_000_000_000 + i), Received: 1_700_000_001_000_000, Home: fmt.Sprintf("home%d", i%3), Device: "lamp", Metric: "power",
 			Value: float64(i), HasValue: true, Seq: int64(i), HasSeq: true}
 		if i%2 == 0 {
-			e.Unit, e.Attributes = "W", map[string]string{"room": "kitchen"}
+			e.Unit, e.Attributes = "W", []flow.Attribute{{Name: "room", Value: "kitchen"}}
 		}
 		b.Append(&e)
 	}

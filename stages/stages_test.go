@@ -10,7 +10,6 @@ import (
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
-	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
 )
@@ -35,8 +34,7 @@ func round(n int, rng *rand.Rand) []flow.Event {
 }
 
 func record(all []flow.Event) arrow.Record {
-	b := flow.NewEventBuilder(memory.DefaultAllocator)
-	defer b.Release()
+	b := flow.NewEventBuilder()
 	for i := range all {
 		b.Append(&all[i])
 	}
@@ -127,8 +125,6 @@ func TestEveryStageRefusesWhatIsNotItsInput(t *testing.T) {
 }
 
 func recordWithout(rec arrow.Record) arrow.Record {
-	b := flow.NewEventBuilder(memory.DefaultAllocator)
-	defer b.Release()
 	var fields []arrow.Field
 	var cols []arrow.Array
 	for i, f := range rec.Schema().Fields() {

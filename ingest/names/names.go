@@ -37,9 +37,11 @@ func Bad(s string) string {
 
 // BadRunes says whether s is no UTF-8 or holds control characters; breaks allows tab and line breaks.
 func BadRunes(s string, breaks bool) string {
-	for s != "" && s[0] >= ' ' && s[0] <= '~' { // nearly all of nearly every text
-		s = s[1:]
+	n := 0
+	for n < len(s) && s[n]-' ' <= '~'-' ' { // nearly all of nearly every text
+		n++
 	}
+	s = s[n:]
 	for i, c := range s {
 		switch {
 		case c == utf8.RuneError && !utf8.FullRuneInString(s[i:]), c == utf8.RuneError && !utf8.ValidString(s[i:min(len(s), i+3)]):

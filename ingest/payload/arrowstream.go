@@ -253,10 +253,10 @@ func arrowAttributes(col arrow.Array, rows []Row) error {
 			rows[i].wrong(reason.TooLong, "%d attributes; at most %d", to-from, attributesMax)
 			continue
 		}
-		rows[i].Attributes = make(map[string]string, to-from)
+		rows[i].Attributes = make([]flow.Attribute, 0, to-from)
 		for k := from; k < to; k++ {
 			if !m.Items().IsNull(int(k)) {
-				rows[i].Attributes[strings.Clone(keys(int(k)))] = strings.Clone(items(int(k)))
+				rows[i].set(strings.Clone(keys(int(k))), strings.Clone(items(int(k))))
 			}
 		}
 	}

@@ -2,8 +2,10 @@ package payload
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -83,7 +85,7 @@ func (r *jsonReader) text() (string, error) {
 		return "", err
 	}
 	start, ascii := r.at, true
-	for i := start; i < len(r.b); i++ {
+	for i := plain(r.b, start); i < len(r.b); i++ {
 		switch c := r.b[i]; {
 		case c == '"':
 			s := r.b[start:i]
@@ -103,6 +105,20 @@ func (r *jsonReader) text() (string, error) {
 	}
 	r.at = len(r.b)
 	return "", r.fail("a string does not end")
+}
+
+// plain gives the place of the first byte from i on that is not plain ASCII text of a JSON string, or one of the last seven. It
+// looks at eight at once (the lowest bit that is set is true, those above it may not be).
+func plain(b []byte, i int) int {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	for ; i+8 <= len(b); i += 8 {
+		w := binary.LittleEndian.Uint64(b[i:])
+		quote, escape := w^(ones*'"'), w^(ones*'\\')
+		if m := (w | (w-ones*' ')&^w | (quote-ones)&^quote | (escape-ones)&^escape) & highs; m != 0 {
+			return i + bits.TrailingZeros64(m)/8
+		}
+	}
+	return i
 }
 
 // escaped reads on a string that began at start and holds its first escape at i.
@@ -230,11 +246,50 @@ func (r *jsonReader) number() (float64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if f, ok := short(lit); ok {
+		return f, nil
+	}
 	f, err := strconv.ParseFloat(lit, 64)
 	if err != nil {
 		return 0, errNotFinite
 	}
 	return f, nil
+}
+
+// powers are those of ten that a float64 holds exactly, as far as short needs them.
+var powers = [...]float64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15}
+
+// short is the value of a literal with at most 15 digits and without exponent, as nearly all readings are. Digits and power of ten are
+// exact float64s then, so their quotient is the nearest there is (Clinger 1990), as strconv's.
+func short(lit string) (float64, bool) {
+	if len(lit) > 16 {
+		return 0, false
+	}
+	var digits uint64
+	negative, point := false, -1
+	for i := 0; i < len(lit); i++ {
+		switch c := lit[i]; {
+		case c >= '0' && c <= '9':
+			digits = digits*10 + uint64(c-'0')
+		case c == '.':
+			point = i
+		case c == '-':
+			negative = true
+		default:
+			return 0, false
+		}
+	}
+	if digits > 999_999_999_999_999 {
+		return 0, false
+	}
+	f := float64(digits)
+	if point >= 0 {
+		f /= powers[len(lit)-1-point]
+	}
+	if negative {
+		f = -f
+	}
+	return f, true
 }
 
 // notFinite consumes NaN, Infinity and their likes: no JSON, but worth a clearer reason than "malformed".

@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/rand/v2"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -114,7 +117,7 @@ func TestGoodRowIsWhole(t *testing.T) {
 	}
 	r := rows[0]
 	want := flow.MicrosOf(time.Date(2026, 1, 31, 11, 0, 0, 1000, time.UTC))
-	if r.Refused != nil || r.Home != "h1" || r.Device != "d" || r.Metric != "temp" || r.Value != -0.0015 || !r.HasValue || r.HasText || r.Unit != "Cel" || r.Seq != 7 || !r.HasSeq || r.Time != want || r.Timing != timeAbsolute || r.Attributes["a"] != "ü" || r.Attributes["n"] != "1.50" {
+	if r.Refused != nil || r.Home != "h1" || r.Device != "d" || r.Metric != "temp" || r.Value != -0.0015 || !r.HasValue || r.HasText || r.Unit != "Cel" || r.Seq != 7 || !r.HasSeq || r.Time != want || r.Timing != timeAbsolute || !slices.Equal(r.Attributes, []flow.Attribute{{Name: "a", Value: "ü"}, {Name: "n", Value: "1.50"}}) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -214,7 +217,7 @@ func TestArrow(t *testing.T) {
 				t.Fatal(len(rows), err)
 			}
 			r := rows[2]
-			if r.Refused != nil || r.Device != "d2" || r.Metric != "power" || r.Value != 2 || r.Unit != "W" || r.Seq != 2 || r.Time != testNow.Add(-2*time.Minute) || r.Attributes["a"] != "b" {
+			if r.Refused != nil || r.Device != "d2" || r.Metric != "power" || r.Value != 2 || r.Unit != "W" || r.Seq != 2 || r.Time != testNow.Add(-2*time.Minute) || !slices.Equal(r.Attributes, []flow.Attribute{{Name: "a", Value: "b"}}) {
 				t.Errorf("%+v %v", r, r.Refused)
 			}
 			for cut := range payload { // no prefix may do harm
@@ -314,8 +317,7 @@ func FuzzPayloads(f *testing.F) {
 		if err != nil {
 			return
 		}
-		b := flow.NewEventBuilder(memory.DefaultAllocator)
-		defer b.Release()
+		b := flow.NewEventBuilder()
 		for i := range rows {
 			if r := &rows[i]; r.Refused == nil {
 				if r.Home != "h1" || r.Timing == timeAbsolute && (r.Time < timeMin || r.Time > s.Now.Add(FutureMax)) {
@@ -327,6 +329,42 @@ func FuzzPayloads(f *testing.F) {
 	})
 }
 
+func TestShortNumbersAreStrconvs(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	literals := []string{"0", "-0", "0.1", "-0.0", "999999999999999", "9999999999999999", "0.30000000000000004", "123456789.012345", "1e3", "0.000000000000001"}
+	for range 20_000 {
+		literals = append(literals, strconv.FormatFloat(rng.NormFloat64()*math.Pow10(rng.IntN(12)), 'f', rng.IntN(12), 64))
+	}
+	for _, lit := range literals {
+		want, err := strconv.ParseFloat(lit, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := short(lit); ok && math.Float64bits(got) != math.Float64bits(want) {
+			t.Errorf("%s is %v; strconv says %v", lit, got, want)
+		} else if digits := strings.Trim(lit, "-."); !ok && len(digits) <= 15 && !strings.ContainsAny(lit, "e") {
+			t.Errorf("%s was not taken", lit)
+		}
+	}
+}
+
+func TestTextsEndWhereverTheyEnd(t *testing.T) {
+	for length := range 40 {
+		for at := range length {
+			for _, c := range []string{"ü", `\n`, `\"`, "\x01", "\x7f", "~", " "} {
+				text := strings.Repeat("a", at) + c + strings.Repeat("b", length-at)
+				var r jsonReader
+				r.reset([]byte(`"` + text + `","next"`))
+				got, err := r.text()
+				var want string
+				if wrong := json.Unmarshal([]byte(`"`+text+`"`), &want); got != want || (err == nil) != (wrong == nil) {
+					t.Errorf("%q: got %q, %v; want %q, %v", text, got, err, want, wrong)
+				}
+			}
+		}
+	}
+}
+
 func BenchmarkDecode(b *testing.B) {
 	one := `{"device":"thermostat-1","metric":"temperature","value":21.53,"unit":"Cel","time":"2026-01-31T11:59:58.123Z","seq":123456}`
 	many := "[" + strings.Repeat(one+",", 99) + one + "]"
@@ -336,7 +374,7 @@ func BenchmarkDecode(b *testing.B) {
 		f       Format
 		payload string
 		rows    int
-	}{{"JSON one row", FormatJSON, one, 1}, {"JSON 100 rows", FormatJSON, many, 100}, {"SenML 100 rows", FormatSenML, senml, 100}} {
+	}{{"JSON one row", FormatJSON, one, 1}, {"JSON with attributes", FormatJSON, `{"device":"thermostat-1","metric":"temperature","value":21.531,"unit":"Cel","seq":531,"time":1769860798123,"attributes":{"room":"living room","firmware":"1.22.3"}}`, 1}, {"JSON 100 rows", FormatJSON, many, 100}, {"SenML 100 rows", FormatSenML, senml, 100}} {
 		b.Run(c.name, func(b *testing.B) {
 			var d Decoder
 			s, payload := testScope(), []byte(c.payload)

@@ -16,7 +16,7 @@ import (
 type Decoder struct {
 	json       jsonReader
 	rows       []Row
-	attributes map[string]string // empty, to be used; may be nil
+	attributes []flow.Attribute // empty, to be used; may be nil
 }
 
 // Format is how a payload is written.
@@ -50,6 +50,7 @@ func (d *Decoder) Decode(f Format, payload []byte, s *Scope) ([]Row, error) {
 	if len(d.rows) > 0 && d.rows[0].Attributes != nil {
 		d.attributes = d.rows[0].Attributes // to be used again: most payloads are one reading
 		clear(d.attributes)
+		d.attributes = d.attributes[:0]
 	}
 	clear(d.rows) // attributes and text of the last payload are not kept alive
 	if cap(d.rows) > 4096 {
@@ -300,7 +301,7 @@ func (d *Decoder) attributesMember(r *Row) error {
 	}
 	d.json.at++
 	if r.Attributes, d.attributes = d.attributes, nil; r.Attributes == nil {
-		r.Attributes = make(map[string]string, 4)
+		r.Attributes = make([]flow.Attribute, 0, 4)
 	}
 	return d.json.members(func(name string) error {
 		var value string
@@ -318,9 +319,7 @@ func (d *Decoder) attributesMember(r *Row) error {
 			r.wrong(reason.Field, "attribute %.40q is no string, number or boolean", name)
 			return d.json.skip(2)
 		}
-		if len(r.Attributes) <= attributesMax { // one more than allowed is enough to refuse it
-			r.Attributes[name] = value
-		}
+		r.set(name, value)
 		return err
 	})
 }

@@ -47,6 +47,19 @@ func (r *Row) wrong(why reason.Reason, format string, args ...any) {
 	}
 }
 
+// set adds an attribute; of two of one name the later counts. One more than allowed is enough to refuse the row.
+func (r *Row) set(name, value string) {
+	for i := range r.Attributes {
+		if r.Attributes[i].Name == name {
+			r.Attributes[i].Value = value
+			return
+		}
+	}
+	if len(r.Attributes) <= attributesMax {
+		r.Attributes = append(r.Attributes, flow.Attribute{Name: name, Value: value})
+	}
+}
+
 // Scope is what a payload may speak of, and what it need not say.
 type Scope struct {
 	Home    string                                    // "" when rows name it: who sends for several homes
@@ -167,11 +180,11 @@ func (r *Row) checkAttributes() {
 	if len(r.Attributes) > attributesMax {
 		r.wrong(reason.TooLong, "%d attributes; at most %d", len(r.Attributes), attributesMax)
 	}
-	for k, v := range r.Attributes {
-		if k == "" {
+	for _, a := range r.Attributes {
+		if a.Name == "" {
 			r.wrong(reason.Name, "an attribute without a name")
 		}
-		r.checkText("an attribute's name", k, attributeKeyMax, false)
-		r.checkText("an attribute", v, attributeValueMax, true)
+		r.checkText("an attribute's name", a.Name, attributeKeyMax, false)
+		r.checkText("an attribute", a.Value, attributeValueMax, true)
 	}
 }

@@ -48,9 +48,6 @@ func (t *sourceTask) run(ctx context.Context) (err error) {
 	t.reader = t.from.NewReader(t.node.Topic, t.partition, t.next)
 	t.rows, t.dead, t.told = map[int32]*flow.EventBuilder{}, flow.NewDeadBuilder(t.r.mem()), map[int32]bool{}
 	defer func() {
-		for _, b := range t.rows {
-			b.Release()
-		}
 		t.dead.Release()
 		err = errors.Join(err, t.reader.Close())
 	}()
@@ -182,7 +179,7 @@ func (t *sourceTask) take(m *streams.Record) (rows int) {
 		p := flow.PartitionOf(e.Home, t.r.Plan.Spec.Partitions)
 		b := t.rows[p]
 		if b == nil {
-			b = flow.NewEventBuilder(t.r.mem())
+			b = flow.NewEventBuilder()
 			t.rows[p] = b
 		}
 		b.Append(e)

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/apache/arrow/go/v15/arrow/memory"
-
 	"hearthline/blobs"
 	"hearthline/flow"
 	"hearthline/pipeline"
@@ -78,7 +76,7 @@ func readingsOf(partition int32, series, minute int, give func(flow.Batch)) {
 	const rows = 8192
 	at := flow.Micros(1_700_000_000_000_000 + int64(minute)*60_000_000)
 	for from := 0; from < series; from += rows {
-		b := flow.NewEventBuilder(memory.DefaultAllocator)
+		b := flow.NewEventBuilder()
 		for i := from; i < min(from+rows, series); i++ {
 			b.Append(&flow.Event{
 				Time: at, Received: at + 1000, Home: fmt.Sprintf("home-%d-%07d", partition, i/takeoverDevices),
@@ -86,7 +84,6 @@ func readingsOf(partition int32, series, minute int, give func(flow.Batch)) {
 			})
 		}
 		rec, _ := b.Record()
-		b.Release()
 		batch := flow.Batch{Watermark: at, Record: rec}
 		batch.Lineage = flow.Lineage{Source: flow.Source{Producer: "gateway/0", Partition: partition},
 			Position: flow.Position{Offset: int64(minute)*1_000_000 + int64(from)}}

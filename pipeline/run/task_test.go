@@ -155,11 +155,10 @@ func (producing) Publish(_ context.Context, _ string, _ int32, batches ...flow.B
 // Records that share columns are published at once, and looked at while they are: arrow's arrays are not made for
 // that. The race detector is what can fail here.
 func TestRecordsThatShareColumnsAreReadAtOnce(t *testing.T) {
-	eb := flow.NewEventBuilder(memory.DefaultAllocator)
-	defer eb.Release()
+	eb := flow.NewEventBuilder()
 	for range 100 {
 		eb.Append(&flow.Event{Home: "h", Device: "d", Metric: "m", HasValue: true})
-		eb.Append(&flow.Event{Home: "h", Device: "d", Metric: "m", Unit: "C", Attributes: map[string]string{"a": "b"}})
+		eb.Append(&flow.Event{Home: "h", Device: "d", Metric: "m", Unit: "C", Attributes: []flow.Attribute{{Name: "a", Value: "b"}}})
 	}
 	whole, _ := eb.Record()
 	defer whole.Release()

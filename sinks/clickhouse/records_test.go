@@ -50,8 +50,7 @@ var testDay = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
 func readings(t testing.TB, mem memory.Allocator, seed uint64, n int, begin time.Time) arrow.Record {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 1))
-	b := flow.NewEventBuilder(mem)
-	defer b.Release()
+	b := flow.NewEventBuilder()
 	for i := range n {
 		e := flow.Event{
 			Time:     flow.MicrosOf(begin.Add(time.Duration(i) * time.Second)),
@@ -66,7 +65,7 @@ func readings(t testing.TB, mem memory.Allocator, seed uint64, n int, begin time
 			e.Value, e.HasValue, e.Unit = float64(rng.IntN(4000))/100, true, "°C"
 		}
 		if i%3 == 0 {
-			e.Attributes = map[string]string{"battery": fmt.Sprint(i % 100), "fw": "1.2"}
+			e.Attributes = []flow.Attribute{{Name: "battery", Value: fmt.Sprint(i % 100)}, {Name: "fw", Value: "1.2"}}
 		}
 		b.Append(&e)
 	}

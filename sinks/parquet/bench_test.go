@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
-	"github.com/apache/arrow/go/v15/arrow/memory"
 	pq "github.com/parquet-go/parquet-go"
 
 	"hearthline/blobs"
@@ -21,8 +20,7 @@ import (
 // readings are n rows of 200 homes as they come in: a batch is some thousand rows of a few seconds.
 func readings(n int) []arrow.Record {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	b := flow.NewEventBuilder(memory.DefaultAllocator)
-	defer b.Release()
+	b := flow.NewEventBuilder()
 	at := flow.MicrosOf(time.Date(2026, 11, 22, 18, 0, 0, 0, time.UTC))
 	metrics := []string{"temperature", "humidity", "motion", "power", "co2"}
 	var recs []arrow.Record

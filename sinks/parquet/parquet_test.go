@@ -27,8 +27,7 @@ import (
 // eventsAt makes one record of rows at these times, with seq counting them.
 func eventsAt(tb testing.TB, times ...time.Time) arrow.Record {
 	tb.Helper()
-	b := flow.NewEventBuilder(memory.DefaultAllocator)
-	defer b.Release()
+	b := flow.NewEventBuilder()
 	for i, at := range times {
 		b.Append(&flow.Event{Time: flow.MicrosOf(at), Home: fmt.Sprintf("h%d", i%3), Device: "d", Metric: "m", Seq: int64(i), HasSeq: true})
 	}

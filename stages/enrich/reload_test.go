@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/apache/arrow/go/v15/arrow/memory"
-
 	"hearthline/flow"
 )
 
@@ -27,7 +25,7 @@ func write(t *testing.T, path, room string) {
 
 func room(t *testing.T, s *Stage) string {
 	t.Helper()
-	b := flow.NewEventBuilder(memory.DefaultAllocator)
+	b := flow.NewEventBuilder()
 	b.Append(&flow.Event{Home: "h1", Device: "d1", Metric: "m"})
 	rec, _ := b.Record()
 	outs, err := s.Process(t.Context(), rec)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
-	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
 )
@@ -103,7 +102,7 @@ func TestAgainstDefinitions(t *testing.T) {
 		s.Windows = []Window{{time.Minute, time.Minute}, {5 * time.Minute, time.Minute}, {90 * time.Second, 30 * time.Second}, {time.Hour, time.Hour}}
 		s.Lateness, s.Idle, s.Forget = 20*time.Second, 1000*time.Hour, 2000*time.Hour
 		var all []flow.Event
-		b := flow.NewEventBuilder(memory.DefaultAllocator)
+		b := flow.NewEventBuilder()
 		at := flow.MicrosOf(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC))
 		for range 3000 {
 			at += flow.Micros(rng.IntN(2e6))
@@ -175,7 +174,7 @@ func TestNoRowIsLost(t *testing.T) {
 			}
 		}
 		for range 50 {
-			b := flow.NewEventBuilder(memory.DefaultAllocator)
+			b := flow.NewEventBuilder()
 			for range rng.IntN(100) {
 				at += flow.Micros(rng.IntN(5e6))
 				b.Append(&flow.Event{Time: at - flow.Micros(rng.IntN(200e6)), Received: at, Home: "h", Device: fmt.Sprint(rng.IntN(4)), Metric: "m", Value: 1, HasValue: true})
@@ -220,7 +219,7 @@ func TestRestoreRefusesOtherWindows(t *testing.T) {
 
 func TestRestoreRefusesDamage(t *testing.T) {
 	s := New()
-	b := flow.NewEventBuilder(memory.DefaultAllocator)
+	b := flow.NewEventBuilder()
 	for i := range 20 {
 		b.Append(&flow.Event{Time: flow.Micros(i * 7e6), Received: flow.Micros(i * 7e6), Home: "h", Device: "d", Metric: "m", Value: float64(i), HasValue: true})
 	}

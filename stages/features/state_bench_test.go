@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/apache/arrow/go/v15/arrow/memory"
-
 	"hearthline/flow"
 )
 
@@ -16,7 +14,7 @@ func full(b *testing.B, series int) *Stage {
 	s := New()
 	const minutes, devices = 6, 10
 	for minute := range minutes {
-		rows := flow.NewEventBuilder(memory.DefaultAllocator)
+		rows := flow.NewEventBuilder()
 		at := flow.Micros(1_700_000_000_000_000 + minute*30_000_000)
 		for i := range series {
 			rows.Append(&flow.Event{
@@ -25,7 +23,6 @@ func full(b *testing.B, series int) *Stage {
 			})
 		}
 		rec, _ := rows.Record()
-		rows.Release()
 		outputs, err := s.Process(b.Context(), rec)
 		rec.Release()
 		if err != nil {

@@ -71,14 +71,13 @@ func Name(kind string) string { return kind + "-" + strings.ToLower(rand.Text()[
 
 // Events is a batch of rows whose numbers begin at offset, with a lineage of that offset.
 func Events(mem memory.Allocator, offset int64, rows int) flow.Batch {
-	b := flow.NewEventBuilder(mem)
-	defer b.Release()
+	b := flow.NewEventBuilder()
 	at := flow.Micros(1_700_000_000_000_000 + offset*1_000_000)
 	for i := range rows {
 		b.Append(&flow.Event{
 			Time: at + flow.Micros(i), Received: at + flow.Micros(i) + 500, Home: fmt.Sprint("home-", i%50), Device: fmt.Sprint("device-", i%211),
 			Metric: []string{"temperature", "humidity", "motion"}[i%3], Value: 20 + float64(i%97)/10, HasValue: true, Unit: "°C",
-			Seq: offset*1_000_000 + int64(i), HasSeq: i%10 != 0, Attributes: map[string]string{"firmware": "1.2"},
+			Seq: offset*1_000_000 + int64(i), HasSeq: i%10 != 0, Attributes: []flow.Attribute{{Name: "firmware", Value: "1.2"}},
 		})
 	}
 	rec, bounds := b.Record()

@@ -23,10 +23,9 @@ func Arrow(t testing.TB, opts ...ipc.Option) []byte {
 	t.Helper()
 	mem := memory.NewCheckedAllocator(memory.DefaultAllocator)
 	defer mem.AssertSize(t, 0)
-	b := flow.NewEventBuilder(mem)
-	defer b.Release()
+	b := flow.NewEventBuilder()
 	for i := range 3 {
-		b.Append(&flow.Event{Time: Now.Add(-time.Duration(i) * time.Minute), Received: Now, Home: "h1", Device: fmt.Sprint("d", i), Metric: "power", Value: float64(i), HasValue: true, Unit: "W", Seq: int64(i), HasSeq: true, Attributes: map[string]string{"a": "b"}})
+		b.Append(&flow.Event{Time: Now.Add(-time.Duration(i) * time.Minute), Received: Now, Home: "h1", Device: fmt.Sprint("d", i), Metric: "power", Value: float64(i), HasValue: true, Unit: "W", Seq: int64(i), HasSeq: true, Attributes: []flow.Attribute{{Name: "a", Value: "b"}}})
 	}
 	rec, _ := b.Record()
 	defer rec.Release()

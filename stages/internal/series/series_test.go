@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/apache/arrow/go/v15/arrow/memory"
-
 	"hearthline/flow"
 	"hearthline/flow/snapshot"
 )
@@ -59,7 +57,7 @@ func TestAgainstModel(t *testing.T) {
 		table, m := New[int](limit, ttl), &model{limit: limit, ttl: ttl}
 		at := flow.Micros(0)
 		for range 30 {
-			b := flow.NewEventBuilder(memory.DefaultAllocator)
+			b := flow.NewEventBuilder()
 			n := rng.IntN(300)
 			for range n {
 				at += flow.Micros(rng.IntN(2e6))
