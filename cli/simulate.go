@@ -20,8 +20,8 @@ func newSimulate(o *options) *cobra.Command {
 	var credentials string
 	cmd := &cobra.Command{
 		Use:   "simulate",
-		Short: "Play simulated homes and a recorded room against a gateway",
-		Long: `Connects N simulated hubs, and one that plays a recorded room, to a gateway over MQTT and TLS. A reading
+		Short: "Play simulated homes and recorded rooms against a gateway",
+		Long: `Connects N simulated hubs, and those that play the recorded rooms, to a gateway over MQTT and TLS. A reading
 counts when the gateway has acknowledged it; what was not acknowledged is sent again, also by the
 next run, which goes on where this one stopped (--journal).
 
@@ -50,8 +50,8 @@ Exit code 0: everything sent was acknowledged. 1: not; the next run sends the re
 	f.IntVar(&sim.Homes, "homes", sim.Homes, "simulated homes")
 	f.DurationVar(&sim.Interval, "interval", sim.Interval, "time between the readings of a device")
 	f.Uint64Var(&sim.Seed, "seed", sim.Seed, "what the homes are made of")
-	f.BoolVar(&sim.Recorded, "recorded", sim.Recorded, "play the recorded room")
-	f.Float64Var(&sim.Speed, "speed", sim.Speed, "how many times faster than recorded the room is played; 0 = as fast as acknowledged")
+	f.BoolVar(&sim.Recorded, "recorded", sim.Recorded, "play the recorded rooms")
+	f.Float64Var(&sim.Speed, "speed", sim.Speed, "how many times faster than recorded the rooms are played; 0 = as fast as acknowledged")
 	f.DurationVar(&sim.Duration, "duration", 0, "how long to play; 0 = until Ctrl-C")
 	f.Int64Var(&sim.Rounds, "rounds", 0, "readings of each device in all; 0 = no end")
 	f.StringVar(&faults, "faults", faults, "what goes wrong: none, few, all, or a list such as few,nan=0.01")

@@ -72,14 +72,14 @@ func newUp(o *options) *cobra.Command {
 		Short: "Run everything on this machine: broker, ClickHouse, gateway, stages, sinks, console",
 		Long: `Starts, in this one process and with one data folder: an embedded Kafka broker, ClickHouse (fetched at
 the first start, 178 MB), the gateway, every stage and sink of pipeline.yaml, and the console. A
-recorded room and simulated homes connect to the gateway over MQTT and TLS, like any hub.
+recorded rooms and simulated homes connect to the gateway over MQTT and TLS, like any hub.
 
 Ctrl-C drains: hubs stop, what they have sent flows through to the sinks, and the rows acknowledged,
 in ClickHouse and in Parquet are compared. Started again, it goes on where it stopped. A second
 Ctrl-C ends it at once; nothing acknowledged is lost by that either.
 
 Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line is wrong.`,
-		Example: `  hearthline up                             # 200 simulated homes and the recorded room
+		Example: `  hearthline up                             # 200 simulated homes and the recorded rooms
   hearthline up --homes 1000 --faults all   # more, and everything that goes wrong in the field
   hearthline up --no-homes                  # only your own devices
   hearthline up --duration 30s              # drain and exit by itself`,
@@ -105,10 +105,10 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 	f.IntVar(&u.sim.Homes, "homes", u.sim.Homes, "simulated homes")
 	f.DurationVar(&u.sim.Interval, "interval", u.sim.Interval, "time between the readings of a simulated device")
 	f.Uint64Var(&u.sim.Seed, "seed", u.sim.Seed, "what the simulated homes are made of")
-	f.BoolVar(&u.sim.Recorded, "recorded", u.sim.Recorded, "play the recorded room")
-	f.Float64Var(&u.sim.Speed, "speed", u.sim.Speed, "how many times faster than recorded the room is played; 0 = as fast as acknowledged")
+	f.BoolVar(&u.sim.Recorded, "recorded", u.sim.Recorded, "play the recorded rooms")
+	f.Float64Var(&u.sim.Speed, "speed", u.sim.Speed, "how many times faster than recorded the rooms are played; 0 = as fast as acknowledged")
 	f.StringVar(&faults, "faults", faults, "what goes wrong: none, few, all, or a list such as few,nan=0.01")
-	f.BoolVar(&noSim, "no-homes", false, "no simulated homes and no recorded room: only your own devices")
+	f.BoolVar(&noSim, "no-homes", false, "no simulated homes and no recorded rooms: only your own devices")
 	f.IntVar(&u.gateways, "gateways", 1, "gateways, on ports that follow each other: the homes are spread over them, and commands find their hubs")
 	f.DurationVar(&u.duration, "duration", 0, "drain and exit after this time; 0 = run until Ctrl-C")
 	f.BoolVar(&u.plain, "plain", false, "a line every few seconds instead of a live table")
@@ -313,7 +313,7 @@ func (u *up) startNodes(ctx context.Context) error {
 	return nil
 }
 
-// startHomes starts the simulated homes and the recorded room.
+// startHomes starts the simulated homes and the recorded rooms.
 func (u *up) startHomes(ctx context.Context) {
 	if !u.hasHomes() || u.doors[0].MQTT == nil {
 		return

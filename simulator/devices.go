@@ -62,15 +62,17 @@ var templates = []template{
 // HomeName is the name of the simulated home number i, counted from 1.
 func HomeName(i int) string { return fmt.Sprintf("home-%04d", i) }
 
-// HomeNames lists the homes of these settings: the simulated ones, then the recorded one. Each needs credentials at
+// HomeNames lists the homes of these settings: the simulated ones, then the recorded ones. Each needs credentials at
 // the gateway.
 func (s *Simulator) HomeNames() []string {
-	out := make([]string, 0, s.Homes+1)
+	out := make([]string, 0, s.Homes+len(rooms))
 	for i := 1; i <= s.Homes; i++ {
 		out = append(out, HomeName(i))
 	}
 	if s.Recorded {
-		out = append(out, RecordedHome)
+		for _, r := range rooms {
+			out = append(out, r.home)
+		}
 	}
 	return out
 }
@@ -82,7 +84,9 @@ func (s *Simulator) Registry() []Device {
 		out = append(out, newHome(s.Seed, i).devices()...)
 	}
 	if s.Recorded {
-		out = append(out, roomDevices...)
+		for _, r := range rooms {
+			out = append(out, r.devices...)
+		}
 	}
 	return out
 }

@@ -1,4 +1,4 @@
-// Package simulator plays homes that are not there against a gateway: simulated homes, and a recorded room. Each
+// Package simulator plays homes that are not there against a gateway: simulated homes, and recorded rooms. Each
 // hub holds one MQTT connection over TLS, like a real one. What it sends and what became of it is counted
 // so exactly that the rows in a store can be compared with it.
 //
@@ -6,8 +6,8 @@
 //
 // A simulated home has 4 to 8 devices (temperature, humidity, light, CO2, motion, electricity, a door contact,
 // batteries). Its signals follow from who is at home when, the weather and the hour, so they go together as in a
-// real home. They are a pure function of the seed, the home and the instant. The recorded room
-// ([RecordedHome]) plays real readings; recordings/README.md has their source. Its first lap ends at the instant at
+// real home. They are a pure function of the seed, the home and the instant. The recorded rooms
+// play real readings; recordings/README.md has their source. A first lap ends at the instant at
 // which its journal was begun and is played fast; later laps are played live. No reading is ever sent before
 // it is said to have happened.
 //

@@ -33,10 +33,24 @@ type plan struct {
 	name      string
 	dice      dice
 	home      *home      // of a simulated home, else nil
-	recording *recording // of the recorded one, else nil
+	room      *room      // of a recorded one, else nil
+	recording *recording // the room's
 	rows      []int      // readings in a message, by device
 	other     string     // a home that OtherHome publishes under
 	stretches []stretch  // by from, never empty
+}
+
+// plan is the line of work of the room's hub.
+func (r *room) plan(seed uint64) (*plan, error) {
+	rec, err := r.read()
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{name: r.home, dice: dice(seed).text(r.home), room: r, recording: rec, other: HomeName(1)}
+	for _, readings := range r.readings {
+		p.rows = append(p.rows, len(readings))
+	}
+	return p, nil
 }
 
 func (p *plan) devices() int64 { return int64(len(p.rows)) }
@@ -60,7 +74,7 @@ func (p *plan) device(i int) string {
 	if p.home != nil {
 		return p.home.kit[i].name
 	}
-	return roomDevices[i].Device
+	return p.room.devices[i].Device
 }
 
 // at is the stretch that holds a round.
@@ -196,8 +210,8 @@ func (p *plan) payload(b []byte, m message) []byte {
 }
 
 func (p *plan) recorded(b []byte, m message, when []byte) []byte {
-	row := &p.recording.values[m.round%int64(len(p.recording.values))]
-	for i, r := range roomReadings[m.device] {
+	row := p.recording.values[m.round%int64(len(p.recording.values))]
+	for i, r := range p.room.readings[m.device] {
 		b = openReading(b, i, r.metric)
 		b = append(b, `"value":`...)
 		b = strconv.AppendFloat(b, float64(row[r.column]), 'f', -1, 32)

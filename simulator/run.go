@@ -109,15 +109,13 @@ func (s *Simulator) open(now time.Time, count *counters) (*run, error) {
 		r.add(p, i, homes, now)
 	}
 	if s.Recorded {
-		rec, err := readRecording()
-		if err != nil {
-			return nil, err
+		for _, room := range rooms {
+			p, err := room.plan(s.Seed)
+			if err != nil {
+				return nil, err
+			}
+			r.add(p, 0, r.terms(terms{Rounds: s.RecordedRows, Faults: s.Faults}), now)
 		}
-		p := &plan{name: RecordedHome, dice: dice(s.Seed).text(RecordedHome), recording: rec, other: HomeName(1)}
-		for _, readings := range roomReadings {
-			p.rows = append(p.rows, len(readings))
-		}
-		r.add(p, 0, r.terms(terms{Rounds: s.RecordedRows, Faults: s.Faults}), now)
 	}
 	return r, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"slices"
 	"testing"
 	"time"
 )
@@ -99,13 +100,14 @@ func TestCorrelated(t *testing.T) {
 
 // TestReadingsAreJSON: a good message is an array of readings as documented.
 func TestReadingsAreJSON(t *testing.T) {
-	rec, err := readRecording()
-	must(t, err)
-	room := &plan{name: RecordedHome, recording: rec, stretches: []stretch{{0, 1_700_000_000_000_000, &terms{}}}}
-	for _, r := range roomReadings {
-		room.rows = append(room.rows, len(r))
+	plans := []*plan{testPlan(1, 1, Faults{}), testPlan(1, 2, Faults{})}
+	for _, r := range rooms {
+		p, err := r.plan(1)
+		must(t, err)
+		p.stretches = []stretch{{0, 1_700_000_000_000_000, &terms{}}}
+		plans = append(plans, p)
 	}
-	for _, p := range []*plan{room, testPlan(1, 1, Faults{}), testPlan(1, 2, Faults{})} {
+	for _, p := range plans {
 		for d := range p.rows {
 			for _, round := range []int64{0, 1, 10128, 10129, 1 << 30} {
 				b := p.payload(nil, message{d, round, Good})
@@ -124,36 +126,46 @@ func TestReadingsAreJSON(t *testing.T) {
 	}
 }
 
-func TestRecording(t *testing.T) {
-	r, err := readRecording()
-	must(t, err)
-	if len(r.values) != 10129 {
-		t.Fatalf("%d rows", len(r.values))
-	}
-	first := [16]float32{24.94, 24.75, 24.56, 25.38, 121, 34, 53, 40, 0.08, 0.19, 0.06, 0.06, 390, 0, 0, 1}
-	if r.values[0] != first {
-		t.Errorf("first row %v", r.values[0])
-	}
-	if want := 19*24*time.Hour + 22*time.Hour + 10*time.Minute + 28*time.Second; r.length() != want {
-		t.Errorf("length %v, want %v", r.length(), want)
-	}
-	n := int64(len(r.values))
-	for i := int64(1); i < 3*n; i++ {
-		if gap, shown := r.event(i)-r.event(i-1), r.played(i)-r.played(i-1); gap < lapGap || shown <= 0 || shown > silenceMax || shown > gap {
-			t.Fatalf("row %d comes %v after the one before, played %v", i, gap, shown)
-		}
+func TestRecordings(t *testing.T) {
+	for _, want := range []struct {
+		room   *room
+		rows   int
+		first  []float32
+		length time.Duration
+	}{
+		{rooms[0], 10129, []float32{24.94, 24.75, 24.56, 25.38, 121, 34, 53, 40, 0.08, 0.19, 0.06, 0.06, 390, 0, 0, 1}, 19*24*time.Hour + 22*time.Hour + 10*time.Minute + 28*time.Second},
+		{rooms[1], 20560, []float32{23.7, 26.272, 585.2, 749.2, 1}, 15*24*time.Hour + 19*time.Hour},
+	} {
+		t.Run(want.room.home, func(t *testing.T) {
+			r, err := want.room.read()
+			must(t, err)
+			if len(r.values) != want.rows {
+				t.Fatalf("%d rows", len(r.values))
+			}
+			if !slices.Equal(r.values[0], want.first) {
+				t.Errorf("first row %v", r.values[0])
+			}
+			if r.length() != want.length {
+				t.Errorf("length %v, want %v", r.length(), want.length)
+			}
+			n := int64(len(r.values))
+			for i := int64(1); i < 3*n; i++ {
+				if gap, shown := r.event(i)-r.event(i-1), r.played(i)-r.played(i-1); gap < lapGap || shown <= 0 || shown > silenceMax || shown > gap {
+					t.Fatalf("row %d comes %v after the one before, played %v", i, gap, shown)
+				}
+			}
+		})
 	}
 }
 
 // TestRecordingIsNeverAhead: at any speed, no row is due before it happened, over several laps.
 func TestRecordingIsNeverAhead(t *testing.T) {
-	rec, err := readRecording()
-	must(t, err)
 	for _, speed := range []float64{0, 0.5, 1, 60, 600, 1e6} {
 		now := time.Now()
 		r := &run{s: New()}
 		r.s.Speed = speed
-		p := &plan{name: RecordedHome, recording: rec, rows: make([]int, 8)}
+		p, err := rooms[0].plan(1)
+		must(t, err)
 		p.stretches = []stretch{{0, r.begin(p, now), &terms{}}}
 		h := newHub(r, p, 0, &hubMark{})
 		h.anchor = now

@@ -26,11 +26,11 @@ type Simulator struct {
 	History  time.Duration `yaml:"history"`  // how long ago the readings of new homes begin; played until now as fast as acknowledged
 	Backlog  time.Duration `yaml:"backlog"`  // homes that were stopped, or whose computer slept, for longer than this skip what they missed; 0 for never
 
-	Recorded bool    `yaml:"recorded"` // play the recorded room beside them
+	Recorded bool    `yaml:"recorded"` // play the recorded rooms beside them
 	Speed    float64 `yaml:"speed"`    // how many times faster than recorded; 0 for as fast as acknowledged. Its first lap ends now, later ones are live
 
 	Rounds       int64         `yaml:"rounds"`        // readings that each device of a simulated home makes in all, over all runs; 0 for no end
-	RecordedRows int64         `yaml:"recorded_rows"` // rows of the recording to play in all, over all runs (looping); 0 for no end
+	RecordedRows int64         `yaml:"recorded_rows"` // rows of each recording to play in all, over all runs (looping); 0 for no end
 	Duration     time.Duration `yaml:"duration"`      // how long a run generates; 0 for no end
 
 	States bool `yaml:"states"` // hubs say what all their devices are when they connect; what one was told to be they say anyway
@@ -57,7 +57,7 @@ type Simulator struct {
 	last atomic.Pointer[run] // the run going on, or the last one
 }
 
-// New is a simulator with the default settings: 200 homes and the recorded room, about 1,400 rows a second.
+// New is a simulator with the default settings: 200 homes and the recorded rooms, about 1,400 rows a second.
 // Gateway, JournalDir and Credentials must be set.
 func New() *Simulator {
 	return &Simulator{

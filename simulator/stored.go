@@ -45,7 +45,7 @@ func (p *plan) each(m message, yield func(Reading) bool) bool {
 		if p.home != nil {
 			r.Metric = p.home.kit[m.device].metrics[i].name
 		} else {
-			r.Metric = roomReadings[m.device][i].metric
+			r.Metric = p.room.readings[m.device][i].metric
 		}
 		if !yield(r) {
 			return false

@@ -244,16 +244,16 @@ func TestRegistry(t *testing.T) {
 		}
 	}
 	names := s.HomeNames()
-	if len(names) != 201 || len(homes) != 201 {
-		t.Errorf("%d names, %d homes in the registry; want 201", len(names), len(homes))
+	if len(names) != 202 || len(homes) != 202 {
+		t.Errorf("%d names, %d homes in the registry; want 202", len(names), len(homes))
 	}
 	for _, n := range names {
-		if homes[n] < 4 || homes[n] > 8 {
+		if homes[n] < 3 || homes[n] > 8 {
 			t.Errorf("%s has %d devices", n, homes[n])
 		}
 	}
-	if homes[RecordedHome] != 8 {
-		t.Errorf("the recorded room has %d devices", homes[RecordedHome])
+	if homes["recorded-room"] != 8 || homes["recorded-office"] != 3 {
+		t.Errorf("the recorded rooms have %d and %d devices", homes["recorded-room"], homes["recorded-office"])
 	}
 	var rows float64
 	for i := 1; i <= 200; i++ {
