@@ -30,6 +30,9 @@ type Stage interface {
 type Output struct {
 	To     string // the output's name, a plural noun: "readings"
 	Record arrow.Record
+	// Refused says, where it is not nil, why each row of Record is bad: they go to the stage's dead letters, and To means
+	// nothing. It is for rows that a stage had kept; those of the record in hand are refused by a [*BadRows].
+	Refused []string
 }
 
 // Opener is a stage or sink that must make ready (read a file, load a model) before its first batch.

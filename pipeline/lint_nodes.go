@@ -50,6 +50,7 @@ func (p *planner) nodes() {
 		node := &StageNode{Stage: *s, Dead: s.ID() + deadSuffix}
 		p.stages[s.Name] = node
 		node.New = instance(p, p.cat.Stages, "stage", "stages."+s.Name, s.Use, &node.Settings, s.at)
+		p.window(node)
 		if node.New == nil || s.Parallel == 0 {
 			continue
 		}

@@ -113,6 +113,9 @@ func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
 	if !p.inputNames(node, nil) && node.Inputs != nil {
 		return nil, false
 	}
+	if !p.oneSchema(node) {
+		return nil, false
+	}
 	for _, stream := range node.From {
 		s := p.plan.Streams[stream]
 		if s == nil || s.Schema == nil {

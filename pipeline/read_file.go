@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"hearthline/blobs"
+	"hearthline/flow/window"
 	"hearthline/streams"
 )
 
@@ -106,12 +107,13 @@ type consoleShape struct {
 }
 
 type stageShape struct {
-	Use      name      `yaml:"use" doc:"Name of the stage in the catalogue, where it is not the name of this node."`
-	Was      name      `yaml:"was" doc:"The name that this node had before it was renamed: its consumer group, state, lineage and dead letters go on under it."`
-	From     inputs    `yaml:"from" need:"true" doc:"The stream that it reads, or a list of them; of a stage that tells its inputs apart, a stream for each by the input's name."`
-	To       outputs   `yaml:"to" need:"true" doc:"The stream that it writes; of a stage with several outputs, a stream for each by the output's name, _ for one that nobody wants."`
-	Settings yaml.Node `yaml:"settings"`
-	Parallel int       `yaml:"parallel" doc:"How many instances work at once in a task, for stages without state; 0 is one a core."`
+	Use      name           `yaml:"use" doc:"Name of the stage in the catalogue, where it is not the name of this node."`
+	Was      name           `yaml:"was" doc:"The name that this node had before it was renamed: its consumer group, state, lineage and dead letters go on under it."`
+	From     inputs         `yaml:"from" need:"true" doc:"The stream that it reads, or a list of them; of a stage that tells its inputs apart, a stream for each by the input's name."`
+	To       outputs        `yaml:"to" need:"true" doc:"The stream that it writes; of a stage with several outputs, a stream for each by the output's name, _ for one that nobody wants."`
+	Settings yaml.Node      `yaml:"settings"`
+	Window   *window.Config `yaml:"window" doc:"Gather its rows in windows of event time, and give it all rows of those that closed."`
+	Parallel int            `yaml:"parallel" doc:"How many instances work at once in a task, for stages without state; 0 is one a core."`
 	At       places
 }
 
@@ -400,7 +402,7 @@ func (d *decoder) gateway(g gatewayShape, s *Spec) {
 
 func (d *decoder) stage(e entry[stageShape]) Stage {
 	g, path := e.Value, "stages."+e.Name
-	s := Stage{Name: e.Name, Use: e.Name, ToAny: g.To.any.text, Settings: g.Settings, Parallel: g.Parallel, Pos: e.Pos, at: g.At}
+	s := Stage{Name: e.Name, Use: e.Name, ToAny: g.To.any.text, Settings: g.Settings, Window: g.Window, Parallel: g.Parallel, Pos: e.Pos, at: g.At}
 	if s.at == nil {
 		s.at = places{}
 	}

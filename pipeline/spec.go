@@ -9,6 +9,7 @@ import (
 
 	"hearthline/blobs"
 	"hearthline/flow"
+	"hearthline/flow/window"
 	"hearthline/streams"
 )
 
@@ -113,7 +114,8 @@ type Stage struct {
 	To       map[string]string // output name → stream
 	ToAny    string            // the one stream of a stage with one output (`to: clean`), until Plan resolves it
 	Settings yaml.Node
-	Parallel int // instances of a stateless stage that work at once in a task; 0 = one a core
+	Window   *window.Config // nil: it is given the batches as they come
+	Parallel int            // instances of a stateless stage that work at once in a task; 0 = one a core
 	Pos      Pos
 
 	at places

@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"hearthline/flow"
+	"hearthline/flow/window"
 )
 
 // Case is one case as it was written.
@@ -24,6 +25,7 @@ type Case struct {
 	at        string // file:line
 	name      string
 	settings  *yaml.Node
+	window    *window.Config // nil: the stage stands alone
 	refuses   string
 	start     time.Time
 	schema    *arrow.Schema            // of the input
@@ -162,7 +164,7 @@ func list(n *yaml.Node) ([]*yaml.Node, error) {
 }
 
 func parseCase(n *yaml.Node) (*Case, error) {
-	k, err := keys(n, "name", "settings", "refuses", "start", "input", "each", "exact", "tolerance", "steps")
+	k, err := keys(n, "name", "settings", "window", "refuses", "start", "input", "each", "exact", "tolerance", "steps")
 	if err != nil {
 		return nil, err
 	}
@@ -172,6 +174,15 @@ func parseCase(n *yaml.Node) (*Case, error) {
 			if err := k[name].Decode(into); err != nil {
 				return nil, lineError(k[name], "%s: %v", name, err)
 			}
+		}
+	}
+	if k["window"] != nil {
+		c.window = &window.Config{}
+		if err := decodeStrictly(k["window"], c.window); err != nil {
+			return nil, err
+		}
+		if err := c.window.Validate(); err != nil {
+			return nil, lineError(k["window"], "window: %v", err)
 		}
 	}
 	if c.name == "" {
@@ -355,8 +366,12 @@ func deadOf(n *yaml.Node, rows int) ([]deadRow, error) {
 		if err != nil {
 			return nil, err
 		}
-		if k["row"] == nil || k["reason"] == nil {
-			return nil, lineError(item, "a dead row has a row and a reason")
+		if k["reason"] == nil {
+			return nil, lineError(item, "a dead row has a reason, and a row where it is one of this step")
+		}
+		if k["row"] == nil {
+			dead = append(dead, deadRow{-1, k["reason"].Value})
+			continue
 		}
 		at, err := strconv.Atoi(k["row"].Value)
 		if err != nil || at < 0 || at >= rows {

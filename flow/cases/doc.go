@@ -7,6 +7,7 @@
 //
 //	name: what it shows             # needed
 //	settings: {forget: 1h}          # of the stage; else its defaults
+//	window: {size: 1m, by: [home]}  # as in pipeline.yaml: the stage is given whole windows; late rows come out as "late"
 //	refuses: text                   # opening with these settings must fail with an error that holds this; no steps then
 //	start: 2024-01-01T00:00:00Z     # what relative times are relative to; this is the default
 //	input: [events, room key null]  # columns of the input: "name type", and "null" if nullable; "events" stands for those
@@ -24,6 +25,7 @@
 //	    - {value: 21.5}
 //	  dead:                         # rows that the stage refused: their number in this step's in, and a part of the reason
 //	  - {row: 3, reason: out of range}
+//	  - {reason: no sense}          # a row that it had kept before: of a window, say
 //	- advance: 5m                   # the watermark; "end" is the end of time
 //	- snapshot: before              # keeps the state under a name
 //	- restore: before               # gives it to a fresh instance, which goes on

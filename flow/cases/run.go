@@ -18,6 +18,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
+	"hearthline/flow/window"
 )
 
 // rounds is how often a case is cut at random.
@@ -116,6 +117,9 @@ func (c *Case) open(ctx context.Context, newStage func() flow.Stage) (flow.Stage
 			return nil, fmt.Errorf("settings: %w", err)
 		}
 	}
+	if c.window != nil {
+		s = window.New(c.window, true, s)
+	}
 	if o, ok := s.(flow.Opener); ok {
 		if err := o.Open(ctx); err != nil {
 			return nil, fmt.Errorf("open: %w", err)
@@ -200,10 +204,17 @@ func (r *runner) prime() error {
 
 // result is what one call gave.
 type result struct {
-	rows  map[string][]outRow
-	bytes []byte // of the outputs
-	bad   flow.BadRows
-	err   error
+	rows    map[string][]outRow
+	bytes   []byte // of the outputs
+	bad     flow.BadRows
+	refused []refusedRow // rows that it had kept
+	err     error
+}
+
+// refusedRow is a row that the stage had kept, and found bad.
+type refusedRow struct {
+	row outRow
+	why string
 }
 
 func (r *runner) process(input string, in arrow.Record) (res result, err error) {
@@ -282,6 +293,15 @@ func (r *runner) take(outs []flow.Output) (result, error) {
 			return res, fmt.Errorf("output %q has no record", o.To)
 		}
 		defer o.Record.Release()
+		if o.Refused != nil {
+			if int64(len(o.Refused)) != o.Record.NumRows() {
+				return res, fmt.Errorf("%d rows are refused for %d reasons", o.Record.NumRows(), len(o.Refused))
+			}
+			for i, row := range rowsOfRecord(o.Record) {
+				res.refused = append(res.refused, refusedRow{row, o.Refused[i]})
+			}
+			continue
+		}
 		if s, seen := r.schemas[o.To]; !seen {
 			r.schemas[o.To] = o.Record.Schema()
 		} else if !s.Equal(o.Record.Schema()) {
@@ -456,6 +476,28 @@ func (c *Case) runStep(r *runner, s step, snapshots map[string][]byte) error {
 	return c.compare(r, s, res)
 }
 
+// compareRefused compares the rows that the stage had kept and refused, in their order, with the wanted ones that name no
+// row of the step, and gives the wanted ones that do.
+func (c *Case) compareRefused(b *strings.Builder, want []deadRow, got []refusedRow) (rest []deadRow) {
+	for _, w := range want {
+		switch {
+		case w.row >= 0:
+			rest = append(rest, w)
+		case len(got) == 0:
+			fmt.Fprintf(b, "a row that was kept should be bad (%s), and none is left\n", w.reason)
+		default:
+			if !strings.Contains(got[0].why, w.reason) {
+				fmt.Fprintf(b, "a row that was kept is bad for %q; want %q\n", got[0].why, w.reason)
+			}
+			got = got[1:]
+		}
+	}
+	for _, g := range got {
+		fmt.Fprintf(b, "a row that was kept is bad and should not be: %v: %s\n", g.row, g.why)
+	}
+	return rest
+}
+
 func (c *Case) compare(r *runner, s step, res result) error {
 	if s.err != "" || res.err != nil {
 		if s.err == "" || res.err == nil || !strings.Contains(res.err.Error(), s.err) {
@@ -476,14 +518,15 @@ func (c *Case) compare(r *runner, s step, res result) error {
 			}
 		}
 	}
-	for i := range max(len(s.dead), len(res.bad.Rows)) {
+	dead := c.compareRefused(&b, s.dead, res.refused)
+	for i := range max(len(dead), len(res.bad.Rows)) {
 		switch {
-		case i >= len(s.dead):
+		case i >= len(dead):
 			fmt.Fprintf(&b, "row %d is bad and should not be: %s\n", res.bad.Rows[i], res.bad.Reasons[i])
 		case i >= len(res.bad.Rows):
-			fmt.Fprintf(&b, "row %d should be bad (%s) and is not\n", s.dead[i].row, s.dead[i].reason)
-		case s.dead[i].row != res.bad.Rows[i] || !strings.Contains(res.bad.Reasons[i], s.dead[i].reason):
-			fmt.Fprintf(&b, "bad row: got %d, %q; want %d, %q\n", res.bad.Rows[i], res.bad.Reasons[i], s.dead[i].row, s.dead[i].reason)
+			fmt.Fprintf(&b, "row %d should be bad (%s) and is not\n", dead[i].row, dead[i].reason)
+		case dead[i].row != res.bad.Rows[i] || !strings.Contains(res.bad.Reasons[i], dead[i].reason):
+			fmt.Fprintf(&b, "bad row: got %d, %q; want %d, %q\n", res.bad.Rows[i], res.bad.Reasons[i], dead[i].row, dead[i].reason)
 		}
 	}
 	if len(s.counters) > 0 {

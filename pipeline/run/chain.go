@@ -244,6 +244,15 @@ func (c *chain) give(ctx context.Context, m message, stream string, rec arrow.Re
 // route sends outputs on: to Kafka, to the next stages of the unit, or both.
 func (c *chain) route(ctx context.Context, m message, l *chained, outputs []flow.Output, out *[]made) error {
 	for i, o := range outputs {
+		if o.Refused != nil && o.Record != nil {
+			err := c.bury(m, l, o.Record, everyRow(o), out)
+			o.Record.Release()
+			if err != nil {
+				flow.ReleaseOutputs(outputs[i+1:])
+				return err
+			}
+			continue
+		}
 		stream, ok := l.node.Outputs[o.To]
 		if !ok {
 			flow.ReleaseOutputs(outputs[i:])
@@ -295,10 +304,24 @@ func (c *chain) setAside(m message, l *chained, rec arrow.Record, err error, out
 	if !errors.As(err, &rows) {
 		rows = &flow.BadRows{Reasons: []string{err.Error()}}
 	}
+	return c.bury(m, l, rec, *rows, out)
+}
+
+// everyRow is all rows of an output that a stage refused.
+func everyRow(o flow.Output) flow.BadRows {
+	bad := flow.BadRows{Rows: make([]int, o.Record.NumRows()), Reasons: o.Refused}
+	for i := range bad.Rows {
+		bad.Rows[i] = i
+	}
+	return bad
+}
+
+// bury makes dead letters of rows of rec (borrowed).
+func (c *chain) bury(m message, l *chained, rec arrow.Record, rows flow.BadRows, out *[]made) error {
 	// An edge inside the unit has no offsets: the place is that of the message it comes from.
-	letters, derr := deadLetters(c.mem, rec, l.node.Name, m.origin, *rows)
-	if derr != nil {
-		return derr
+	letters, err := deadLetters(c.mem, rec, l.node.Name, m.origin, rows)
+	if err != nil {
+		return err
 	}
 	edge := l.meter.Out(l.node.Dead)
 	for _, dead := range letters {

@@ -107,6 +107,9 @@ func settingsOfStage(s *pipeline.StageNode) map[string]string {
 		}
 		flat[key] = value
 	}
+	if s.Window != nil {
+		note("window", s.Window.String())
+	}
 	for name, stream := range s.Inputs {
 		note("from "+name, stream)
 	}

@@ -1,0 +1,39 @@
+package pipeline
+
+import (
+	"hearthline/flow"
+	"hearthline/flow/window"
+)
+
+// window puts windows around a stage that the file gives some.
+func (p *planner) window(node *StageNode) {
+	if node.Window == nil || node.New == nil || node.Window.Validate() != nil {
+		return
+	}
+	inner, config := node.New, node.Window
+	if _, several := inner().(flow.Inputs); several {
+		p.find(node.at.of("window"), "stages."+node.Name+".window", "leave it out", "stage %s tells its inputs apart, and such a stage takes no window", node.Use)
+		return
+	}
+	_, late := node.To[window.OutputLate]
+	node.New = func() flow.Stage { return window.New(config, late, inner()) }
+}
+
+// oneSchema refuses inputs of several schemas for a window, which holds rows of one.
+func (p *planner) oneSchema(node *StageNode) bool {
+	if node.Window == nil || len(node.From) < 2 {
+		return true
+	}
+	first := p.plan.Streams[node.From[0]]
+	for _, name := range node.From[1:] {
+		s := p.plan.Streams[name]
+		if first == nil || s == nil || first.Schema == nil || s.Schema == nil {
+			return false
+		}
+		if why := difference(first.Schema, s.Schema); why != "" {
+			p.find(node.at.of("from/"+name, "from"), "stages."+node.Name+".from", "let its inputs have one schema", "a window of stage %s would hold rows of %s and of %s, which differ: %s", node.Name, first.Name, name, why)
+			return false
+		}
+	}
+	return true
+}
