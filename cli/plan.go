@@ -97,7 +97,7 @@ func (v *planVerb) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	brokers, end, err := v.reach(cmd.Context(), p)
+	brokers, end, err := p.reach(cmd.Context())
 	if err != nil {
 		return err
 	}
@@ -170,9 +170,9 @@ func stageOf(plan *pipeline.Plan, name string) bool {
 
 // reach says where Kafka is. An embedded broker that nobody runs is run meanwhile, on the same data; end ends it. No
 // brokers: there is none and never was.
-func (v *planVerb) reach(ctx context.Context, p *process) (brokers []string, end func(), err error) {
+func (p *process) reach(ctx context.Context) (brokers []string, end func(), err error) {
 	end = func() {}
-	dir := filepath.Join(v.data, "kafka")
+	dir := filepath.Join(p.data, "kafka")
 	if len(p.plan.Spec.Kafka.Brokers) > 0 {
 		return p.brokers(), end, nil
 	}
@@ -184,12 +184,12 @@ func (v *planVerb) reach(ctx context.Context, p *process) (brokers []string, end
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil, end, nil
 	}
-	s := &services{log: v.log}
+	s := &services{log: p.log}
 	life, fatal := context.WithCancelCause(ctx)
 	s.fatal = fatal
 	ready := make(chan string, 1)
 	b := embeddedbroker.New()
-	b.Dir, b.Addr, b.Log = dir, p.plan.Spec.Kafka.Listen, v.log.With("node", "broker")
+	b.Dir, b.Addr, b.Log = dir, p.plan.Spec.Kafka.Listen, p.log.With("node", "broker")
 	b.Ready = func(addr string) { ready <- addr }
 	s.start(life, "embedded broker", b.Run)
 	end = func() { s.endAll(); fatal(nil) }

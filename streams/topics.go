@@ -281,6 +281,30 @@ func (c *Client) Ends(ctx context.Context, streams []string) (map[string][]int64
 	return out, nil
 }
 
+// OffsetsAt gives, for each partition of a stream, the offset of the first message that was written at a time or later; where there
+// is none, the next that will be written.
+func (c *Client) OffsetsAt(ctx context.Context, stream string, at time.Time) ([]int64, error) {
+	ends, err := c.Ends(ctx, []string{stream})
+	if err != nil {
+		return nil, err
+	}
+	out := ends[stream]
+	var places []place
+	for p := range out {
+		places = append(places, place{stream, int32(p)})
+	}
+	found, err := c.offsets(ctx, max(0, at.UnixMilli()), places)
+	if err != nil {
+		return nil, err
+	}
+	for at, offset := range found {
+		if offset >= 0 { // -1: nothing is as young
+			out[at.partition] = offset
+		}
+	}
+	return out, nil
+}
+
 // retryMax is how long a question about streams or groups is asked again before its error is handed on.
 const retryMax = 15 * time.Second
 

@@ -45,6 +45,8 @@ type Runner struct {
 	Tracer   flow.Tracer // nil: nobody traces
 	// Version is the binary's, for the notes of what ran.
 	Version string
+	// Histories are streams, by name, that are read from elsewhere than Kafka: those that a replay begins with.
+	Histories map[string]History
 
 	once     sync.Once
 	road     road
@@ -97,6 +99,9 @@ func (r *Runner) init() {
 	r.once.Do(func() {
 		if r.road == nil {
 			r.road = kafka{r.Client, r.Client.NewProducer()}
+		}
+		if len(r.Histories) > 0 {
+			r.road = replayed{r.road, r.Histories}
 		}
 	})
 }

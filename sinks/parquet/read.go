@@ -76,9 +76,17 @@ type group struct {
 
 func sameLine(a, b flow.Range) bool { return a.Partition == b.Partition && a.StreamID == b.StreamID }
 
+// folder is what has to be listed: of a reader whose bounds are one hour, that hour's.
+func (r *Reader) folder() string {
+	if from, to := hourOf(arrow.Timestamp(r.From)), hourOf(arrow.Timestamp(r.To)); r.From != 0 && to == from+1 && r.To == to.start() {
+		return r.Stream + "/" + from.folder() + "/"
+	}
+	return r.Stream + "/"
+}
+
 // groups lists the ranges in the order in which they are read.
 func (r *Reader) groups(ctx context.Context) ([]group, error) {
-	list, err := r.Store.List(ctx, r.Stream+"/")
+	list, err := r.Store.List(ctx, r.folder())
 	if err != nil {
 		return nil, err
 	}
@@ -86,8 +94,7 @@ func (r *Reader) groups(ctx context.Context) ([]group, error) {
 	var groups []group
 	for _, o := range list { // by name, which is by hour
 		rng, h, ok := parseName(r.Stream, o.Name)
-		if !ok || r.Partitions != nil && !slices.Contains(r.Partitions, rng.Partition) ||
-			r.From != 0 && (h+1).start() <= r.From || r.To != 0 && h.start() >= r.To {
+		if !ok || r.Partitions != nil && !slices.Contains(r.Partitions, rng.Partition) || !r.wants(h) {
 			continue
 		}
 		i, ok := at[rng]

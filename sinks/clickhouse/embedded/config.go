@@ -191,9 +191,19 @@ var usersXML = xmlTemplate(usersFile, `<clickhouse>
       <profile>reader</profile><quota>default</quota>
       <grants>
         <query>GRANT SHOW, SELECT, dictGet ON {{x .Database}}.*</query>
+        <query>GRANT SHOW, SELECT ON {{x .Database}}_replay_*.*</query>
         <query>GRANT SELECT ON system.*</query>
       </grants>
     </dashboard>
   </users>
 </clickhouse>
 `)
+
+// Admin is the user of the server of a data directory who may do everything.
+func Admin(dir string) (User, error) {
+	s, err := readSecrets(dir)
+	if err != nil {
+		return User{}, fmt.Errorf("clickhouse: secrets: %w", err)
+	}
+	return User{adminUser, s.Admin}, nil
+}
