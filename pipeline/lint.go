@@ -35,6 +35,7 @@ func NewPlan(ctx context.Context, spec *Spec, cat Catalog) (*Plan, []Finding) {
 	p.readers()
 	if !p.cycles() && p.group() {
 		p.schemas()
+		p.promotable()
 	}
 	findings := sorted(p.findings)
 	if Failed(findings) || spec.failed {
@@ -88,14 +89,15 @@ func (p *planner) writers() {
 	for i := range p.spec.Stages {
 		s := &p.spec.Stages[i]
 		if s.ToAny != "" {
-			p.write(s.Name, s.ToAny, nil, s.at.of("to"), "stages."+s.Name+".to")
+			p.write(s.Name, s.ToAny, nil, s.at.of("to"), s.path()+".to")
 		}
 		for _, output := range sortedKeys(s.To) {
 			if stream := s.To[output]; stream != Drop && stream != "" {
-				p.write(s.Name, stream, nil, s.at.of("to="+stream, "to"), "stages."+s.Name+".to."+output)
+				p.write(s.Name, stream, nil, s.at.of("to="+stream, "to"), s.path()+".to."+output)
 			}
 		}
-		p.write(s.Name, s.ID()+deadSuffix, flow.DeadSchema, s.at.of(""), "stages."+s.Name)
+		p.write(s.Name, s.ID()+deadSuffix, flow.DeadSchema, s.at.of(""), s.path())
+		p.sides(s)
 	}
 	for i := range p.spec.Sinks {
 		s := &p.spec.Sinks[i]
@@ -137,7 +139,7 @@ func (p *planner) writtenAt(s *Stream) (Pos, string) {
 	}
 	for i := range p.spec.Stages {
 		if st := &p.spec.Stages[i]; st.Name == s.Writer {
-			return st.at.of("to="+s.Name, "to"), "stages." + st.Name + ".to"
+			return st.at.of("to="+s.Name, "to"), st.path() + ".to"
 		}
 	}
 	for i := range p.spec.Sinks {
@@ -153,7 +155,7 @@ func (p *planner) readers() {
 	for i := range p.spec.Stages {
 		s := &p.spec.Stages[i]
 		for _, stream := range s.From {
-			p.read(s.Name, stream, s.at.of("from/"+stream, "from"), "stages."+s.Name+".from")
+			p.read(s.Name, stream, s.at.of("from/"+stream, "from"), s.path()+".from")
 		}
 	}
 	for i := range p.spec.Sinks {
@@ -175,7 +177,7 @@ func (p *planner) readers() {
 		return
 	}
 	for _, name := range sortedKeys(p.plan.Streams) {
-		if s := p.plan.Streams[name]; len(s.Readers) == 0 && !strings.HasSuffix(name, deadSuffix) {
+		if s := p.plan.Streams[name]; len(s.Readers) == 0 && !s.Side && !strings.HasSuffix(name, deadSuffix) {
 			at, path := p.writtenAt(s)
 			hint := "let a stage or sink read it"
 			if s.Writer != gatewayNode {
@@ -213,7 +215,7 @@ func (p *planner) patterns(s *Sink) {
 				continue
 			}
 			found = true
-			if slices.Contains(node.Streams, name) || p.reaches(s.Name, stream.Writer, map[string]bool{}) {
+			if stream.Side || slices.Contains(node.Streams, name) || p.reaches(s.Name, stream.Writer, map[string]bool{}) {
 				continue
 			}
 			stream.Readers = append(stream.Readers, s.Name)

@@ -72,7 +72,7 @@ func (p *planner) cycles() bool {
 	}
 	for i := range p.spec.Stages {
 		s := &p.spec.Stages[i]
-		check(s.Name, s.at.of("from"), "stages."+s.Name+".from")
+		check(s.Name, s.at.of("from"), s.path()+".from")
 	}
 	for i := range p.spec.Sinks {
 		s := &p.spec.Sinks[i]
@@ -206,6 +206,7 @@ func (p *planner) units(unitOf map[string]*Unit) {
 		}
 	}
 	p.timeless()
+	p.alone()
 	p.sortUnits(next, at)
 }
 
@@ -216,7 +217,7 @@ func (p *planner) timeless() {
 		for _, sink := range p.spec.Sinks {
 			name := sink.Name + deadSuffix
 			if stream := p.plan.Streams[name]; stream != nil && slices.Contains(stream.Readers, s.Name) {
-				p.find(s.at.of("from/"+name, "from"), "stages."+s.Name+".from", "let a sink keep them",
+				p.find(s.at.of("from/"+name, "from"), s.path()+".from", "let a sink keep them",
 					"%s reads the dead letters of the sink %s, which tell no time: it would wait for them for ever", s.Name, sink.Name)
 			}
 		}

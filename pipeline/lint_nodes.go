@@ -24,8 +24,9 @@ func (p *planner) identities() {
 	}
 	for i := range p.spec.Stages {
 		s := &p.spec.Stages[i]
-		check(s.ID(), s.Name, s.Was, s.at.of("was", ""), "stages."+s.Name)
+		check(s.ID(), s.Name, s.Was, s.at.of("was", ""), s.path())
 	}
+	p.shadowNames()
 	for i := range p.spec.Sinks {
 		s := &p.spec.Sinks[i]
 		check(s.ID(), s.Name, s.Was, s.at.of("was", ""), "sinks."+s.Name)
@@ -49,13 +50,14 @@ func (p *planner) nodes() {
 		s := &p.spec.Stages[i]
 		node := &StageNode{Stage: *s, Dead: s.ID() + deadSuffix}
 		p.stages[s.Name] = node
-		node.New = instance(p, p.cat.Stages, "stage", "stages."+s.Name, s.Use, &node.Settings, s.at)
+		node.New = instance(p, p.cat.Stages, "stage", s.path(), s.Use, &node.Settings, s.at)
 		p.window(node)
+		p.canary(node)
 		if node.New == nil || s.Parallel == 0 {
 			continue
 		}
 		if stage, ok := node.New().(flow.Stateful); ok {
-			p.find(s.at.of("parallel"), "stages."+s.Name+".parallel", "leave it out", "stage %s remembers (%T); it works on one batch of a partition at a time", s.Use, stage)
+			p.find(s.at.of("parallel"), s.path()+".parallel", "leave it out", "stage %s remembers (%T); it works on one batch of a partition at a time", s.Use, stage)
 		}
 	}
 	for i := range p.spec.Sinks {

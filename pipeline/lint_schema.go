@@ -106,7 +106,7 @@ func (p *planner) columnsOf(s *Stream) string {
 // outputs learns the outputs of a stage and their schemas. ok is false when something was found, or when the schema
 // of an input is unknown because something was found before.
 func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
-	path := "stages." + node.Name
+	path := node.path()
 	if named, is := node.New().(flow.Inputs); is {
 		return p.outputsOfInputs(node, named)
 	}
@@ -173,7 +173,7 @@ func (p *planner) outputsOfInputs(node *StageNode, named flow.Inputs) (found []o
 		})
 	})
 	if err != nil {
-		p.refused(node, last, node.at.of("from/"+last.Name, "from"), "stages."+node.Name+".from", err)
+		p.refused(node, last, node.at.of("from/"+last.Name, "from"), node.path()+".from", err)
 		return nil, false
 	}
 	return found, true
@@ -286,7 +286,7 @@ func difference(a, b *arrow.Schema) string {
 
 // resolve joins a stage's outputs to streams.
 func (p *planner) resolve(node *StageNode, outputs []output) {
-	path := "stages." + node.Name + ".to"
+	path := node.path() + ".to"
 	var has []string
 	for _, o := range outputs {
 		has = append(has, o.name)

@@ -26,6 +26,8 @@ type Stream struct {
 	Schema  *arrow.Schema
 	Writer  string   // gateway, a stage or (for <sink>.dead) a sink
 	Readers []string // stages and sinks, in the order of the file
+	// Side says that a second version writes it, to be compared: patterns of sinks do not take it, and nobody has to read it.
+	Side bool
 	// Unit is set when all its readers and its writer are in that unit: it never reaches Kafka. Where only some
 	// of the readers are in the writer's unit, those still get it by a plain call, and the others from Kafka.
 	Unit string
@@ -49,6 +51,7 @@ type StageNode struct {
 	New     func() flow.Stage
 	Outputs map[string]string // output name → stream, resolved; all outputs the stage has; [Drop] = nowhere
 	Dead    string            // stream of its dead letters
+	Canary  *CanaryNode       // the second version that runs in the same task; nil: none
 }
 
 // SinkNode is a sink with its settings decoded.

@@ -114,6 +114,8 @@ type stageShape struct {
 	Settings yaml.Node      `yaml:"settings"`
 	Window   *window.Config `yaml:"window" doc:"Gather its rows in windows of event time, and give it all rows of those that closed."`
 	Parallel int            `yaml:"parallel" doc:"How many instances work at once in a task, for stages without state; 0 is one a core."`
+	Shadow   *shadowShape   `yaml:"shadow" doc:"A second version that gets the same batches, as a node of its own; what it makes goes to side streams, STREAM.shadow, to be compared."`
+	Canary   *canaryShape   `yaml:"canary" doc:"A second version in the same task, whose output is the one that counts for some of the homes; what does not count goes to side streams, STREAM.canary."`
 	At       places
 }
 
@@ -297,7 +299,11 @@ func (d *decoder) spec(root *yaml.Node, s *Spec) {
 		s.Sources = append(s.Sources, d.source(e, s))
 	}
 	for _, e := range shape.Stages {
-		s.Stages = append(s.Stages, d.stage(e))
+		stage := d.stage(e)
+		s.Stages = append(s.Stages, stage)
+		if stage.Trial != nil && stage.Trial.Kind == TrialShadow {
+			s.Stages = append(s.Stages, stage.shadow())
+		}
 	}
 	for _, e := range shape.Sinks {
 		s.Sinks = append(s.Sinks, d.sink(e, s))
@@ -427,6 +433,7 @@ func (d *decoder) stage(e entry[stageShape]) Stage {
 			d.streamName(o.Value, path+".to."+o.Name, true, false)
 		}
 	}
+	d.trials(g, &s)
 	return s
 }
 

@@ -104,6 +104,13 @@ func (s *schemas) nodes(kind string, shape any, settings map[string]any) any {
 	if len(uses) == 0 {
 		delete(base, "allOf")
 	}
+	for _, trial := range []string{TrialShadow, TrialCanary} {
+		if second, ok := keys[trial].(map[string]any); ok {
+			version := second["anyOf"].([]any)[0].(map[string]any)
+			version["properties"].(map[string]any)["use"].(map[string]any)["enum"] = sortedKeys(settings)
+			version["properties"].(map[string]any)["settings"], version["allOf"] = true, uses
+		}
+	}
 	s.defs[kind] = base
 	named := map[string]any{}
 	for _, name := range sortedKeys(settings) {

@@ -116,6 +116,8 @@ type Stage struct {
 	Settings yaml.Node
 	Window   *window.Config // nil: it is given the batches as they come
 	Parallel int            // instances of a stateless stage that work at once in a task; 0 = one a core
+	Trial    *Trial         // a second version beside it; nil: none
+	ShadowOf string         // the stage whose second version this node is; "": it is none
 	Pos      Pos
 
 	at places

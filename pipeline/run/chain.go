@@ -28,17 +28,18 @@ type chain struct {
 	mem       memory.Allocator
 	tap       TapFunc
 	retry     retryFunc
-	opened    []*chained // those to be closed
-	uncount   []func()   // end what open began to count
-	anew      bool       // some stage remembers, and had no state to restore
+	opened    []flow.Stage // those to be closed
+	uncount   []func()     // end what open began to count
+	anew      bool         // some stage remembers, and had no state to restore
 }
 
 // chained is one stage of a chain.
 type chained struct {
-	node  *pipeline.StageNode
-	stage flow.Stage
-	meter *NodeMeter
-	k     int32 // outputs made of the message in hand
+	node   *pipeline.StageNode
+	stage  flow.Stage
+	canary *canaried // the second version beside it; nil: none
+	meter  *NodeMeter
+	k      int32 // outputs made of the message in hand
 
 	snapshotBytes int // of the last one
 }
@@ -70,10 +71,15 @@ type message struct {
 	trace     string // traceparent of the batch, then of the span of its processing
 }
 
-func newChain(u *pipeline.Unit, plan *pipeline.Plan, partition int32, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
+// newChain makes the instances of a unit's stages. canaries is, by ID, of which stages the second version works too, and for
+// how many percent of the homes.
+func newChain(u *pipeline.Unit, plan *pipeline.Plan, partition int32, canaries map[string]float64, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
 	c := &chain{partition: partition, readers: map[string][]reader{}, onKafka: map[string]bool{}, schemas: map[string]*arrow.Schema{}, mem: mem, tap: tap, retry: retry}
 	for _, node := range u.Stages {
 		l := &chained{node: node, stage: node.New(), meter: meter.Node(node.Name)}
+		if percent, ok := canaries[node.ID()]; ok && node.Canary != nil {
+			l.canary = &canaried{id: node.ID(), percent: percent, outputs: node.Canary.Outputs, stage: node.Canary.New(), meter: meter.Node(node.Name + "-" + pipeline.TrialCanary)}
+		}
 		c.links = append(c.links, l)
 		for _, in := range node.From {
 			c.readers[in] = append(c.readers[in], reader{l, node.InputOf(in)})
@@ -91,43 +97,63 @@ func newChain(u *pipeline.Unit, plan *pipeline.Plan, partition int32, mem memory
 
 func (c *chain) open(ctx context.Context, states map[string][]byte) error {
 	for _, l := range c.links {
-		if o, ok := l.stage.(flow.Opener); ok {
-			if err := o.Open(ctx); err != nil {
-				return fmt.Errorf("open stage %s: %w", l.node.Name, err)
-			}
-		}
-		c.opened = append(c.opened, l)
-		if n, ok := l.stage.(flow.Counting); ok {
-			c.uncount = append(c.uncount, l.meter.count(n))
-		}
-		s, stateful := l.stage.(flow.Stateful)
-		state, saved := states[l.node.ID()]
-		c.anew = c.anew || stateful && !saved
-		if stateful && saved {
-			if err := s.Restore(bytes.NewReader(state)); err != nil {
-				return fmt.Errorf("restore state of stage %s (%d bytes): %w", l.node.Name, len(state), err)
-			}
-			l.snapshotBytes = len(state)
-		}
-		if err := c.prime(ctx, l); err != nil {
+		size, err := c.openStage(ctx, l.node.Name, l.stage, l.meter, states, l.node.ID())
+		if err != nil {
 			return err
+		}
+		l.snapshotBytes = size
+		if v := l.canary; v != nil {
+			if v.snapshotBytes, err = c.openStage(ctx, v.meter.Name, v.stage, v.meter, states, canaryID(v.id)); err != nil {
+				return err
+			}
+		}
+		if err := c.prime(ctx, l.node, l.stage); err != nil {
+			return err
+		}
+		if l.canary != nil {
+			if err := c.prime(ctx, l.node, l.canary.stage); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
 // prime tells a stage with several inputs what they hold, before any batch.
-func (c *chain) prime(ctx context.Context, l *chained) error {
-	s, ok := l.stage.(flow.Inputs)
+func (c *chain) prime(ctx context.Context, node *pipeline.StageNode, stage flow.Stage) error {
+	s, ok := stage.(flow.Inputs)
 	if !ok {
 		return nil
 	}
-	made, err := flow.Prime(ctx, s, func(input string) *arrow.Schema { return c.schemas[l.node.Inputs[input]] })
+	made, err := flow.Prime(ctx, s, func(input string) *arrow.Schema { return c.schemas[node.Inputs[input]] })
 	flow.ReleaseOutputs(made)
 	if err != nil {
-		return fmt.Errorf("tell stage %s what its inputs hold: %w", l.node.Name, err)
+		return fmt.Errorf("tell stage %s what its inputs hold: %w", node.Name, err)
 	}
 	return nil
+}
+
+// openStage makes a stage ready, with its section of the states if there is one. It gives the size of that.
+func (c *chain) openStage(ctx context.Context, name string, stage flow.Stage, meter *NodeMeter, states map[string][]byte, section string) (int, error) {
+	if o, ok := stage.(flow.Opener); ok {
+		if err := o.Open(ctx); err != nil {
+			return 0, fmt.Errorf("open stage %s: %w", name, err)
+		}
+	}
+	c.opened = append(c.opened, stage)
+	if n, ok := stage.(flow.Counting); ok {
+		c.uncount = append(c.uncount, meter.count(n))
+	}
+	s, stateful := stage.(flow.Stateful)
+	state, saved := states[section]
+	c.anew = c.anew || stateful && !saved
+	if !stateful || !saved {
+		return 0, nil
+	}
+	if err := s.Restore(bytes.NewReader(state)); err != nil {
+		return 0, fmt.Errorf("restore state of stage %s (%d bytes): %w", name, len(state), err)
+	}
+	return len(state), nil
 }
 
 func (c *chain) close() error {
@@ -135,8 +161,8 @@ func (c *chain) close() error {
 		end()
 	}
 	var errs []error
-	for _, l := range c.opened {
-		if o, ok := l.stage.(flow.Closer); ok {
+	for _, stage := range c.opened {
+		if o, ok := stage.(flow.Closer); ok {
 			errs = append(errs, o.Close())
 		}
 	}
@@ -146,14 +172,27 @@ func (c *chain) close() error {
 // snapshot gives the state of every stage that has some.
 func (c *chain) snapshot() (map[string][]byte, error) {
 	states := map[string][]byte{}
+	take := func(name string, stage flow.Stage, section string, size *int) error {
+		s, ok := stage.(flow.Stateful)
+		if !ok {
+			return nil
+		}
+		var b bytes.Buffer
+		b.Grow(*size + *size/16) // it is as large as the last, or a little larger
+		if err := s.Snapshot(&b); err != nil {
+			return fmt.Errorf("snapshot of stage %s: %w", name, err)
+		}
+		states[section], *size = b.Bytes(), b.Len()
+		return nil
+	}
 	for _, l := range c.links {
-		if s, ok := l.stage.(flow.Stateful); ok {
-			var b bytes.Buffer
-			b.Grow(l.snapshotBytes + l.snapshotBytes/16) // it is as large as the last, or a little larger
-			if err := s.Snapshot(&b); err != nil {
-				return nil, fmt.Errorf("snapshot of stage %s: %w", l.node.Name, err)
+		if err := take(l.node.Name, l.stage, l.node.ID(), &l.snapshotBytes); err != nil {
+			return nil, err
+		}
+		if v := l.canary; v != nil {
+			if err := take(v.meter.Name, v.stage, canaryID(v.id), &v.snapshotBytes); err != nil {
+				return nil, err
 			}
-			states[l.node.ID()], l.snapshotBytes = b.Bytes(), b.Len()
 		}
 	}
 	return states, nil
@@ -162,15 +201,17 @@ func (c *chain) snapshot() (map[string][]byte, error) {
 // stateful says whether a unit needs one chain for a partition's whole life, or can have several work at once.
 func stateful(u *pipeline.Unit) bool {
 	for _, node := range u.Stages {
-		stage := node.New()
-		if _, ok := stage.(flow.Stateful); ok {
-			return true
-		}
-		if _, ok := stage.(flow.Timed); ok {
+		if remembers(node.New()) || node.Canary != nil && remembers(node.Canary.New()) {
 			return true
 		}
 	}
 	return false
+}
+
+func remembers(stage flow.Stage) bool {
+	_, stateful := stage.(flow.Stateful)
+	_, timed := stage.(flow.Timed)
+	return stateful || timed
 }
 
 // process runs a message through the chain: its rows first, then the time it tells. The result depends on the
@@ -186,6 +227,12 @@ func (c *chain) process(ctx context.Context, m message) ([]made, error) {
 		}
 	}
 	for _, l := range c.links {
+		if l.canary != nil {
+			if err := c.advanceBoth(ctx, m, l, &out); err != nil {
+				return release(out), err
+			}
+			continue
+		}
 		t, ok := l.stage.(flow.Timed)
 		if !ok {
 			continue
@@ -195,10 +242,7 @@ func (c *chain) process(ctx context.Context, m message) ([]made, error) {
 			outputs, err = t.Advance(ctx, m.watermark)
 			return err
 		})
-		if errors.Is(err, flow.ErrBad) {
-			// Time has no rows to set aside. A stage that calls time bad has a bug worth stopping for.
-			err = fmt.Errorf("stage %s: advance to %v: %w", l.node.Name, m.watermark.Time(), err)
-		}
+		err = timeIsBad(l, m, err)
 		if err == nil {
 			err = c.route(ctx, m, l, outputs, &out)
 		}
@@ -209,12 +253,27 @@ func (c *chain) process(ctx context.Context, m message) ([]made, error) {
 	return out, nil
 }
 
+// timeIsBad says where time was called bad: it has no rows to set aside, and a stage that does so has a bug worth stopping
+// for.
+func timeIsBad(l *chained, m message, err error) error {
+	if errors.Is(err, flow.ErrBad) {
+		return fmt.Errorf("stage %s: advance to %v: %w", l.node.Name, m.watermark.Time(), err)
+	}
+	return err
+}
+
 // give hands rec (borrowed) to every stage of the unit that reads stream.
 func (c *chain) give(ctx context.Context, m message, stream string, rec arrow.Record, out *[]made) error {
 	for _, l := range c.readers[stream] {
 		in := l.meter.In(stream)
 		in.Rows.Add(rec.NumRows())
 		in.Batches.Add(1)
+		if l.canary != nil {
+			if err := c.giveBoth(ctx, m, l.chained, l.input, rec, out); err != nil {
+				return err
+			}
+			continue
+		}
 		var outputs []flow.Output
 		start := time.Now()
 		err := c.call(ctx, l.chained, "process", func() (err error) {
@@ -266,23 +325,27 @@ func (c *chain) route(ctx context.Context, m message, l *chained, outputs []flow
 			o.Record.Release()
 			continue
 		}
-		edge := l.meter.Out(stream)
-		edge.Rows.Add(o.Record.NumRows())
-		edge.Batches.Add(1)
-		if c.onKafka[stream] {
-			c.publishable(m, l, stream, o.Record, out)
-		} else if c.tap != nil {
-			makeShareable(o.Record)
-			c.tap(stream, c.partition, o.Record)
-		}
-		err := c.give(ctx, m, stream, o.Record, out)
-		o.Record.Release()
-		if err != nil {
+		if err := c.send(ctx, m, l, stream, o.Record, out); err != nil {
 			flow.ReleaseOutputs(outputs[i+1:])
 			return err
 		}
 	}
 	return nil
+}
+
+// send sends one record, which is given away, on.
+func (c *chain) send(ctx context.Context, m message, l *chained, stream string, rec arrow.Record, out *[]made) error {
+	defer rec.Release()
+	edge := l.meter.Out(stream)
+	edge.Rows.Add(rec.NumRows())
+	edge.Batches.Add(1)
+	if c.onKafka[stream] {
+		c.publishable(m, l, stream, rec, out)
+	} else if c.tap != nil {
+		makeShareable(rec)
+		c.tap(stream, c.partition, rec)
+	}
+	return c.give(ctx, m, stream, rec, out)
 }
 
 // outputRowsMax cuts what a stage gives into batches that fit a Kafka message. It is a number of rows, not the broker's

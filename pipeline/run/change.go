@@ -99,6 +99,11 @@ func (s *survey) owner(id, kind string) *groupFound {
 
 // unit compares one unit with what is found of its stages.
 func (p *planner) unit(ctx context.Context, u *pipeline.Unit) error {
+	u, refused := p.asItRuns(u)
+	if refused != nil {
+		p.add(*refused)
+		return nil
+	}
 	group := p.r.group(u.Name)
 	fresh, same := true, true
 	for _, st := range u.Stages {
@@ -121,8 +126,27 @@ func (p *planner) unit(ctx context.Context, u *pipeline.Unit) error {
 	return nil
 }
 
+// asItRuns is a unit with the versions that were promoted, where the file has both still.
+func (p *planner) asItRuns(u *pipeline.Unit) (*pipeline.Unit, *Change) {
+	run := u
+	for _, s := range u.Stages {
+		done, err := mayStart(s, p.trials[s.ID()])
+		if err != nil {
+			return nil, &Change{Sign: "~", What: "stage " + s.Name, Refused: err.Error(), Way: "put it into the file, or undo it, first"}
+		}
+		if done {
+			run = promoted(p.r.Plan, run, s.ID())
+		}
+	}
+	return run, nil
+}
+
 // newUnit says where a unit begins that never ran.
 func (p *planner) newUnit(u *pipeline.Unit) {
+	if of := firstOf(p.r.Plan, u); of != nil {
+		p.add(Change{Sign: "+", What: "stage " + u.Name, Says: []string{"begins where " + of.Name + " stands, and writes side streams that are only compared"}})
+		return
+	}
 	c := Change{Sign: "+", What: "stage " + u.Name}
 	if len(u.Stages) > 1 {
 		c.What = "stages " + u.Name

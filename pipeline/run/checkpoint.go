@@ -34,9 +34,19 @@ type checkpoint struct {
 	Watermark flow.Micros `json:"wm,omitempty"`
 	// Told is the time that each stream of a task was last told: a task that has forgotten it sends heartbeats where it
 	// sent none before, and readers learn the time by other steps than they would have.
-	Told   map[string]flow.Micros `json:"told,omitempty"`
+	Told map[string]flow.Micros `json:"told,omitempty"`
+	// Muted is, of each input, where the version of a stage begins whose output counts: what comes before has been made by
+	// the one before it. See turn.
+	Muted map[string]int64 `json:"muted,omitempty"`
+	// Promoted names the promotion by which a stage's second version has this partition, Canaries the percent of homes that
+	// are a canary's here, and Held the promotion for which a shadow has stopped; stages by their IDs.
+	Promoted map[string]string  `json:"promoted,omitempty"`
+	Canaries map[string]float64 `json:"canaries,omitempty"`
+	Held     string             `json:"held,omitempty"`
+
 	state  map[string][]byte
 	making time.Duration // the time it took; not kept
+	last   func()        // called when it is valid; nil: nobody waits for it
 }
 
 // inputMark is how far one input stream has been taken.
@@ -61,6 +71,8 @@ type stateSection struct {
 
 const (
 	checkpointVersion = 1
+	// One that is muted: a binary that did not know of it would publish again what another version has made.
+	checkpointMuted = 2
 	// Kafka refuses commit metadata above 4,096 bytes (offset.metadata.max.bytes).
 	metadataBytesMax = 3800
 	blobPrefix       = "blob:"
@@ -75,6 +87,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // pieces, for states may be large, and are not copied.
 func (c *checkpoint) encode() (pieces [][]byte, err error) {
 	c.Version = checkpointVersion
+	if len(c.Muted) > 0 {
+		c.Version = checkpointMuted
+	}
 	c.States = c.States[:0]
 	for _, name := range slices.Sorted(maps.Keys(c.state)) {
 		c.States = append(c.States, stateSection{Stage: name, Bytes: len(c.state[name])})
@@ -160,8 +175,8 @@ func decodeHeader(b []byte) (*checkpoint, error) {
 	if err := json.Unmarshal(b, c); err != nil {
 		return nil, fmt.Errorf("%w: %w", errCheckpoint, err)
 	}
-	if c.Version != checkpointVersion {
-		return nil, fmt.Errorf("%w: it has layout %d, this binary reads %d; run the version that wrote it", errCheckpoint, c.Version, checkpointVersion)
+	if c.Version != checkpointVersion && c.Version != checkpointMuted {
+		return nil, fmt.Errorf("%w: it has layout %d, this binary reads up to %d; run the version that wrote it", errCheckpoint, c.Version, checkpointMuted)
 	}
 	return c, nil
 }

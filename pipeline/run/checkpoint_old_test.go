@@ -67,9 +67,9 @@ func TestOldCheckpointsAreRead(t *testing.T) {
 		t.Errorf("a checkpoint with a field that is not known: %v", err)
 	}
 	// Another layout is refused, with what to do.
-	newer := strings.Replace(string(commit), `"v":1`, `"v":2`, 1)
+	newer := strings.Replace(string(commit), `"v":1`, `"v":3`, 1)
 	if _, err = (&keeper{}).load(t.Context(), newer); err == nil || !strings.Contains(err.Error(), "run the version that wrote it") {
-		t.Errorf("layout 2 gave %v", err)
+		t.Errorf("layout 3 gave %v", err)
 	}
 	if _, err = decodeCheckpoint(bytes.Replace(blob, []byte("HLCK1"), []byte("HLCK2"), 1)); err == nil {
 		t.Error("a blob of another layout was read")

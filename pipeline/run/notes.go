@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,6 +44,8 @@ type NodeNote struct {
 	// Settings by their path, as pipeline.yaml has them. What comes from the environment, and what is named like a secret,
 	// is left out: this is for people to compare.
 	Settings map[string]string `json:"settings,omitempty"`
+	// ShadowOf is the stage whose second version it is.
+	ShadowOf string `json:"shadow_of,omitempty"`
 }
 
 const (
@@ -64,7 +67,7 @@ func (n *Note) ids() []string {
 func (r *Runner) noteOfUnit(u *pipeline.Unit) *Note {
 	n := &Note{Layout: noteLayout, Version: r.Version, Name: u.Name, Kind: kindStage, Partitions: r.Plan.Spec.Partitions, Schemas: map[string][]string{}}
 	for _, s := range u.Stages {
-		n.Nodes = append(n.Nodes, NodeNote{Name: s.Name, ID: s.ID(), Use: s.Use, From: s.From, To: s.Outputs, Dead: s.Dead, Settings: settingsOfStage(s)})
+		n.Nodes = append(n.Nodes, NodeNote{Name: s.Name, ID: s.ID(), Use: s.Use, From: s.From, To: s.Outputs, Dead: s.Dead, Settings: settingsOfStage(s), ShadowOf: s.ShadowOf})
 		for _, stream := range s.Outputs {
 			if st := r.Plan.Streams[stream]; st.OnKafka() && st.Schema != nil {
 				var columns []string
@@ -98,7 +101,8 @@ func settingsOf(n *yaml.Node) map[string]string {
 	return flat
 }
 
-// settingsOfStage is the settings of a stage, and what else of it changes what it makes: which of its inputs is which.
+// settingsOfStage is the settings of a stage, and what else of it changes what it makes: which of its inputs is which, and its
+// canary.
 func settingsOfStage(s *pipeline.StageNode) map[string]string {
 	flat := settingsOf(&s.Settings)
 	note := func(key, value string) {
@@ -112,6 +116,13 @@ func settingsOfStage(s *pipeline.StageNode) map[string]string {
 	}
 	for name, stream := range s.Inputs {
 		note("from "+name, stream)
+	}
+	if s.Trial != nil && s.Canary != nil {
+		note("canary.use", s.Trial.Use)
+		note("canary.percent", strconv.FormatFloat(s.Canary.Percent, 'g', -1, 64))
+		for key, value := range settingsOf(&s.Trial.Settings) {
+			note("canary.settings."+key, value)
+		}
 	}
 	return flat
 }
@@ -161,7 +172,7 @@ func (r *Runner) notes(ctx context.Context) (map[string]*Note, *pendingChange, e
 	for key, raw := range all {
 		group, ours := strings.CutPrefix(key, r.Plan.Spec.Name+"/")
 		switch {
-		case !ours:
+		case !ours, strings.HasPrefix(group, trialPrefix):
 		case group == pendingKey:
 			begun = &pendingChange{}
 			if err := json.Unmarshal(raw.Value, begun); err != nil {
@@ -244,7 +255,7 @@ func (r *Runner) renamed(n, other *Note) *NodeNote {
 	}
 	for _, now := range n.Nodes {
 		for i, old := range other.Nodes {
-			if now.Use == old.Use && !r.planned(old.ID) && slices.ContainsFunc(now.From, func(s string) bool { return slices.Contains(old.From, s) }) {
+			if now.ShadowOf == "" && old.ShadowOf == "" && now.Use == old.Use && !r.planned(old.ID) && slices.ContainsFunc(now.From, func(s string) bool { return slices.Contains(old.From, s) }) {
 				return &other.Nodes[i]
 			}
 		}

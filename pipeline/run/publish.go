@@ -81,6 +81,9 @@ func (t *task) save(ctx context.Context, c *checkpoint) error {
 	if err != nil {
 		return err
 	}
+	if c.last != nil {
+		c.last()
+	}
 	took := c.making + time.Since(start)
 	t.saved(took)
 	m := t.r.Meter.Node(t.unit.Name)

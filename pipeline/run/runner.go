@@ -52,6 +52,7 @@ type Runner struct {
 	road     road
 	patience time.Duration          // 0: patienceMax
 	settle   time.Duration          // 0: settleTime
+	catchUp  time.Duration          // 0: catchUpWait
 	stepped  func()                 // called after each step of a change; nil: nobody looks
 	workers  int                    // messages a stateless unit works on at once; 0: one a core
 	pauses   func() backoff.BackOff // between two attempts; nil: exponential, with jitter
@@ -156,12 +157,26 @@ func (r *Runner) Unit(ctx context.Context, name string) error {
 	if unit == nil {
 		return fmt.Errorf("no stage %q in %s", name, r.Plan.Spec.File)
 	}
+	unit, trial, err := r.watchTrials(ctx, unit)
+	if err != nil {
+		return err
+	}
+	if trial != nil && trial.over() {
+		return trial.rest(ctx)
+	}
 	if err := r.enter(ctx, r.noteOfUnit(unit)); err != nil {
 		return err
 	}
-	return r.join(ctx, unit.Name, unit.Inputs, newBudget(unitBytesMax), func(ctx context.Context, g *generation) (bool, error) {
-		return r.runTask(ctx, g, unit, g.partitions[0])
-	})
+	work := func(ctx context.Context) error {
+		return r.join(ctx, unit.Name, unit.Inputs, newBudget(unitBytesMax), func(ctx context.Context, g *generation) (bool, error) {
+			g.trial = trial
+			return r.runTask(ctx, g, unit, g.partitions[0])
+		})
+	}
+	if trial == nil {
+		return work(ctx)
+	}
+	return trial.run(ctx, work)
 }
 
 // Sink runs a sink until ctx ends or, with a Drain, until its streams have ended. An error ends it; start it again.
@@ -211,6 +226,7 @@ type generation struct {
 	committed  map[string]map[int32]streams.Committed
 	ids        map[string]string // stream → id of its incarnation
 	budget     *budget           // of all tasks of the node in this process
+	trial      *trialWatch       // of the second versions of the unit's stages; nil: none is tried
 	commit     func(context.Context, []streams.Commit) error
 }
 
@@ -302,25 +318,37 @@ func assigned(group string, a *streams.Assignment, ids map[string]string, bytes 
 
 // runTask runs a unit on one partition for one generation.
 func (r *Runner) runTask(ctx context.Context, g *generation, unit *pipeline.Unit, partition int32) (done bool, err error) {
-	t := &task{r: r, unit: unit, partition: partition, budget: g.budget, told: map[string]flow.Micros{}}
-	t.keeper = r.keeper(g, unit.Name, unit.Inputs[0], partition)
+	keeper := r.keeper(g, unit.Name, unit.Inputs[0], partition)
 	begun := time.Now()
-	saved, err := t.keeper.last(ctx, commitsOf(g.committed, unit.Inputs, partition))
+	saved, err := keeper.last(ctx, commitsOf(g.committed, unit.Inputs, partition))
 	if err != nil {
 		return false, err
 	}
 	read := time.Since(begun)
-	if err := t.keeper.sweep(ctx); err != nil {
+	if err := keeper.sweep(ctx); err != nil {
 		return false, err
 	}
 	for _, stream := range unit.Inputs {
 		defer r.Meter.Node(unit.Name).release(stream, partition)
 	}
-	if err := r.prepare(ctx, t, g, saved); err != nil {
-		return false, errors.Join(err, t.close())
+	for {
+		unit, from, anew, err := r.takeUp(ctx, g, unit, partition, saved)
+		if err != nil {
+			return false, err
+		}
+		t := &task{r: r, unit: unit, partition: partition, budget: g.budget, told: map[string]flow.Micros{}, keeper: keeper, anew: anew}
+		if err := r.prepare(ctx, t, g, from); err != nil {
+			return false, errors.Join(err, t.close())
+		}
+		r.tellTakenUp(ctx, t, from, read, time.Since(begun))
+		if done, err = t.run(ctx); err != nil || t.turn == nil || t.turn.last == nil {
+			return done, err
+		}
+		begun = time.Now()
+		if saved, err = r.turned(ctx, t); err != nil {
+			return false, err
+		}
 	}
-	r.tellTakenUp(ctx, t, saved, read, time.Since(begun))
-	return t.run(ctx)
 }
 
 // takenUpSlowly is how long a partition may stand still until its state is there before that is worth a line in any log.
@@ -364,9 +392,12 @@ func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *che
 	if err := r.foreign(ctx, t, g); err != nil {
 		return err
 	}
+	if err := r.takeUpTrial(ctx, t, g, saved); err != nil {
+		return err
+	}
 	t.chains = make(chan *chain, r.chainsFor(unit))
 	for range cap(t.chains) {
-		c := newChain(unit, r.Plan, partition, r.mem(), r.Meter, r.Tap, r.retry)
+		c := newChain(unit, r.Plan, partition, t.canaries, r.mem(), r.Meter, r.Tap, r.retry)
 		t.chains <- c
 		if err := c.open(ctx, states); err != nil {
 			return err

@@ -23,6 +23,7 @@ type survey struct {
 	groups  map[string]*groupFound // those that have commits, members or a note
 	streams map[string]*streamFound
 	pending *pendingChange
+	trials  map[string]*trialNote // by stage
 }
 
 // groupFound is a consumer group as it stands.
@@ -55,6 +56,9 @@ func (r *Runner) survey(ctx context.Context) (*survey, error) {
 	s := &survey{r: r, groups: map[string]*groupFound{}, streams: map[string]*streamFound{}}
 	var err error
 	if s.notes, s.pending, err = r.notes(ctx); err != nil {
+		return nil, err
+	}
+	if s.trials, err = r.trialNotes(ctx); err != nil {
 		return nil, err
 	}
 	prefix := r.Plan.Spec.Name + "."

@@ -48,7 +48,8 @@ func tailPartition(ctx context.Context, from source, give func(streams.Message))
 }
 
 // Lag is, by node (unit or sink) and stream, how many messages of each partition the node has not taken yet. A
-// node of this process is asked directly, another is known by what it has committed.
+// node of this process is asked directly, another is known by what it has committed. A shadow that has committed nothing
+// lacks nothing.
 func (r *Runner) Lag(ctx context.Context) (map[string]map[string][]int64, error) {
 	inputs := map[string][]string{}
 	for _, u := range r.Plan.Units {
@@ -74,8 +75,13 @@ func (r *Runner) Lag(ctx context.Context) (map[string]map[string][]int64, error)
 			return nil, fmt.Errorf("lag of %s: %w", node, err)
 		}
 		lag[node] = map[string][]int64{}
+		u := r.Plan.Node(node)
 		for _, stream := range streams {
 			behind := make([]int64, len(ends[stream]))
+			if u != nil && firstOf(r.Plan, u) != nil && len(next[stream]) == 0 {
+				lag[node][stream] = behind // a shadow begins where its stage is, and one that was promoted is behind nothing
+				continue
+			}
 			for p, end := range ends[stream] {
 				behind[p] = max(0, end-next[stream][int32(p)])
 			}

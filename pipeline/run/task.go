@@ -59,7 +59,13 @@ type task struct {
 	deads     []edge                 // its dead letters that only sinks read
 	watermark flow.Micros
 	fresh     bool // there is no checkpoint yet
-	anew      bool // some stage begins without state
+	anew      bool // some stage begins without state, or not with its own
+
+	turn     *turn              // what it may be heading for; nil: no second version is tried
+	held     string             // the promotion for which a shadow stops
+	promoted map[string]string  // the promotions by which its stages are what they are
+	canaries map[string]float64 // whose canaries work, and for how many percent of the homes
+	muted    map[string]int64   // where what it makes begins to count
 
 	deliveries chan delivery
 	saving     atomic.Bool      // a checkpoint is on its way
@@ -152,6 +158,9 @@ func (t *task) read(ctx, work context.Context, workers *stream.Stream) (done boo
 			t.submitCheckpoint(work, workers)
 			dirty, due = false, time.Now().Add(t.checkpointPause())
 		}
+		if t.turns(ctx) {
+			return false, nil
+		}
 		msg, err := t.nextMessage(ctx, dirty, due)
 		var broken *streams.DecodeError
 		switch {
@@ -196,8 +205,12 @@ func (t *task) saved(took time.Duration) {
 
 // nextMessage waits for a message, but no longer than until a checkpoint is due.
 func (t *task) nextMessage(ctx context.Context, dirty bool, due time.Time) (streams.Message, error) {
+	until := maxTime(due, time.Now().Add(10*time.Millisecond))
+	if look := time.Now().Add(lookEvery); t.turn != nil && (!dirty || look.Before(until)) {
+		dirty, until = true, look
+	}
 	if dirty {
-		wait, cancel := context.WithDeadline(ctx, maxTime(due, time.Now().Add(10*time.Millisecond)))
+		wait, cancel := context.WithDeadline(ctx, until)
 		defer cancel()
 		ctx = wait
 	}
@@ -311,7 +324,7 @@ func panicIsError(f func() error) (err error) {
 
 // deliver hands what a message came to over to publish. It is called in the order of the messages.
 func (t *task) deliver(work context.Context, m message, out []made, last bool) {
-	if work.Err() != nil {
+	if work.Err() != nil || t.isMuted(m.origin.Stream, m.origin.Offset) {
 		release(out)
 		return
 	}
@@ -373,7 +386,10 @@ func (t *task) tell(m message, e edge, kind flow.Kind, k int32) made {
 
 // submitCheckpoint has a checkpoint saved that covers every message submitted so far.
 func (t *task) submitCheckpoint(work context.Context, workers *stream.Stream) {
-	c := &checkpoint{Watermark: t.watermark}
+	c := &checkpoint{Watermark: t.watermark, Held: t.held, Promoted: t.promoted, Canaries: t.canaries, Muted: t.stillMuted()}
+	if t.turn != nil && t.turn.due {
+		c.last = func() { t.turn.last = c }
+	}
 	for _, in := range t.inputs {
 		c.Inputs = append(c.Inputs, inputMark{
 			Stream: in.stream, StreamID: in.id, Next: in.next, Watermark: in.marks.watermark, Marks: in.marks.list(),
@@ -406,7 +422,7 @@ func (t *task) submitBroken(work context.Context, workers *stream.Stream, broken
 	head := t.unit.Stages[slices.IndexFunc(t.unit.Stages, func(s *pipeline.StageNode) bool { return slices.Contains(s.From, broken.Stream) })]
 	workers.Go(func() stream.Callback {
 		return func() {
-			if work.Err() != nil {
+			if work.Err() != nil || t.isMuted(from.Stream, from.Offset) {
 				return
 			}
 			t.r.Meter.Node(head.Name).Bad.Add(1)

@@ -168,7 +168,7 @@ func TestRecordsThatShareColumnsAreReadAtOnce(t *testing.T) {
 	r := &Runner{road: producing{}}
 	for range 20 {
 		rec := whole.NewSlice(1, 150)
-		c := newChain(unit, plan, 0, memory.DefaultAllocator, NewMeter(), nil, (&Runner{patience: 1}).retry)
+		c := newChain(unit, plan, 0, nil, memory.DefaultAllocator, NewMeter(), nil, (&Runner{patience: 1}).retry)
 		out, err := c.process(t.Context(), message{origin: flow.Origin{Stream: "raw"}, record: rec})
 		if err != nil {
 			t.Fatal(err)
