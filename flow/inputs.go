@@ -12,7 +12,7 @@ import (
 // Batches of all of them come in one order, which depends on data alone (see docs/decisions/0002). Process is not called.
 //
 // Before anything else, and again after Restore, it is given zero rows of each input, in the order of InputNames: so
-// it knows all of their schemas when the first row comes. Zero rows of any input give zero rows of every output from then on.
+// it knows all of their schemas when the first row comes. Zero rows of the last of them give zero rows of every output.
 type Inputs interface {
 	Stage
 	// InputNames names them, plural nouns. They are the same for every instance.

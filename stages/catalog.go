@@ -8,6 +8,8 @@ import (
 	"hearthline/stages/dedupe"
 	"hearthline/stages/enrich"
 	"hearthline/stages/features"
+	"hearthline/stages/join"
+	"hearthline/stages/lookup"
 	"hearthline/stages/normalize"
 	"hearthline/stages/score"
 )
@@ -19,6 +21,8 @@ func Catalog() map[string]func() flow.Stage {
 		"dedupe":    func() flow.Stage { return dedupe.New() },
 		"enrich":    func() flow.Stage { return enrich.New() },
 		"features":  func() flow.Stage { return features.New() },
+		"lookup":    func() flow.Stage { return lookup.New() },
+		"join":      func() flow.Stage { return join.New() },
 		"score":     func() flow.Stage { return score.New() },
 		"alert":     func() flow.Stage { return alert.New() },
 	}

@@ -61,6 +61,9 @@ var order = []struct{ stage, output string }{
 	{"normalize", "clean"}, {"dedupe", "unique"}, {"enrich", "readings"}, {"features", "features"}, {"score", "scores"}, {"alert", "alerts"},
 }
 
+// joining are the stages beside them that tell their inputs apart.
+var joining = []string{"join", "lookup"}
+
 func give(tb testing.TB, s flow.Stage, in arrow.Record, output string) arrow.Record {
 	tb.Helper()
 	outs, err := s.Process(context.Background(), in)
@@ -83,8 +86,17 @@ func give(tb testing.TB, s flow.Stage, in arrow.Record, output string) arrow.Rec
 
 func TestCatalog(t *testing.T) {
 	all := Catalog()
-	if len(all) != len(order) {
-		t.Errorf("the catalogue has %d stages, this test knows %d", len(all), len(order))
+	if len(all) != len(order)+len(joining) {
+		t.Errorf("the catalogue has %d stages, this test knows %d", len(all), len(order)+len(joining))
+	}
+	for _, name := range joining {
+		s := all[name]()
+		if _, ok := s.(flow.Inputs); !ok {
+			t.Errorf("%s does not tell its inputs apart", name)
+		}
+		if err := s.(flow.Opener).Open(t.Context()); err != nil {
+			t.Errorf("%s: the defaults are refused: %v", name, err)
+		}
 	}
 	in := record(nil)
 	for _, o := range order {

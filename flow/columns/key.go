@@ -12,6 +12,7 @@ import (
 // Key reads what some columns of a row hold as one sequence of bytes: rows whose columns are equal give the same bytes, and no
 // others. Whole numbers of any width, and strings in any encoding, are equal where they are the same. It borrows the record.
 type Key struct {
+	arrays  []arrow.Array
 	columns []func(b []byte, row int) []byte
 }
 
@@ -27,7 +28,7 @@ func KeyOf(rec arrow.Record, names []string) (Key, error) {
 		if column == nil {
 			return k, flow.Badf("column %q is a %s; keys are strings, whole numbers, booleans or instants", name, rec.Column(at[0]).DataType())
 		}
-		k.columns = append(k.columns, column)
+		k.columns, k.arrays = append(k.columns, column), append(k.arrays, rec.Column(at[0]))
 	}
 	return k, nil
 }
@@ -38,6 +39,16 @@ func (k Key) Append(b []byte, row int) []byte {
 		b = column(b, row)
 	}
 	return b
+}
+
+// HasNull says whether one of the columns of a row is null: in joins, such a row is equal to no other.
+func (k Key) HasNull(row int) bool {
+	for _, a := range k.arrays {
+		if a.IsNull(row) {
+			return true
+		}
+	}
+	return false
 }
 
 // What a value is, before its bytes.

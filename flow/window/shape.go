@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"hearthline/flow"
+	"hearthline/flow/deadline"
 )
 
 // shape says what falls into which window: one of fixed and sessions.
@@ -67,7 +68,7 @@ func (f fixed) next(k *key) flow.Micros {
 			return f.end(k, k.rows[i].at)
 		}
 	}
-	return noDeadline
+	return deadline.None
 }
 
 func (f fixed) added(*key, flow.Micros) {}
@@ -112,8 +113,8 @@ func (s sessions) first(k *key) (w span, rows, drop int) {
 
 func (s sessions) next(k *key) flow.Micros {
 	if len(k.rows) == 0 {
-		k.due = noDeadline
-		return noDeadline
+		k.due = deadline.None
+		return deadline.None
 	}
 	return k.due
 }

@@ -12,6 +12,7 @@ import (
 
 	"hearthline/flow"
 	"hearthline/flow/columns"
+	"hearthline/flow/deadline"
 	"hearthline/flow/rowstore"
 )
 
@@ -219,7 +220,7 @@ func (s *Stage) gather(in arrow.Record) (late []int, bad flow.BadRows, err error
 		s.pass(got)
 		s.scratch = by.Append(s.scratch[:0], i)
 		k := s.keyOf(s.scratch)
-		if got >= k.deadline {
+		if got >= k.At() {
 			s.silent(k, got)
 		}
 		k.received = max(k.received, got)
@@ -306,7 +307,7 @@ func (s *Stage) keyOf(name []byte) *key {
 
 func (s *Stage) forget(k *key) {
 	s.close(k, flow.EndOfTime)
-	k.deadline = noDeadline
+	s.keys.queue.Set(k, deadline.None)
 	s.keys.forget(k)
 }
 
@@ -334,13 +335,11 @@ func (s *Stage) silent(k *key, clock flow.Micros) {
 
 // schedule notes when silence will close the next window of a key.
 func (s *Stage) schedule(k *key) {
-	k.deadline = noDeadline
-	if end := s.shape.next(k); end != noDeadline {
-		k.deadline = max(end, k.received) + s.idle
-		if k.deadline < k.queuedAt {
-			s.keys.queue.push(k)
-		}
+	at := deadline.None
+	if end := s.shape.next(k); end != deadline.None {
+		at = max(end, k.received) + s.idle
 	}
+	s.keys.queue.Set(k, at)
 }
 
 // close closes the windows of a key that end at bound or before and hold rows.
@@ -366,7 +365,7 @@ func (s *Stage) close(k *key, bound flow.Micros) (any bool) {
 		}
 	}
 	if len(k.rows) == 0 {
-		k.due = noDeadline
+		k.due = deadline.None
 	}
 	return any
 }
@@ -393,7 +392,7 @@ func (s *Stage) Advance(ctx context.Context, watermark flow.Micros) ([]flow.Outp
 	if s.under != nil {
 		return s.resume(ctx, nil, watermark)
 	}
-	for k := s.keys.queue.due(watermark); k != nil; k = s.keys.queue.due(watermark) {
+	for k, ok := s.keys.queue.Due(watermark); ok; k, ok = s.keys.queue.Due(watermark) {
 		s.silent(k, watermark)
 		s.schedule(k)
 	}
