@@ -23,6 +23,9 @@ func load(ctx context.Context, cmd *cobra.Command, o *options) (*pipeline.Plan, 
 		}
 		return nil, usageError{err}
 	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx) // what could not be asked any more would be found wrong
+	}
 	for _, f := range findings {
 		fmt.Fprintln(cmd.ErrOrStderr(), f)
 	}

@@ -145,6 +145,11 @@ func alive() error { return nil }
 // run does what every role does: the plan, checked for what the role needs of it, the operations endpoints, Kafka; then
 // work until told to stop.
 func (r *role) run(cmd *cobra.Command, check func(*pipeline.Plan) error, work func(context.Context, *process, *readiness) error) (err error) {
+	defer func() {
+		if stopped(cmd.Context(), err) {
+			err = nil
+		}
+	}()
 	if err := os.Setenv("HEARTHLINE_DATA", r.data); err != nil {
 		return err
 	}
@@ -182,18 +187,20 @@ func (r *role) run(cmd *cobra.Command, check func(*pipeline.Plan) error, work fu
 	}
 	s.start(ctx, "operations endpoints", ops.Run)
 	if err := p.connect(ctx, p.brokers()); err != nil {
-		return firstCause(ctx, err)
+		return firstCause(ctx, cmd.Context(), err)
 	}
-	err = work(ctx, p, ready)
-	if cmd.Context().Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		return nil // told to stop, and it has
-	}
-	return firstCause(ctx, err)
+	return firstCause(ctx, cmd.Context(), work(ctx, p, ready))
 }
 
-// firstCause says why ctx ended, if that is why err came.
-func firstCause(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+// stopped says whether err is no more than that a signal has ended ctx: told to stop, and it has, also while it waited for what it
+// needs to begin.
+func stopped(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx)))
+}
+
+// firstCause says why ctx ended, if that is why err came, and not that a signal ended it.
+func firstCause(ctx, signalled context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && cause != context.Cause(signalled) {
 		return cause
 	}
 	return err

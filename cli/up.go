@@ -120,6 +120,11 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 
 // main starts the parts in the order of their dependence, shows what happens until ctx ends, then drains.
 func (u *up) main(cmd *cobra.Command) (err error) {
+	defer func() {
+		if stopped(cmd.Context(), err) {
+			err = nil // Ctrl-C before everything was up
+		}
+	}()
 	// A part that ends with an error ends everything, also while draining; Ctrl-C only ends the watching.
 	life, fatal := context.WithCancelCause(context.WithoutCancel(cmd.Context()))
 	defer fatal(nil)
