@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"hearthline/flow"
 	"hearthline/ingest"
@@ -34,6 +35,18 @@ func (o *options) catalogOf() (pipeline.Catalog, error) {
 	}
 	return cat, nil
 }
+
+// atTerminal gives what makes one of the Python stages of the folder stages, with workers that have this process's terminal and take as
+// long as their author looks at them; nil where it is no stage in Python.
+func (o *options) atTerminal(name string) (func() flow.Stage, error) {
+	workers := python.New("")
+	workers.Terminal, workers.Max, workers.Attempts, workers.Timeout, workers.StartTime = true, 1, 1, debugTime, debugTime
+	found, err := workers.Stages(filepath.Join(filepath.Dir(o.pipeline), "stages"))
+	return found[name], err
+}
+
+// debugTime is how long an author may look into a stage.
+const debugTime = 24 * time.Hour
 
 // newCatalog is everything a pipeline.yaml can name anywhere.
 func newCatalog() pipeline.Catalog {

@@ -66,7 +66,8 @@ command line or pipeline.yaml is wrong.`,
   hearthline replay --name tuned --from parquet:readings --stage score --compare scores
   hearthline replay --name again --from readings --since 24h --stage features --downstream
   hearthline replay list
-  hearthline replay delete week`,
+  hearthline replay delete week
+  hearthline replay dead normalize --where unit                # dead letters, once more, here`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return v.run(cmd) },
 	}
@@ -83,7 +84,7 @@ command line or pipeline.yaml is wrong.`,
 	f.StringSliceVar(&v.compare, "compare", nil, "compare these streams with what the pipeline's Parquet sink has kept of them")
 	f.StringSliceVar(&v.key, "key", nil, "columns by which rows are compared (default: time, home, device, metric, window and seq, as far as there are)")
 	f.DurationVar(&v.margin, "margin", 0, "leave rows out of the comparison that are nearer to its begin or end: stages begin without state, and end with windows open")
-	cmd.AddCommand(newReplayList(o), newReplayDelete(o))
+	cmd.AddCommand(newReplayList(o), newReplayDelete(o), newReplayDead(o))
 	return cmd
 }
 

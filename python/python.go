@@ -38,6 +38,9 @@ type Workers struct {
 	Attempts    int           // processes that may die of a batch before it goes to the dead letters
 	FrameMax    int           // bytes of an answer
 	Logger      *slog.Logger
+	// Terminal gives workers stdin, stdout and stderr of this process, so that the author can look into a stage at work: breakpoint()
+	// stops it there. Otherwise breakpoint() does nothing: one that was forgotten stops no pipeline.
+	Terminal bool
 }
 
 // New gives the default settings, with everything under a cache folder; "" is [cachedir.Find].

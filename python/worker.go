@@ -77,8 +77,12 @@ func (h *host) launch(ctx context.Context, print string) (*worker, error) {
 	cmd := exec.Command(interpreter, "-u", "-m", "hearthline._worker", fd) // #nosec G204 -- the operator's interpreter
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+library, "PYTHONDONTWRITEBYTECODE=1")
 	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.SysProcAttr = apart()
 	w := &worker{host: h, print: print, cmd: cmd, wire: wire, said: &said{}}
+	if h.workers.Terminal {
+		return w, w.startHere(interpreter)
+	}
+	cmd.Env = append(cmd.Env, "PYTHONBREAKPOINT=0")
+	cmd.SysProcAttr = apart()
 	stdout, err1 := cmd.StdoutPipe()
 	stderr, err2 := cmd.StderrPipe()
 	if err := errors.Join(err1, err2); err != nil {
@@ -93,6 +97,16 @@ func (h *host) launch(ctx context.Context, print string) (*worker, error) {
 		w.out.Go(func() { w.said.listen(h, name, from) })
 	}
 	return w, nil
+}
+
+// startHere starts a worker that has this process's terminal. It stays in its group: a terminal is read by the group in front alone.
+func (w *worker) startHere(interpreter string) error {
+	w.cmd.Stdin, w.cmd.Stdout, w.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := w.cmd.Start(); err != nil {
+		w.wire.Close()
+		return fmt.Errorf("start %s: %w; install Python 3.10 or later", interpreter, err)
+	}
+	return nil
 }
 
 // open tells the worker what to be. A failure is what the stage itself says.
@@ -237,7 +251,11 @@ func (w *worker) end() error {
 		case <-exited:
 		case <-time.After(endWait):
 		}
-		_ = syscall.Kill(-w.cmd.Process.Pid, syscall.SIGKILL) // it, and what it forked; they may be gone
+		if w.host.workers.Terminal {
+			_ = w.cmd.Process.Kill() // it is in our group
+		} else {
+			_ = syscall.Kill(-w.cmd.Process.Pid, syscall.SIGKILL) // it, and what it forked; they may be gone
+		}
 		waiting.Wait()
 	})
 	return w.ended
