@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +24,22 @@ def process(readings: pa.RecordBatch, above: float = 0.0) -> pa.RecordBatch:
     return readings.filter(warm).select(["time", "home", "device", "value"])
 `
 
+// tallyStage numbers the rows of each series: every row has a number of its own, and none is left out, if its state is what it was.
+const tallyStage = `
+import hearthline
+import pyarrow as pa
+
+class Tally(hearthline.State, key=("home", "device", "metric"), ttl="30d"):
+    n: int = 0
+
+def process(readings: pa.RecordBatch, tallies: hearthline.Keyed[Tally]) -> pa.RecordBatch:
+    numbers = []
+    for row in range(readings.num_rows):
+        tallies[row].n += 1
+        numbers.append(tallies[row].n)
+    return readings.select(["time", "home", "device", "metric"]).append_column("n", pa.array(numbers, pa.int64()))
+`
+
 // TestAPythonStage puts a folder and a line into the product: it runs beside the others, new code works within seconds of being
 // saved, and whatever is killed, its workers or all, each row counts once.
 func TestAPythonStage(t *testing.T) {
@@ -33,8 +50,8 @@ func TestAPythonStage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.Replace(string(plan), "  score: ", "  warm:\n    from: readings\n    to: warm\n    settings: {above: 0}\n  score: ", 1)
-	i.Write(strings.Replace(text, "from: [readings, features, late,", "from: [readings, features, late, warm,", 1))
+	text := strings.Replace(string(plan), "  score: ", "  warm:\n    from: readings\n    to: warm\n    settings: {above: 0}\n  tally: {from: readings, to: tallies}\n  score: ", 1)
+	i.Write(strings.Replace(text, "from: [readings, features, late,", "from: [readings, features, late, warm, tallies,", 1))
 	file := filepath.Join(i.Dir, "stages", "warm", "stage.py")
 	save := func(code string) {
 		t.Helper()
@@ -46,6 +63,10 @@ func TestAPythonStage(t *testing.T) {
 		}
 	}
 	save(warmStage)
+	tally := filepath.Join(i.Dir, "stages", "tally")
+	if err := errors.Join(os.MkdirAll(tally, 0o755), os.WriteFile(filepath.Join(tally, "stage.py"), []byte(tallyStage), 0o644)); err != nil {
+		t.Fatal(err)
+	}
 	homes := i.Homes(10, 400, 0)
 	homes.History, homes.Interval = 0, 50*time.Millisecond
 	up := i.Up("--no-homes")
@@ -83,6 +104,9 @@ func TestAPythonStage(t *testing.T) {
 		{"rows of the Python stage", "SELECT count() FROM warm", temperatures},
 		{"rows of it twice", "SELECT count() - uniqExact(home, device, time, value) FROM warm", i.Query("SELECT count() - uniqExact(home, device, time, value) FROM readings WHERE metric = 'temperature' AND value > 0")[0]},
 		{"dead letters", "SELECT count() FROM dead", "0"},
+		{"rows that were numbered", "SELECT count() FROM tallies", strconv.FormatInt(want, 10)},
+		{"numbers given twice", "SELECT count() - uniqExact(home, device, metric, n) FROM tallies", "0"},
+		{"series with a number left out", "SELECT count() FROM (SELECT max(n) AS most, count() AS rows FROM tallies GROUP BY home, device, metric) WHERE most != rows", "0"},
 	} {
 		if got := i.Query(check.sql)[0]; got != check.want {
 			t.Errorf("%s: %s gives %s, want %s", check.what, check.sql, got, check.want)

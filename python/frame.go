@@ -19,6 +19,9 @@ import (
 const (
 	frameOpen   = 'O'
 	frameBatch  = 'B'
+	frameTime   = 'T'
+	frameState  = 'S'
+	frameIndex  = 'I'
 	frameReady  = 'Y'
 	frameFailed = 'F'
 	frameResult = 'R'

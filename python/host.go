@@ -23,8 +23,10 @@ type hosts struct {
 	name    string
 	folder  string
 
-	mu sync.Mutex
-	by map[string]*host
+	mu       sync.Mutex
+	by       map[string]*host
+	declared map[string]*stateTold // what the stage keeps, by the state of its files
+	spare    *worker               // one that has said so, and waits for settings
 }
 
 func (a *hosts) of(settings map[string]any) (*host, error) {
@@ -106,7 +108,7 @@ func (h *host) take(ctx context.Context) (*worker, error) {
 	if w != nil {
 		return w, nil
 	}
-	w, err := h.start(ctx, print)
+	w, err := h.start(ctx, print, false)
 	if err != nil {
 		<-h.turns
 		return nil, err
@@ -178,10 +180,10 @@ func (h *host) keep(o flow.Output, print string) error {
 		h.schemas[o.To] = madeBy{now, print}
 	case was.schema == now || was.schema.Equal(now):
 	case was.print == print:
-		return flow.Badf("of this batch it makes other columns of %s than before, (%s) instead of (%s): give them their types", o.To, columns(now), columns(was.schema))
+		return flow.Badf("of this batch it makes other columns of %s than before, (%s) instead of (%s): give them their types", o.To, columnsOf(now), columnsOf(was.schema))
 	default:
 		return fmt.Errorf("stage %s makes other columns of %s than when it started, (%s) instead of (%s): undo that, or start it anew with another stream", h.name, o.To,
-			columns(now), columns(was.schema))
+			columnsOf(now), columnsOf(was.schema))
 	}
 	return nil
 }
@@ -209,7 +211,7 @@ func (h *host) interpreter(ctx context.Context, print string) (string, error) {
 	return python, nil
 }
 
-func columns(s *arrow.Schema) string {
+func columnsOf(s *arrow.Schema) string {
 	var out []string
 	for _, f := range s.Fields() {
 		out = append(out, f.Name+" "+f.Type.String())
@@ -218,7 +220,7 @@ func columns(s *arrow.Schema) string {
 }
 
 // filesPrint says in which state the stage's files are: names, sizes and times.
-func (h *host) filesPrint() string {
+func (h *hosts) filesPrint() string {
 	sum := sha256.New()
 	for _, pattern := range []string{"*.py", requirementsFile} {
 		names, _ := filepath.Glob(filepath.Join(h.folder, pattern))

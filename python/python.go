@@ -78,7 +78,7 @@ func (w *Workers) Stages(folder string) (map[string]func() flow.Stage, error) {
 			continue
 		}
 		all := &hosts{workers: w, name: e.Name(), folder: dir, by: map[string]*host{}}
-		found[e.Name()] = func() flow.Stage { return &Stage{hosts: all} }
+		found[e.Name()] = all.stage
 	}
 	return found, nil
 }

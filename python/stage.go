@@ -87,24 +87,44 @@ func (s *Stage) Process(ctx context.Context, in arrow.Record) ([]flow.Output, er
 	if err != nil {
 		return nil, fmt.Errorf("stage %s: %w", s.hosts.name, err)
 	}
+	print, got, err := s.ask(ctx, in.NumRows(), s.keepsNothing, frame{frameBatch, batch})
+	if err != nil {
+		return nil, err
+	}
+	return s.made(got, in.NumRows(), print)
+}
+
+func (s *Stage) keepsNothing(w *worker) error {
+	if w.state != nil {
+		return fmt.Errorf("stage %s keeps state now (%s), and kept none when it started: undo that, or start it anew", s.hosts.name, w.state.Name)
+	}
+	return nil
+}
+
+// ask gives frames to a worker that fits, and to others when it dies. It gives the answer, and the state of the files that made it.
+func (s *Stage) ask(ctx context.Context, rows int64, fits func(*worker) error, frames ...frame) (print string, got *answer, err error) {
 	for attempt := 1; ; attempt++ {
 		w, err := s.host.take(ctx)
 		if err != nil {
-			return nil, err
+			return "", nil, err
 		}
-		got, err := w.process(ctx, batch)
+		if err := fits(w); err != nil {
+			s.host.give(w)
+			return "", nil, err
+		}
+		got, err := w.ask(ctx, frames...)
 		if err == nil {
 			print := w.print
 			s.host.give(w)
-			return s.made(got, in.NumRows(), print)
+			return print, got, nil
 		}
 		s.host.drop(w)
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("stage %s: %w", s.hosts.name, ctx.Err())
+			return "", nil, fmt.Errorf("stage %s: %w", s.hosts.name, ctx.Err())
 		}
-		s.hosts.workers.Logger.Warn("stage: a worker is replaced", "stage", s.hosts.name, "attempt", attempt, "rows", in.NumRows(), "err", err)
+		s.hosts.workers.Logger.Warn("stage: a worker is replaced", "stage", s.hosts.name, "attempt", attempt, "rows", max(rows, 0), "err", err)
 		if attempt >= s.hosts.workers.Attempts {
-			return nil, flow.Badf("%d workers died of this batch, the last: %v", attempt, err)
+			return "", nil, flow.Badf("%d workers died of this batch, the last: %v", attempt, err)
 		}
 	}
 }

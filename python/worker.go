@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/sourcegraph/conc"
 	"golang.org/x/sys/unix"
 
@@ -24,7 +25,8 @@ import (
 // worker is a process that runs a stage's function on one batch at a time.
 type worker struct {
 	host  *host
-	print string // of the files that it runs
+	print string     // of the files that it runs
+	state *stateTold // what it keeps; nil for nothing
 	cmd   *exec.Cmd
 	wire  net.Conn
 	said  *said
@@ -33,24 +35,27 @@ type worker struct {
 	ended error
 }
 
-// start makes a worker and waits until it can work.
-func (h *host) start(ctx context.Context, print string) (*worker, error) {
-	w, err := h.launch(ctx, print)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", h.name, err)
+// start makes a worker and waits until it can work. describe has it say what it is, without settings.
+func (h *host) start(ctx context.Context, print string, describe bool) (*worker, error) {
+	w := h.adopt(print)
+	if w == nil {
+		var err error
+		if w, err = h.launch(ctx, print); err != nil {
+			return nil, fmt.Errorf("%s: %w", h.name, err)
+		}
 	}
-	ready, err := w.open(ctx)
-	if err == nil && ready == nil {
+	failed, err := w.open(ctx, describe)
+	if err == nil && failed == nil {
 		return w, nil
 	}
 	w.end()
 	if err != nil {
 		return nil, fmt.Errorf("%s: its worker did not come up: %w", h.name, w.why(err))
 	}
-	if ready.Settings {
-		return nil, errors.New(ready.Said)
+	if failed.Settings {
+		return nil, errors.New(failed.Said)
 	}
-	return nil, fmt.Errorf("%s: %s", h.name, ready.line())
+	return nil, fmt.Errorf("%s: %s", h.name, failed.line())
 }
 
 func (h *host) launch(ctx context.Context, print string) (*worker, error) {
@@ -110,14 +115,18 @@ func (w *worker) startHere(interpreter string) error {
 }
 
 // open tells the worker what to be. A failure is what the stage itself says.
-func (w *worker) open(ctx context.Context) (*failure, error) {
-	task, err := json.Marshal(map[string]any{"stage": w.host.name, "folder": w.host.folder, "settings": json.RawMessage(w.host.settings)})
+func (w *worker) open(ctx context.Context, describe bool) (*failure, error) {
+	task := map[string]any{"stage": w.host.name, "folder": w.host.folder, "describe": describe}
+	if !describe {
+		task["settings"] = json.RawMessage(w.host.settings)
+	}
+	body, err := json.Marshal(task)
 	if err != nil {
 		return nil, err
 	}
 	done := w.within(ctx, w.host.workers.StartTime)
 	defer done()
-	if err := writeFrame(w.wire, frameOpen, task); err != nil {
+	if err := writeFrame(w.wire, frameOpen, body); err != nil {
 		return nil, err
 	}
 	kind, body, err := readFrame(w.wire, w.host.workers.FrameMax)
@@ -125,6 +134,11 @@ func (w *worker) open(ctx context.Context) (*failure, error) {
 	case err != nil:
 		return nil, err
 	case kind == frameReady:
+		told := struct{ State *stateTold }{}
+		if err := json.Unmarshal(body, &told); err != nil {
+			return nil, err
+		}
+		w.state = told.State
 		return nil, nil
 	case kind != frameFailed:
 		return nil, fmt.Errorf("frame %q; want to hear that it is ready", kind)
@@ -141,6 +155,7 @@ type answer struct {
 
 	raised *failure
 	made   []flow.Output
+	state  arrow.Record // what has changed of the states; nil where it keeps none
 }
 
 func (a *answer) release() {
@@ -148,17 +163,33 @@ func (a *answer) release() {
 		o.Record.Release()
 	}
 	a.made = nil
+	a.releaseState()
+}
+
+func (a *answer) releaseState() {
+	if a.state != nil {
+		a.state.Release()
+		a.state = nil
+	}
+}
+
+// frame is one on its way to a worker.
+type frame struct {
+	kind byte
+	body []byte
 }
 
 // outputsMax bounds what an answer may say it brings.
 const outputsMax = 1000
 
-// process has the function run on a batch. After an error the worker is of no use.
-func (w *worker) process(ctx context.Context, batch []byte) (*answer, error) {
+// ask has a function run on what frames say. After an error the worker is of no use.
+func (w *worker) ask(ctx context.Context, frames ...frame) (*answer, error) {
 	done := w.within(ctx, w.host.workers.Timeout)
 	defer done()
-	if err := writeFrame(w.wire, frameBatch, batch); err != nil {
-		return nil, w.why(err)
+	for _, f := range frames {
+		if err := writeFrame(w.wire, f.kind, f.body); err != nil {
+			return nil, w.why(err)
+		}
 	}
 	kind, body, err := readFrame(w.wire, w.host.workers.FrameMax)
 	if err != nil {
@@ -180,22 +211,36 @@ func (w *worker) process(ctx context.Context, batch []byte) (*answer, error) {
 		return nil, fmt.Errorf("%d outputs; at most %d", len(a.Outputs), outputsMax)
 	}
 	for _, name := range a.Outputs {
-		kind, body, err := readFrame(w.wire, w.host.workers.FrameMax)
-		if err == nil && kind != frameArrow {
-			err = fmt.Errorf("frame %q; want a batch", kind)
-		}
+		rec, err := w.record("output " + name)
 		if err != nil {
 			a.release()
-			return nil, w.why(err)
-		}
-		rec, err := decode(body)
-		if err != nil {
-			a.release()
-			return nil, fmt.Errorf("output %s: %w", name, err)
+			return nil, err
 		}
 		a.made = append(a.made, flow.Output{To: name, Record: rec})
 	}
+	if w.state != nil {
+		if a.state, err = w.record("state"); err != nil {
+			a.release()
+			return nil, err
+		}
+	}
 	return a, nil
+}
+
+// record reads a batch of an answer.
+func (w *worker) record(what string) (arrow.Record, error) {
+	kind, body, err := readFrame(w.wire, w.host.workers.FrameMax)
+	if err == nil && kind != frameArrow {
+		err = fmt.Errorf("frame %q; want a batch", kind)
+	}
+	if err != nil {
+		return nil, w.why(err)
+	}
+	rec, err := decode(body)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return rec, nil
 }
 
 // within gives the worker so long; when ctx ends, no longer.

@@ -177,9 +177,30 @@ func (ix *index) insert(key ids, received flow.Micros) int32 {
 		ix.wide[key] = slot
 	}
 	if ix.settings.TTL > 0 {
-		heap.Push(&ix.due, due{later(received, ix.settings.TTL), slot, ix.lives[slot]})
+		if len(ix.due) > ix.dueMost() {
+			ix.due = ix.due[:0]
+			ix.each(func(slot int32) {
+				ix.due = append(ix.due, due{later(ix.received[slot], ix.settings.TTL), slot, ix.lives[slot]})
+			})
+			heap.Init(&ix.due)
+		} else {
+			heap.Push(&ix.due, due{later(received, ix.settings.TTL), slot, ix.lives[slot]})
+		}
 	}
 	return slot
+}
+
+// dueMost bounds a heap of times, most of which may be void where keys come and go.
+func (ix *index) dueMost() int { return 1024 + 2*ix.len() }
+
+// each visits the keys, in no order.
+func (ix *index) each(visit func(slot int32)) {
+	for _, slot := range ix.narrow {
+		visit(slot)
+	}
+	for _, slot := range ix.wide {
+		visit(slot)
+	}
 }
 
 func (ix *index) remove(slot int32) {

@@ -77,19 +77,13 @@ type placed struct {
 
 func (ix *index) inOrder(places [][]uint32) []placed {
 	all := make([]placed, 0, ix.len())
-	place := func(key ids, slot int32) {
+	ix.each(func(slot int32) {
 		p := placed{slot: slot}
 		for i := range ix.columns {
-			p.place[i] = places[i][key[i]]
+			p.place[i] = places[i][ix.keys[slot][i]]
 		}
 		all = append(all, p)
-	}
-	for _, slot := range ix.narrow {
-		place(ix.keys[slot], slot)
-	}
-	for key, slot := range ix.wide {
-		place(key, slot)
-	}
+	})
 	slices.SortFunc(all, func(a, b placed) int {
 		for i := range a.place {
 			if a.place[i] != b.place[i] {
@@ -155,6 +149,9 @@ func (ix *index) loadColumns(r *snapshot.Reader) ([][]uint32, error) {
 		var values []uint32
 		for n := r.Count(limitMost); n > 0 && r.Err() == nil; n-- {
 			value := r.String()
+			if kind != Text && len(value) != 8 {
+				r.Fail(fmt.Errorf("a value of column %q has %d bytes; want 8 of %q", column, len(value), kind))
+			}
 			if i < len(ix.columns) && r.Err() == nil {
 				values = append(values, ix.columns[i].intern(value))
 			}

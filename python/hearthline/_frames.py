@@ -11,12 +11,15 @@ HEADER = struct.Struct("<cI")
 
 # From the runtime.
 OPEN = b"O"  # JSON: what to be
-BATCH = b"B"  # an Arrow IPC stream of one record batch
+BATCH = b"B"  # an Arrow IPC stream of one record batch; where the stage keeps state, STATE and INDEX follow
+TIME = b"T"  # JSON: the watermark; STATE follows
+STATE = b"S"  # an Arrow IPC stream: the states of some keys
+INDEX = b"I"  # int32, little endian: for each row of the batch, its key's row in STATE
 
 # From a worker.
 READY = b"Y"  # JSON: it can work
 FAILED = b"F"  # JSON: it cannot
-RESULT = b"R"  # JSON: outputs, in order, each followed by a frame ARROW; rejected rows
+RESULT = b"R"  # JSON: outputs, in order, each followed by a frame ARROW; rejected rows; where the stage keeps state, a last ARROW has it
 ARROW = b"A"  # an Arrow IPC stream
 RAISED = b"X"  # JSON: the function raised
 

@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -15,25 +15,40 @@ class SettingsError(Exception):
     """Something is wrong with a setting. Its text begins with the setting's name."""
 
 
-def bind(function: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments for settings, checked against the function's annotations."""
-    parameters = list(inspect.signature(function).parameters.values())
-    hints = typing.get_type_hints(function)
+def bind(functions: Sequence[Callable[..., Any]], own: Sequence[Sequence[str]], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The keyword arguments of each function for settings, checked against its annotations. own are the names of each one's
+    parameters that are no settings. A setting belongs to one of the functions at least."""
+    named = [_named(f, not_these) for f, not_these in zip(functions, own)]
+    anything = [f for f, (_, rest) in enumerate(named) if rest]
+    known = list(dict.fromkeys(name for parameters, _ in named for name in parameters))
+    for name in settings:
+        if name not in known and not anything:
+            raise SettingsError(f"{name} is no setting of this stage; it has: {', '.join(known) or 'none'}")
+    return [
+        _bound(function, parameters, {n: v for n, v in settings.items() if n in parameters or n not in known and rest})
+        for function, (parameters, rest) in zip(functions, named)
+    ]
+
+
+def _named(function: Callable[..., Any], own: Sequence[str]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters of a function that are settings, and whether it takes any others."""
     named: dict[str, inspect.Parameter] = {}
     anything = False
-    for p in parameters[1:]:
+    for p in inspect.signature(function).parameters.values():
+        if p.name in own:
+            continue
         if p.kind is inspect.Parameter.VAR_KEYWORD:
             anything = True
         elif p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
             named[p.name] = p
         else:
             raise SettingsError(f"{p.name} cannot be set: settings are given by name")
-    bound = {}
-    for name, value in settings.items():
-        if name not in named and not anything:
-            known = ", ".join(named) or "none"
-            raise SettingsError(f"{name} is no setting of this stage; it has: {known}")
-        bound[name] = converted(value, hints.get(name, Any) if name in named else Any, name)
+    return named, anything
+
+
+def _bound(function: Callable[..., Any], named: dict[str, inspect.Parameter], settings: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(function)
+    bound = {name: converted(value, hints.get(name, Any) if name in named else Any, name) for name, value in settings.items()}
     for name, p in named.items():
         if name not in bound and p.default is inspect.Parameter.empty:
             raise SettingsError(f"{name} must be set: it has no default")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 import logging
 import os
-import resource
 import socket
 import sys
 import traceback
+import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ import pyarrow as pa
 from . import _frames as frames
 from ._rows import Bad, _rejected
 from ._settings import SettingsError, bind
+from ._state import EPOCH, MICROSECOND, Keyed, State, StateError, declaration
 
 OUTPUT = "out"  # the name of the one output of a stage that returns no dict
 
@@ -40,8 +42,8 @@ class _LogLines(logging.Handler):
             self.handleError(record)
 
 
-def load(folder: Path) -> Callable[..., Any]:
-    """The function process of folder/stage.py."""
+def load(folder: Path) -> types.ModuleType:
+    """The module folder/stage.py, which has a function process."""
     file = folder / "stage.py"
     sys.path.insert(0, str(folder))
     spec = importlib.util.spec_from_file_location("stage", file)
@@ -50,15 +52,14 @@ def load(folder: Path) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules["stage"] = module
     spec.loader.exec_module(module)
-    function = getattr(module, "process", None)
-    if not callable(function):
+    if not callable(getattr(module, "process", None)):
         raise StageError(f"{file} has no function process(batch, …)")
-    return function
+    return module
 
 
 def frame_of(function: Callable[..., Any]) -> str:
     """Which kind of batch the function wants: arrow, pandas or polars, by the annotation of its first parameter."""
-    names = list(function.__code__.co_varnames[: function.__code__.co_argcount]) if hasattr(function, "__code__") else []
+    names = _positional(function)
     if not names:
         raise StageError("process must take a batch as its first parameter")
     hint = typing.get_type_hints(function).get(names[0])
@@ -90,7 +91,7 @@ def plain(t: pa.DataType) -> pa.DataType:
     return t
 
 
-def returned(value: Any, name: str, given: pa.Schema) -> pa.RecordBatch:
+def returned(value: Any, name: str, given: pa.Schema, function: str) -> pa.RecordBatch:
     """What a stage returned, as one record batch. A column that lost its type (pandas, without rows) has that of the same
     name in the batch given."""
     module = type(value).__module__.split(".")[0]
@@ -103,7 +104,7 @@ def returned(value: Any, name: str, given: pa.Schema) -> pa.RecordBatch:
     elif module == "polars":
         table = value.to_arrow()
     else:
-        raise StageError(f"process returned {type(value).__name__} as {name}; want a batch, or a dict of batches")
+        raise StageError(f"{function} returned {type(value).__name__} as {name}; want a batch, or a dict of batches")
     fields = [pa.field(f.name, plain(f.type), f.nullable) for f in table.schema]
     for i, f in enumerate(fields):
         if pa.types.is_null(f.type) and given.get_field_index(f.name) >= 0:
@@ -118,6 +119,11 @@ def returned(value: Any, name: str, given: pa.Schema) -> pa.RecordBatch:
     return batches[0] if batches else pa.RecordBatch.from_arrays([pa.array([], type=f.type) for f in wanted], schema=wanted)
 
 
+def decoded(body: bytes) -> pa.RecordBatch:
+    with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
+        return reader.read_next_batch()
+
+
 def encoded(batch: pa.RecordBatch) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -125,32 +131,142 @@ def encoded(batch: pa.RecordBatch) -> pa.Buffer:
     return sink.getvalue()
 
 
+class Stage:
+    """The functions of a stage, and what it keeps."""
+
+    def __init__(self, folder: Path) -> None:
+        module = load(folder)
+        self.process: Callable[..., Any] = module.process
+        self.advance: Callable[..., Any] | None = getattr(module, "advance", None)
+        self.kind = frame_of(self.process)
+        self.keyed, self.state = keyed_of(self.process, 1)
+        self.keyed_advance = ""
+        if self.advance is not None:
+            self.keyed_advance, state = keyed_of(self.advance, 1)
+            if self.state is None or state is not self.state:
+                raise StageError("advance(watermark, states, …) is called for keys: both it and process need a parameter of one hearthline.Keyed[…]")
+        self.declared = None if self.state is None else declaration(self.state)
+        if self.advance is None and self.declared is not None and self.declared.timer:
+            raise StageError(f"{self.declared.name} has a timer, {self.declared.timer}: write advance(watermark, states, …), which it calls")
+        if self.advance is not None and self.declared is not None and not self.declared.timer:
+            raise StageError(f"advance is called for keys whose timer has passed: {self.declared.name} needs one, timer=\"…\"")
+
+    def bind(self, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings as arguments of process, and of advance."""
+        functions, own = [self.process], [[*_positional(self.process)[:1], self.keyed]]
+        if self.advance is not None:
+            functions.append(self.advance)
+            own.append([*_positional(self.advance)[:1], self.keyed_advance])
+        bound = bind(functions, own, settings)
+        return bound[0], bound[-1]
+
+    def told(self) -> dict[str, Any]:
+        state = None if self.declared is None else self.declared.told()
+        return {"pid": os.getpid(), "frame": self.kind, "state": state}
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    return list(function.__code__.co_varnames[: function.__code__.co_argcount]) if hasattr(function, "__code__") else []
+
+
+def keyed_of(function: Callable[..., Any], after: int) -> tuple[str, type[State] | None]:
+    """The parameter that is to have the states, and their class."""
+    hints = typing.get_type_hints(function)
+    found = [(name, typing.get_args(hint)) for name, hint in hints.items() if typing.get_origin(hint) is Keyed and name != "return"]
+    if len(found) > 1:
+        raise StageError(f"{function.__name__} has {len(found)} parameters of hearthline.Keyed; a stage has one state")
+    if not found:
+        return "", None
+    name, (of,) = found[0]
+    if name in _positional(function)[:after]:
+        raise StageError(f"{function.__name__}: {name} comes after the batch, or the watermark")
+    if not (isinstance(of, type) and issubclass(of, State) and of is not State):
+        raise StageError(f"{function.__name__}: {name} is hearthline.Keyed of {of}; want a class of yours: class Room(hearthline.State, key=…)")
+    return name, of
+
+
 class Worker:
-    def __init__(self, wire: frames.Wire, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-        self.wire, self.function, self.arguments = wire, function, arguments
-        self.kind = frame_of(function)
+    def __init__(self, wire: frames.Wire, stage: Stage, settings: dict[str, Any]) -> None:
+        self.wire, self.stage = wire, stage
+        self.arguments, self.arguments_advance = stage.bind(settings)
+
+    def body(self, kind: bytes) -> bytes:
+        frame = self.wire.read()
+        if frame is None or frame[0] != kind:
+            raise SystemExit(f"the runtime sent {frame and frame[0]!r}; want {kind!r}")
+        return frame[1]
+
+    def states(self, index: bool) -> Keyed[Any]:
+        """The states that come after a batch, or a watermark."""
+        stage = self.stage
+        assert stage.state is not None and stage.declared is not None
+        taken = decoded(self.body(frames.STATE))
+        rows = None
+        if index:
+            body = self.body(frames.INDEX)
+            rows = pa.Array.from_buffers(pa.int32(), len(body) // 4, [None, pa.py_buffer(body)])
+        return Keyed(stage.state, stage.declared.fields, taken, rows)
 
     def process(self, body: bytes) -> None:
-        with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
-            batch = reader.read_next_batch()
-        bad: dict[int, str] = {}
-        token = _rejected.set(bad)
+        batch = decoded(body)
+        states = self.states(True) if self.stage.state else None
+        self.answer(batch, states, lambda: self.made(batch, states))
+
+    def made(self, batch: pa.RecordBatch, states: Keyed[Any] | None) -> dict[str, pa.RecordBatch]:
+        keyed = {self.stage.keyed: states} if states is not None else {}
+        made = outputs(self.stage.process(given(batch, self.stage.kind), **keyed, **self.arguments), "process", batch.schema)
+        if batch.num_rows == 0 and self.stage.advance is not None and states is not None:  # lint asks, and is to hear of all outputs
+            for name, other in self.advanced(datetime.datetime.max.replace(tzinfo=datetime.timezone.utc), states).items():
+                if name in made and made[name].schema != other.schema:
+                    raise StageError(f"advance makes other columns of {name} than process does, ({shown(other.schema)}) instead of ({shown(made[name].schema)})")
+                made.setdefault(name, other.slice(0, 0))
+        return made
+
+    def advance(self, body: bytes) -> None:
+        told = json.loads(body)["watermark"]
         try:
-            made = self.function(given(batch, self.kind), **self.arguments)
-            outputs = made if isinstance(made, Mapping) else {OUTPUT: made}
-            ready = [(str(name), encoded(returned(value, str(name), batch.schema))) for name, value in outputs.items()]
-            wrong = [i for i in bad if not 0 <= i < batch.num_rows]
-            if wrong:
+            watermark = EPOCH + told * MICROSECOND
+        except OverflowError:  # the end of time
+            watermark = datetime.datetime.max.replace(tzinfo=datetime.timezone.utc)
+        states = self.states(False)
+        self.answer(None, states, lambda: self.advanced(watermark, states))
+
+    def advanced(self, watermark: datetime.datetime, states: Keyed[Any]) -> dict[str, pa.RecordBatch]:
+        assert self.stage.advance is not None
+        keyed = {self.stage.keyed_advance: states}
+        return outputs(self.stage.advance(watermark, **keyed, **self.arguments_advance), "advance", pa.schema([]))
+
+    def answer(self, batch: pa.RecordBatch | None, states: Keyed[Any] | None, make: Callable[[], dict[str, pa.RecordBatch]]) -> None:
+        bad: dict[int, str] = {}
+        token = _rejected.set(bad) if batch is not None else None
+        try:
+            ready = [(name, encoded(made)) for name, made in make().items()]
+            wrong = [i for i in bad if batch is None or not 0 <= i < batch.num_rows]
+            if wrong and batch is not None:
                 raise StageError(f"row {wrong[0]} was rejected; the batch has rows 0 to {batch.num_rows - 1}")
+            data = [body for _, body in ready]
+            if states is not None:
+                data.append(encoded(states._put()))
         except BaseException as e:  # a stage that calls exit has not answered for this batch either
             self.wire.write(frames.RAISED, said(e, isinstance(e, (Bad, StageError))))
             return
         finally:
-            _rejected.reset(token)
+            if token is not None:
+                _rejected.reset(token)
         rows = sorted(bad)
         self.wire.write(frames.RESULT, {"outputs": [name for name, _ in ready], "rows": rows, "reasons": [bad[i] for i in rows]})
-        for _, data in ready:
-            self.wire.write(frames.ARROW, memoryview(data))
+        for body in data:
+            self.wire.write(frames.ARROW, memoryview(body))
+
+
+def outputs(value: Any, function: str, schema: pa.Schema) -> dict[str, pa.RecordBatch]:
+    """What a function returned, by the names of the outputs."""
+    named = value if isinstance(value, Mapping) else {OUTPUT: value}
+    return {str(name): returned(one, str(name), schema, function) for name, one in named.items()}
+
+
+def shown(schema: pa.Schema) -> str:
+    return ", ".join(f"{f.name} {f.type}" for f in schema)
 
 
 def said(e: BaseException, plain: bool) -> dict[str, Any]:
@@ -175,17 +291,23 @@ def main() -> None:
     if first is None:
         return
     task = json.loads(first[1])
-    if task.get("memory"):
-        resource.setrlimit(resource.RLIMIT_AS, (task["memory"], task["memory"]))
     try:
-        function = load(Path(task["folder"]))
-        worker = Worker(wire, function, bind(function, task["settings"]))
+        stage = Stage(Path(task["folder"]))
+        if task.get("describe"):  # its settings come when they are known
+            wire.write(frames.READY, stage.told())
+            if (first := wire.read()) is None:
+                return
+            task = json.loads(first[1])
+        worker = Worker(wire, stage, task["settings"])
     except BaseException as e:  # SystemExit too: whoever calls exit in a stage is to be told
-        wire.write(frames.FAILED, said(e, isinstance(e, (StageError, SettingsError))) | {"settings": isinstance(e, SettingsError)})
+        wire.write(frames.FAILED, said(e, isinstance(e, (StageError, SettingsError, StateError))) | {"settings": isinstance(e, SettingsError)})
         return
-    wire.write(frames.READY, {"pid": os.getpid(), "frame": worker.kind})
+    wire.write(frames.READY, stage.told())
     while (frame := wire.read()) is not None:
-        worker.process(frame[1])
+        if frame[0] == frames.TIME:
+            worker.advance(frame[1])
+        else:
+            worker.process(frame[1])
 
 
 if __name__ == "__main__":
