@@ -33,6 +33,7 @@ func (o *options) catalogOf() (pipeline.Catalog, error) {
 		}
 		cat.Stages[name] = stage
 	}
+	cat.SQL = workers.SQL
 	return cat, nil
 }
 

@@ -19,15 +19,15 @@ func newNew(o *options) *cobra.Command {
 	stage := &cobra.Command{
 		Use:   "stage NAME",
 		Short: "Write a stage that works, with a case that passes",
-		Long: `Writes stages/NAME beside pipeline.yaml: a small stage that works, and a case for it. In Python that is a file; in Go
+		Long: `Writes stages/NAME beside pipeline.yaml: a small stage that works, and a case for it. In Python and in SQL that is a file; in Go
 it is a package, and a line in stages/catalog.go. Nothing that is there is changed.`,
-		Example: "  hearthline new stage warm\n  hearthline new stage overheat --lang go",
+		Example: "  hearthline new stage warm\n  hearthline new stage warm --lang sql\n  hearthline new stage overheat --lang go",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return beginStage(cmd.OutOrStdout(), filepath.Dir(o.pipeline), args[0], lang)
 		},
 	}
-	stage.Flags().StringVar(&lang, "lang", "python", "python or go")
+	stage.Flags().StringVar(&lang, "lang", "python", "python, sql or go")
 	cmd.AddCommand(stage)
 	return cmd
 }
@@ -43,10 +43,11 @@ func beginStage(out io.Writer, root, name, lang string) error {
 	}
 	files, ok := map[string]map[string]string{
 		"python": {"stage.py": pythonStage, "cases/first.yaml": strings.ReplaceAll(firstCase, "OUTPUT", "out")},
+		"sql":    {"stage.sql": sqlStage, "cases/first.yaml": strings.ReplaceAll(firstCase, "OUTPUT", "out")},
 		"go":     {name + ".go": goStage, name + "_test.go": goStageTest, "cases/first.yaml": strings.ReplaceAll(firstCase, "OUTPUT", name)},
 	}[lang]
 	if !ok {
-		return usagef("no language %q; there are python and go", lang)
+		return usagef("no language %q; there are python, sql and go", lang)
 	}
 	if _, err := os.Stat(filepath.Join(root, "stages", "catalog.go")); lang == "go" && err != nil {
 		return usagef("a stage in Go becomes part of the binary: run this in a checkout of Hearthline (there is no stages/catalog.go here), or take --lang python")
@@ -71,7 +72,7 @@ func beginStage(out io.Writer, root, name, lang string) error {
 	if lang == "go" {
 		fmt.Fprintf(out, "%s: a stage in Go, and a case. Put it into stages/catalog.go, with its import:\n\n    %q: %s.New,\n\nand try it: go test ./stages/%s\n", dir, name, name, name)
 	} else {
-		fmt.Fprintf(out, "%s: a stage in Python, and a case. Try it: hearthline test %s\n", dir, name)
+		fmt.Fprintf(out, "%s: a stage in %s, and a case. Try it: hearthline test %s\n", dir, map[string]string{"python": "Python", "sql": "SQL"}[lang], name)
 	}
 	fmt.Fprintf(out, "In pipeline.yaml:\n\n    stages:\n      %s: {from: readings, to: %s, settings: {above: 25}}\n    sinks:\n      clickhouse:\n        from: [%s, …]      # beside what stands there\n\n", name, name, name)
 	fmt.Fprintln(out, "`hearthline lint` says whether it fits.")
@@ -87,6 +88,12 @@ import pyarrow.compute as pc
 def process(readings: pa.RecordBatch, above: float = 25.0) -> pa.RecordBatch:
     warm = pc.and_(pc.equal(readings["metric"], "temperature"), pc.greater(readings["value"], above))
     return readings.filter(warm).select(["time", "home", "device", "value"])
+`
+
+const sqlStage = `-- Passes temperatures above a limit.
+SELECT time, home, device, value
+FROM input
+WHERE metric = 'temperature' AND value > $above
 `
 
 const goStage = `// Package NAME passes temperatures above a limit.

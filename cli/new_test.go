@@ -70,12 +70,67 @@ func TestNewStageInPython(t *testing.T) {
 	}
 	for _, c := range []struct{ args, says string }{
 		{"new stage warm", "is there already"}, {"new stage score", "there is a stage score already"}, {"new stage Warm!", "is no name for a stage"},
-		{"new stage x --lang cobol", "there are python and go"}, {"new stage x --lang go", "in a checkout of Hearthline"}, {"test nobody", "there is no stage nobody"},
+		{"new stage x --lang cobol", "there are python, sql and go"}, {"new stage x --lang go", "in a checkout of Hearthline"}, {"test nobody", "there is no stage nobody"},
 		{"test score", "has no cases"},
 	} {
 		if code, said := verb(t, dir, strings.Fields(c.args)...); code == 0 || !strings.Contains(said, c.says) {
 			t.Errorf("%s: %d %s; want %q", c.args, code, said, c.says)
 		}
+	}
+}
+
+// TestNewStageInSQL begins a stage, and has a second one as a line of pipeline.yaml, whose cases stand in its folder likewise.
+func TestNewStageInSQL(t *testing.T) {
+	t.Parallel() // it is mostly processes that start
+	needPython(t)
+	dir := t.TempDir()
+	plan, err := os.ReadFile("../pipeline.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, said := verb(t, dir, "new", "stage", "warm", "--lang", "sql"); code != 0 || !strings.Contains(said, "a stage in SQL") {
+		t.Fatal(code, said)
+	}
+	page, err := os.ReadFile("../docs/sql.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, _ := strings.Cut(string(page), "  warm: {")
+	example, _, _ = strings.Cut(example, "\n")
+	if !strings.Contains(example, "sql: ") {
+		t.Fatal("the example of docs/sql.md is gone: ", example)
+	}
+	text := strings.Replace(string(plan), "stages:\n", "stages:\n  hot: {"+strings.Replace(example, "to: warm", "to: hot", 1)+"\n  warm: {from: readings, to: warm, settings: {above: 25}}\n  cold: {from: readings, to: cold, sql: SELECT * FROM readings WHERE value < 0}\n", 1)
+	text = strings.Replace(text, "from: [readings, ", "from: [readings, hot, warm, cold, ", 1)
+	save := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	save("pipeline.yaml", text)
+	save("stages/cold/cases/frost.yaml", "name: frost\neach: {home: h1, device: d1, metric: temperature}\nsteps:\n- in: [{time: 0s, value: -1}, {time: 1s, value: 1}]\n  want: {out: [{value: -1}]}\n")
+	if code, said := verb(t, dir, "test"); code != 0 || !strings.Contains(said, "ok    warm: 1 cases") || !strings.Contains(said, "ok    cold: 1 cases") {
+		t.Error(code, said)
+	}
+	if code, said := verb(t, dir, "lint"); code != 0 || !strings.Contains(said, "it fits together") {
+		t.Error(code, said)
+	}
+	save("pipeline.yaml", strings.Replace(text, "value < 0}", "valu < 0}", 1))
+	if code, said := verb(t, dir, "lint"); code == 0 || !strings.Contains(said, "pipeline.yaml:41:70: stage cold: sql, line 1, column 30: Referenced column \"valu\" not found") {
+		t.Error(code, said)
+	}
+	save("stages/warm/stage.sql", "SELECT device, count(*) AS value, 'h1' AS home, min(time) AS time FROM input\nGROUP BY device")
+	if code, said := verb(t, dir, "test", "warm"); code != 1 || !strings.Contains(said, "above is no setting of this query") {
+		t.Error(code, said)
+	}
+	save("stages/warm/stage.sql", "SELECT device, count(*)::DOUBLE + 18.5 AS value, 'h1' AS home, max(time) AS time FROM input\nWHERE value > $above - 10 AND metric = 'temperature' GROUP BY device")
+	if code, said := verb(t, dir, "test", "warm"); code != 1 || !strings.Contains(said, "cut at random") {
+		t.Error("a query over what happens to be one batch: ", code, said)
 	}
 }
 

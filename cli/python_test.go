@@ -40,7 +40,9 @@ def process(readings: pa.RecordBatch, tallies: hearthline.Keyed[Tally]) -> pa.Re
     return readings.select(["time", "home", "device", "metric"]).append_column("n", pa.array(numbers, pa.int64()))
 `
 
-// TestAPythonStage puts a folder and a line into the product: it runs beside the others, new code works within seconds of being
+const warmQuery = "SELECT time, home, device, value FROM readings WHERE metric = 'temperature' AND value > $above"
+
+// TestAPythonStage puts a folder and a line into the product, and a line of SQL: they run beside the others, new code works within seconds of being
 // saved, and whatever is killed, its workers or all, each row counts once.
 func TestAPythonStage(t *testing.T) {
 	t.Parallel() // it is mostly processes that start
@@ -50,8 +52,8 @@ func TestAPythonStage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.Replace(string(plan), "  score: ", "  warm:\n    from: readings\n    to: warm\n    settings: {above: 0}\n  tally: {from: readings, to: tallies}\n  score: ", 1)
-	i.Write(strings.Replace(text, "from: [readings, features, late,", "from: [readings, features, late, warm, tallies,", 1))
+	text := strings.Replace(string(plan), "  score: ", "  warm:\n    from: readings\n    to: warm\n    settings: {above: 0}\n  warmer:\n    from: readings\n    to: warmer\n    sql: "+warmQuery+"\n    settings: {above: 0}\n  tally: {from: readings, to: tallies}\n  score: ", 1)
+	i.Write(strings.Replace(text, "from: [readings, features, late,", "from: [readings, features, late, warm, warmer, tallies,", 1))
 	file := filepath.Join(i.Dir, "stages", "warm", "stage.py")
 	save := func(code string) {
 		t.Helper()
@@ -103,6 +105,8 @@ func TestAPythonStage(t *testing.T) {
 		{"readings", "SELECT count() FROM readings", strconv.FormatInt(want, 10)},
 		{"rows of the Python stage", "SELECT count() FROM warm", temperatures},
 		{"rows of it twice", "SELECT count() - uniqExact(home, device, time, value) FROM warm", i.Query("SELECT count() - uniqExact(home, device, time, value) FROM readings WHERE metric = 'temperature' AND value > 0")[0]},
+		{"rows of the SQL stage", "SELECT count() FROM warmer", temperatures},
+		{"rows of one and not of the other", "SELECT count() FROM (SELECT home, device, time, value FROM warm EXCEPT SELECT home, device, time, value FROM warmer)", "0"},
 		{"dead letters", "SELECT count() FROM dead", "0"},
 		{"rows that were numbered", "SELECT count() FROM tallies", strconv.FormatInt(want, 10)},
 		{"numbers given twice", "SELECT count() - uniqExact(home, device, metric, n) FROM tallies", "0"},
@@ -123,7 +127,7 @@ func killWorkers(t *testing.T, up *clitest.Running) {
 	t.Helper()
 	var pids []string
 	for deadline := time.Now().Add(time.Minute); len(pids) == 0; time.Sleep(20 * time.Millisecond) { // they are started when there is work
-		out, err := exec.Command("pgrep", "-P", strconv.Itoa(up.Cmd.Process.Pid), "-f", "hearthline._worker").Output()
+		out, err := exec.Command("pgrep", "-P", strconv.Itoa(up.Cmd.Process.Pid), "-f", "hearthline[.]_(worker|sql)").Output()
 		if pids = strings.Fields(string(out)); len(pids) == 0 && time.Now().After(deadline) {
 			t.Fatalf("no worker to kill: %v", err)
 		}

@@ -17,6 +17,7 @@ import (
 
 	"hearthline/flow"
 	"hearthline/flow/cases"
+	"hearthline/pipeline"
 )
 
 // errCases says that cases failed, which is printed already.
@@ -37,9 +38,29 @@ Exit code 0: all pass. 1: some fail.`,
 			if err != nil {
 				return usageError{err}
 			}
+			if err := addLines(o.pipeline, &cat); err != nil {
+				return usageError{err}
+			}
 			return testStages(cmd.Context(), cmd.OutOrStdout(), filepath.Join(filepath.Dir(o.pipeline), "stages"), cat.Stages, names)
 		},
 	}
+}
+
+// addLines puts the stages that pipeline.yaml has as SQL beside those of the catalogue: they have cases under their own names. A file
+// that is not there, or not right, has none: lint says what is wrong with it.
+func addLines(file string, cat *pipeline.Catalog) error {
+	spec, _, err := pipeline.Read(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	for _, s := range spec.Stages {
+		if s.SQL != nil && s.SQL.Text != "" && cat.Stages[s.Name] == nil {
+			cat.Stages[s.Name] = cat.SQL(s.Name, s.SQL.Text, s.From)
+		}
+	}
+	return nil
 }
 
 // testStages runs the cases of some stages of a folder, or of all that have any.

@@ -35,6 +35,9 @@ type Output struct {
 	Refused []string
 }
 
+// ColumnsMax is how many columns an output may have. Each costs memory in every batch, and a table in ClickHouse has them all.
+const ColumnsMax = 1000
+
 // Opener is a stage or sink that must make ready (read a file, load a model) before its first batch.
 type Opener interface {
 	Open(ctx context.Context) error

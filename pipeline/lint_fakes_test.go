@@ -42,6 +42,9 @@ func catalog() pipeline.Catalog {
 			"parquet":    func() flow.Sink { return &keeping{Address: "data", Batch: 1 << 20} },
 			"webhook":    func() flow.Sink { return calling{} },
 		},
+		SQL: func(_, text string, _ []string) func() flow.Stage {
+			return func() flow.Stage { return &querying{text: text} }
+		},
 		Gateway: func() any { return &listening{MQTT: "127.0.0.1:8883"} },
 	}
 }
@@ -242,3 +245,39 @@ func (*keeping) Check(stream string, schema *arrow.Schema) error {
 type calling struct{}
 
 func (calling) Write(context.Context, flow.Range, []arrow.Record) error { return nil }
+
+// querying is a stage of a query: what it does not understand is marked with a !, what it does not find with a ?.
+type querying struct {
+	text  string
+	Above float64 `yaml:"above"`
+}
+
+type placedError struct {
+	error
+	place int
+}
+
+func (e placedError) Place() int    { return e.place }
+func (e placedError) Unwrap() error { return e.error }
+
+func (q *querying) Check(string, *arrow.Schema) error {
+	if place := strings.Index(q.text, "!"); place >= 0 {
+		return placedError{errors.New("a ! in column 1"), place}
+	}
+	return nil
+}
+
+func (q *querying) Process(_ context.Context, in arrow.Record) ([]flow.Output, error) {
+	if place := strings.Index(q.text, "?"); place >= 0 {
+		return nil, placedError{flow.Badf("a ?"), place}
+	}
+	if strings.Contains(q.text, "wide") {
+		var fields []arrow.Field
+		for i := range flow.ColumnsMax + 1 {
+			fields = append(fields, arrow.Field{Name: fmt.Sprint("c", i), Type: arrow.PrimitiveTypes.Float64})
+		}
+		return []flow.Output{{To: "out", Record: emptyOf(arrow.NewSchema(fields, nil))}}, nil
+	}
+	in.Retain()
+	return []flow.Output{{To: "out", Record: in}}, nil
+}

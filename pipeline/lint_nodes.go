@@ -50,7 +50,7 @@ func (p *planner) nodes() {
 		s := &p.spec.Stages[i]
 		node := &StageNode{Stage: *s, Dead: s.ID() + deadSuffix}
 		p.stages[s.Name] = node
-		node.New = instance(p, p.cat.Stages, "stage", s.path(), s.Use, &node.Settings, s.at)
+		node.New = p.version(s, s.path(), s.Name, s.Use, s.SQL, &node.Settings, s.at)
 		p.window(node)
 		p.canary(node)
 		if node.New == nil || s.Parallel == 0 {

@@ -41,7 +41,7 @@ func (p *planner) schemas() {
 		}
 		for _, stream := range node.Streams {
 			if s := p.plan.Streams[stream]; s != nil && s.Schema != nil {
-				p.check(checker, s, asked{"sink", node.Name, node.Use, &node.Settings, node.at})
+				p.check(checker, s, asked{"sink", node.Name, node.Use, &node.Settings, node.at, nil})
 			}
 		}
 	}
@@ -54,6 +54,7 @@ type asked struct {
 	use      string
 	settings *yaml.Node
 	at       places
+	sql      *Query // of a stage that is one
 }
 
 // check asks a stage or sink what it thinks of a stream. What it says of columns is shown at the stream, the rest at
@@ -66,7 +67,14 @@ func (p *planner) check(c flow.Checker, s *Stream, n asked) bool {
 	text := strings.TrimPrefix(plainError(err), flow.ErrBad.Error()+": ")
 	text = strings.TrimPrefix(text, n.use+": ")
 	path := n.what + "s." + n.name
+	placed := queryError(nil)
 	switch {
+	case errors.As(err, &placed) && n.sql != nil:
+		p.find(n.sql.at(p.spec.Source, placed.Place()), path+".sql", "", "stage %s: %s", n.name, text)
+		return false
+	case errors.As(err, &placed):
+		p.find(n.at.of(""), path, "", "stage %s: %s", n.name, text)
+		return false
 	case errors.Is(err, flow.ErrBad) || strings.Contains(text, "column"):
 		p.find(n.at.of("from/"+s.Name, "from"), path+".from", p.columnsOf(s), "%s %s does not take %s: %s", n.what, n.name, s.Name, text)
 		return false
@@ -122,7 +130,7 @@ func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
 			return nil, false
 		}
 		at := node.at.of("from/"+stream, "from")
-		if c, is := node.New().(flow.Checker); is && !p.check(c, s, asked{"stage", node.Name, node.Use, &node.Settings, node.at}) {
+		if c, is := node.New().(flow.Checker); is && !p.check(c, s, asked{"stage", node.Name, node.Use, &node.Settings, node.at, node.SQL}) {
 			return nil, false
 		}
 		found, err := p.run(node, func(stage flow.Stage) ([]output, error) { return p.process(stage, s.Schema) })
@@ -154,7 +162,7 @@ func (p *planner) outputsOfInputs(node *StageNode, named flow.Inputs) (found []o
 		if s == nil || s.Schema == nil {
 			return nil, false
 		}
-		if c, is := node.New().(flow.Checker); is && !p.check(c, s, asked{"stage", node.Name, node.Use, &node.Settings, node.at}) {
+		if c, is := node.New().(flow.Checker); is && !p.check(c, s, asked{"stage", node.Name, node.Use, &node.Settings, node.at, node.SQL}) {
 			return nil, false
 		}
 		last = s
@@ -181,6 +189,11 @@ func (p *planner) outputsOfInputs(node *StageNode, named flow.Inputs) (found []o
 
 // refused says why a stage could not work on a stream.
 func (p *planner) refused(node *StageNode, s *Stream, at Pos, path string, err error) {
+	if placed := queryError(nil); node.SQL != nil && errors.As(err, &placed) {
+		why := strings.TrimPrefix(plainError(err), flow.ErrBad.Error()+": ")
+		p.find(node.SQL.at(p.spec.Source, placed.Place()), "stages."+node.Name+".sql", p.columnsOf(s), "stage %s: %s", node.Name, why)
+		return
+	}
 	if errors.Is(err, flow.ErrBad) {
 		why := strings.TrimPrefix(plainError(err), flow.ErrBad.Error()+": ")
 		p.find(at, path, p.columnsOf(s), "stage %s does not take %s: %s", node.Name, s.Name, why)
@@ -249,6 +262,8 @@ func outputsOf(made []flow.Output) (found []output, err error) {
 		switch {
 		case o.To == "" || o.Record == nil:
 			return nil, fmt.Errorf("it returned an output without a name or without a record (%q)", o.To)
+		case o.Record.NumCols() > flow.ColumnsMax:
+			return nil, fmt.Errorf("it makes %d columns in %s; at most %d", o.Record.NumCols(), o.To, flow.ColumnsMax)
 		case o.Record.NumRows() != 0:
 			return nil, fmt.Errorf("it made %d rows of none in %s", o.Record.NumRows(), o.To)
 		case slices.ContainsFunc(found, func(f output) bool { return f.name == o.To && !f.schema.Equal(o.Record.Schema()) }):

@@ -108,6 +108,7 @@ type consoleShape struct {
 
 type stageShape struct {
 	Use      name           `yaml:"use" doc:"Name of the stage in the catalogue, where it is not the name of this node."`
+	SQL      *Query         `yaml:"sql" doc:"What the stage is, instead of one of the catalogue: a query over each batch, which is called input or as its stream; settings are its parameters ($name)."`
 	Was      name           `yaml:"was" doc:"The name that this node had before it was renamed: its consumer group, state, lineage and dead letters go on under it."`
 	From     inputs         `yaml:"from" need:"true" doc:"The stream that it reads, or a list of them; of a stage that tells its inputs apart, a stream for each by the input's name."`
 	To       outputs        `yaml:"to" need:"true" doc:"The stream that it writes; of a stage with several outputs, a stream for each by the output's name, _ for one that nobody wants."`
@@ -416,6 +417,7 @@ func (d *decoder) stage(e entry[stageShape]) Stage {
 	if g.Use.text != "" {
 		s.Use = g.Use.text
 	}
+	s.SQL = g.SQL
 	s.Was = d.was(g.Was, path)
 	d.between(nodeAt(s.at.of("parallel")), path+".parallel", int64(g.Parallel), 0, 1024)
 	d.inputs(g.From, path, &s)

@@ -120,6 +120,9 @@ func (s *schemas) nodes(kind string, shape any, settings map[string]any) any {
 		}}}
 	}
 	other := map[string]any{"allOf": []any{reference(kind), map[string]any{"required": []string{"use"}}}}
+	if kind == "stage" { // of another name it may be SQL, or a folder beside pipeline.yaml
+		other = reference(kind)
+	}
 	return map[string]any{
 		"type": []string{"object", "null"}, "properties": named, "additionalProperties": other,
 		"propertyNames": map[string]any{"pattern": nodeNames.String(), "not": map[string]any{"const": gatewayNode}},
@@ -211,7 +214,7 @@ func (s *schemas) value(v reflect.Value, f field) any {
 			schema["default"] = shortTime(d)
 		}
 		return schema
-	case pointer == reflect.TypeFor[*name]():
+	case pointer == reflect.TypeFor[*name](), pointer == reflect.TypeFor[**Query]():
 		return map[string]any{"type": "string"}
 	case pointer == reflect.TypeFor[*names]():
 		one := map[string]any{"type": "string"}

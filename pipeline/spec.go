@@ -112,6 +112,7 @@ type Stage struct {
 	From     []string          // input streams
 	Inputs   map[string]string // input name → stream, of a stage that tells its inputs apart; else nil
 	To       map[string]string // output name → stream
+	SQL      *Query            // what it is, where it is not in the catalogue
 	ToAny    string            // the one stream of a stage with one output (`to: clean`), until Plan resolves it
 	Settings yaml.Node
 	Window   *window.Config // nil: it is given the batches as they come
@@ -150,6 +151,8 @@ func (s *Sink) ID() string { return cmp.Or(s.Was, s.Name) }
 type Catalog struct {
 	Stages map[string]func() flow.Stage
 	Sinks  map[string]func() flow.Sink
+	// SQL gives what makes a stage of a query that a node has instead of a stage of the catalogue; streams are those it reads.
+	SQL func(node, text string, streams []string) func() flow.Stage
 	// Gateway is a fresh ingest.Gateway, as a struct whose exported fields are settings.
 	Gateway func() any
 }

@@ -22,6 +22,7 @@ import (
 type Trial struct {
 	Kind     string // TrialShadow or TrialCanary
 	Use      string // name in the catalogue; that of the stage unless the file says otherwise
+	SQL      *Query // what it is, where it is not in the catalogue; that of the stage unless the file says otherwise
 	Settings yaml.Node
 	State    string  // what it begins with: StateCopy, StateEmpty, or "" for a copy where it understands it
 	Percent  float64 // of the homes that are the canary's
@@ -52,6 +53,7 @@ func Side(stream, kind string) string {
 
 type shadowShape struct {
 	Use      name      `yaml:"use" doc:"Name of the second version in the catalogue; that of the stage where it is not said."`
+	SQL      *Query    `yaml:"sql" doc:"The second version, where it is a query; that of the stage where neither is said."`
 	Settings yaml.Node `yaml:"settings"`
 	State    string    `yaml:"state" doc:"What it begins with: copy, what the stage remembers; empty. Where it is not said: a copy if it understands it." enum:"copy,empty"`
 	At       places
@@ -59,6 +61,7 @@ type shadowShape struct {
 
 type canaryShape struct {
 	Use      name      `yaml:"use" doc:"Name of the second version in the catalogue; that of the stage where it is not said."`
+	SQL      *Query    `yaml:"sql" doc:"The second version, where it is a query; that of the stage where neither is said."`
 	Settings yaml.Node `yaml:"settings"`
 	State    string    `yaml:"state" doc:"What it begins with: copy, what the stage remembers; empty. Where it is not said: a copy if it understands it." enum:"copy,empty"`
 	Percent  float64   `yaml:"percent" need:"true" doc:"Of the homes, how many are the second version's: 0 to 100, in steps of 0.01. With 0 it is only compared."`
@@ -70,14 +73,14 @@ func (d *decoder) trials(g stageShape, s *Stage) {
 	path := "stages." + s.Name
 	if g.Shadow != nil {
 		sh := *g.Shadow
-		s.Trial = &Trial{Kind: TrialShadow, Use: sh.Use.text, Settings: sh.Settings, State: sh.State, at: sh.At}
+		s.Trial = &Trial{Kind: TrialShadow, Use: sh.Use.text, SQL: sh.SQL, Settings: sh.Settings, State: sh.State, at: sh.At}
 	}
 	if g.Canary != nil {
 		c := *g.Canary
 		if s.Trial != nil {
 			d.find(nodeAt(c.At.of("")), path+".canary", "keep one", "a shadow and a canary of one stage")
 		}
-		s.Trial = &Trial{Kind: TrialCanary, Use: c.Use.text, Settings: c.Settings, State: c.State, Percent: c.Percent, at: c.At}
+		s.Trial = &Trial{Kind: TrialCanary, Use: c.Use.text, SQL: c.SQL, Settings: c.Settings, State: c.State, Percent: c.Percent, at: c.At}
 		if c.Percent < 0 || c.Percent > 100 || c.Percent != c.Percent {
 			d.find(nodeAt(c.At.of("percent")), path+".canary.percent", "want 0 to 100", "%s.canary.percent is %v", path, c.Percent)
 		}
@@ -87,6 +90,9 @@ func (d *decoder) trials(g stageShape, s *Stage) {
 	}
 	t := s.Trial
 	t.Pos = t.at.of("")
+	if t.Use == "" && t.SQL == nil {
+		t.SQL = s.SQL
+	}
 	if t.Use == "" {
 		t.Use = s.Use
 	}
@@ -103,7 +109,7 @@ func shadowName(stage string) string { return stage + "-" + TrialShadow }
 // shadow is the node that a stage's shadow is: the stage, but for what it uses and where it writes.
 func (s *Stage) shadow() Stage {
 	sh, t := *s, s.Trial
-	sh.Name, sh.Use, sh.Settings, sh.Trial, sh.ShadowOf, sh.Pos = shadowName(s.Name), t.Use, t.Settings, nil, s.Name, t.Pos
+	sh.Name, sh.Use, sh.SQL, sh.Settings, sh.Trial, sh.ShadowOf, sh.Pos = shadowName(s.Name), t.Use, t.SQL, t.Settings, nil, s.Name, t.Pos
 	if s.Was != "" {
 		sh.Was = shadowName(s.Was)
 	}
@@ -186,7 +192,7 @@ func (p *planner) canary(node *StageNode) {
 		return
 	}
 	node.Canary = &CanaryNode{Percent: t.Percent, State: t.State}
-	node.Canary.New = instance(p, p.cat.Stages, "stage", node.path()+".canary", t.Use, &t.Settings, t.at)
+	node.Canary.New = p.version(&node.Stage, node.path()+".canary", node.Name, t.Use, t.SQL, &t.Settings, t.at)
 	if node.Canary.New == nil {
 		node.Canary = nil
 		return
@@ -248,7 +254,7 @@ func (p *planner) promotableCanary(node *StageNode) {
 	}
 	before := len(p.findings)
 	second := *node
-	second.New, second.Canary, second.at = node.Canary.New, nil, places{"": t.at.of("use", "")}
+	second.New, second.SQL, second.Settings, second.Canary, second.at = node.Canary.New, t.SQL, t.Settings, nil, places{"": t.at.of("use", "")}
 	found, ok := p.outputs(&second)
 	if !ok {
 		for i := range p.findings[before:] {

@@ -26,18 +26,26 @@ func (w *Workers) interpreter(ctx context.Context, folder string) (string, error
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	python, err := exec.LookPath(w.Interpreter)
+	python, version, err := w.installed(ctx)
 	if err != nil {
-		return "", fmt.Errorf("%s is not on the PATH: install Python 3.10 or later", w.Interpreter)
+		return "", err
 	}
 	if len(strings.TrimSpace(string(needs))) == 0 && exec.CommandContext(ctx, python, "-c", "import pyarrow").Run() == nil { // #nosec G204 -- the operator's interpreter
 		return python, nil
 	}
-	version, err := exec.CommandContext(ctx, python, "-VV").Output() // #nosec G204 -- likewise
-	if err != nil {
-		return "", fmt.Errorf("%s -VV: %w", python, err)
+	return w.environment(ctx, python, version, string(needs))
+}
+
+// installed is the Python of this machine, and all that it says of its version.
+func (w *Workers) installed(ctx context.Context) (python, version string, err error) {
+	if python, err = exec.LookPath(w.Interpreter); err != nil {
+		return "", "", fmt.Errorf("%s is not on the PATH: install Python 3.10 or later", w.Interpreter)
 	}
-	return w.environment(ctx, python, string(version), string(needs))
+	said, err := exec.CommandContext(ctx, python, "-VV").Output() // #nosec G204 -- the operator's interpreter
+	if err != nil {
+		return "", "", fmt.Errorf("%s -VV: %w", python, err)
+	}
+	return python, string(said), nil
 }
 
 func (w *Workers) environment(ctx context.Context, python, version, needs string) (string, error) {

@@ -21,7 +21,8 @@ import (
 type hosts struct {
 	workers *Workers
 	name    string
-	folder  string
+	folder  string // "" where the stage is a line of pipeline.yaml
+	query   *query // nil where it is a function
 
 	mu       sync.Mutex
 	by       map[string]*host
@@ -173,6 +174,8 @@ func (h *host) keep(o flow.Output, print string) error {
 	was, known := h.schemas[o.To]
 	now := o.Record.Schema()
 	switch {
+	case now.NumFields() > flow.ColumnsMax:
+		return flow.Badf("it makes %d columns in %s; at most %d", now.NumFields(), o.To, flow.ColumnsMax)
 	case !known:
 		if h.schemas == nil {
 			h.schemas = map[string]madeBy{}
@@ -199,7 +202,7 @@ func (h *host) interpreter(ctx context.Context, print string) (string, error) {
 	if python != "" {
 		return python, nil
 	}
-	python, err := h.workers.interpreter(ctx, h.folder)
+	python, err := h.foundInterpreter(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -222,8 +225,8 @@ func columnsOf(s *arrow.Schema) string {
 // filesPrint says in which state the stage's files are: names, sizes and times.
 func (h *hosts) filesPrint() string {
 	sum := sha256.New()
-	for _, pattern := range []string{"*.py", requirementsFile} {
-		names, _ := filepath.Glob(filepath.Join(h.folder, pattern))
+	for _, pattern := range h.watched() {
+		names, _ := filepath.Glob(pattern)
 		for _, name := range names {
 			if info, err := os.Stat(name); err == nil {
 				fmt.Fprintf(sum, "%s %d %d\n", name, info.Size(), info.ModTime().UnixNano())

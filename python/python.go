@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"hearthline/flow"
@@ -41,6 +42,11 @@ type Workers struct {
 	// Terminal gives workers stdin, stdout and stderr of this process, so that the author can look into a stage at work: breakpoint()
 	// stops it there. Otherwise breakpoint() does nothing: one that was forgotten stops no pipeline.
 	Terminal bool
+
+	engine struct { // the interpreter of all SQL stages, once it was looked for
+		sync.Mutex
+		python string
+	}
 }
 
 // New gives the default settings, with everything under a cache folder; "" is [cachedir.Find].
@@ -60,10 +66,8 @@ func (w *Workers) Stages(folder string) (map[string]func() flow.Stage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("python stages: %w", err)
 	}
-	if w.Cache == "" {
-		if w.Cache, err = cachedir.Find(); err != nil {
-			return nil, fmt.Errorf("python stages: %w", err)
-		}
+	if err := w.findCache(); err != nil {
+		return nil, err
 	}
 	entries, err := os.ReadDir(folder)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -74,13 +78,35 @@ func (w *Workers) Stages(folder string) (map[string]func() flow.Stage, error) {
 	found := map[string]func() flow.Stage{}
 	for _, e := range entries {
 		dir := filepath.Join(folder, e.Name())
-		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || !info.Mode().IsRegular() {
+		python, sql := isFile(filepath.Join(dir, file)), isFile(filepath.Join(dir, sqlFile))
+		if !python && !sql {
 			continue
 		}
 		all := &hosts{workers: w, name: e.Name(), folder: dir, by: map[string]*host{}}
+		if sql {
+			all.query = &query{}
+		}
+		if python && sql {
+			return nil, fmt.Errorf("%s holds a %s and a %s: a stage is one of them", dir, file, sqlFile)
+		}
 		found[e.Name()] = all.stage
 	}
 	return found, nil
+}
+
+func (w *Workers) findCache() (err error) {
+	if w.Cache != "" {
+		return nil
+	}
+	if w.Cache, err = cachedir.Find(); err != nil {
+		return fmt.Errorf("python stages: %w", err)
+	}
+	return nil
+}
+
+func isFile(path string) bool {
+	info, err := os.Stat(path) // #nosec G304 -- of the operator
+	return err == nil && info.Mode().IsRegular()
 }
 
 // install puts the library where Python finds it, and gives the folder that is to be on its path.

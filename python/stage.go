@@ -132,7 +132,7 @@ func (s *Stage) ask(ctx context.Context, rows int64, fits func(*worker) error, f
 // made is what the answer of a worker means, whose code was that of print.
 func (s *Stage) made(got *answer, rows int64, print string) ([]flow.Output, error) {
 	if r := got.raised; r != nil && rows == 0 { // lint asks
-		return nil, flow.Badf("%s", r.line())
+		return nil, r.at(flow.Badf("%s", r.line()))
 	} else if r != nil {
 		return nil, flow.Badf("%s", r.text())
 	}
@@ -157,6 +157,7 @@ type failure struct {
 	Plain    bool   `json:"plain"`    // what it said is meant for the author: the traceback says no more
 	Settings bool   `json:"settings"` // it begins with the name of a setting
 	At       string `json:"at"`       // stage.py, line 7
+	Place    *int   `json:"place"`    // byte of a query
 	Trace    string `json:"trace"`
 }
 

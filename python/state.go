@@ -82,7 +82,7 @@ type KeyedStage struct {
 // stage gives an instance, of the kind that the files as they are ask for. What is wrong with them is said by its Check and Open.
 func (a *hosts) stage() flow.Stage {
 	s := &Stage{hosts: a}
-	if a.keeps() == nil {
+	if a.query != nil || a.keeps() == nil {
 		return s
 	}
 	return &KeyedStage{Stage: s}

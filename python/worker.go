@@ -55,7 +55,7 @@ func (h *host) start(ctx context.Context, print string, describe bool) (*worker,
 	if failed.Settings {
 		return nil, errors.New(failed.Said)
 	}
-	return nil, fmt.Errorf("%s: %s", h.name, failed.line())
+	return nil, failed.at(fmt.Errorf("%s: %s", h.name, failed.line()))
 }
 
 func (h *host) launch(ctx context.Context, print string) (*worker, error) {
@@ -78,8 +78,8 @@ func (h *host) launch(ctx context.Context, print string) (*worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket pair: %w", err)
 	}
-	const fd = "3"                                                         // the first of ExtraFiles
-	cmd := exec.Command(interpreter, "-u", "-m", "hearthline._worker", fd) // #nosec G204 -- the operator's interpreter
+	const fd = "3"                                               // the first of ExtraFiles
+	cmd := exec.Command(interpreter, "-u", "-m", h.module(), fd) // #nosec G204 -- the operator's interpreter
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+library, "PYTHONDONTWRITEBYTECODE=1")
 	cmd.ExtraFiles = []*os.File{theirs}
 	w := &worker{host: h, print: print, cmd: cmd, wire: wire, said: &said{}}
@@ -116,7 +116,8 @@ func (w *worker) startHere(interpreter string) error {
 
 // open tells the worker what to be. A failure is what the stage itself says.
 func (w *worker) open(ctx context.Context, describe bool) (*failure, error) {
-	task := map[string]any{"stage": w.host.name, "folder": w.host.folder, "describe": describe}
+	task := w.host.task()
+	task["describe"] = describe
 	if !describe {
 		task["settings"] = json.RawMessage(w.host.settings)
 	}

@@ -101,15 +101,22 @@ func settingsOf(n *yaml.Node) map[string]string {
 	return flat
 }
 
+// noted adds something to what settings a node has; nil are none.
+func noted(settings map[string]string, key, value string) map[string]string {
+	if settings == nil {
+		settings = map[string]string{}
+	}
+	settings[key] = value
+	return settings
+}
+
 // settingsOfStage is the settings of a stage, and what else of it changes what it makes: which of its inputs is which, and its
 // canary.
 func settingsOfStage(s *pipeline.StageNode) map[string]string {
 	flat := settingsOf(&s.Settings)
-	note := func(key, value string) {
-		if flat == nil {
-			flat = map[string]string{}
-		}
-		flat[key] = value
+	note := func(key, value string) { flat = noted(flat, key, value) }
+	if s.SQL != nil {
+		note("sql", s.SQL.Text)
 	}
 	if s.Window != nil {
 		note("window", s.Window.String())
@@ -119,6 +126,9 @@ func settingsOfStage(s *pipeline.StageNode) map[string]string {
 	}
 	if s.Trial != nil && s.Canary != nil {
 		note("canary.use", s.Trial.Use)
+		if s.Trial.SQL != nil {
+			note("canary.sql", s.Trial.SQL.Text)
+		}
 		note("canary.percent", strconv.FormatFloat(s.Canary.Percent, 'g', -1, 64))
 		for key, value := range settingsOf(&s.Trial.Settings) {
 			note("canary.settings."+key, value)

@@ -27,7 +27,13 @@ type version struct {
 
 func (v version) is(o version) bool { return v.Use == o.Use && maps.Equal(v.Settings, o.Settings) }
 
-func versionOf(use string, settings *yaml.Node) version { return version{use, settingsOf(settings)} }
+func versionOf(use string, sql *pipeline.Query, settings *yaml.Node) version {
+	v := version{use, settingsOf(settings)}
+	if sql != nil {
+		v.Settings = noted(v.Settings, "sql", sql.Text)
+	}
+	return v
+}
 
 // trialNote is what was decided of a stage's second version. It stands in NoteStream, where every process that runs the stage
 // follows it: nobody has to reach them, and one that was away finds it when it comes back.
@@ -103,9 +109,11 @@ func shadowOf(plan *pipeline.Plan, s *pipeline.StageNode) *pipeline.Unit {
 }
 
 // second is the version that is tried beside a stage.
-func second(s *pipeline.StageNode) version { return versionOf(s.Trial.Use, &s.Trial.Settings) }
+func second(s *pipeline.StageNode) version {
+	return versionOf(s.Trial.Use, s.Trial.SQL, &s.Trial.Settings)
+}
 
-func first(s *pipeline.StageNode) version { return versionOf(s.Use, &s.Settings) }
+func first(s *pipeline.StageNode) version { return versionOf(s.Use, s.SQL, &s.Settings) }
 
 // promoted is a unit in whose place the second version of a stage works: under the name, the lineage and the streams of the
 // first.
@@ -114,7 +122,7 @@ func promoted(plan *pipeline.Plan, u *pipeline.Unit, stage string) *pipeline.Uni
 	now.Stages = slices.Clone(u.Stages)
 	i := slices.IndexFunc(u.Stages, func(s *pipeline.StageNode) bool { return s.ID() == stage })
 	node := *u.Stages[i]
-	node.Use, node.Settings = node.Trial.Use, node.Trial.Settings
+	node.Use, node.SQL, node.Settings = node.Trial.Use, node.Trial.SQL, node.Trial.Settings
 	if node.Canary != nil {
 		node.New, node.Outputs = node.Canary.New, node.Canary.Outputs
 	} else {

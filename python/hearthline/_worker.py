@@ -280,7 +280,8 @@ def said(e: BaseException, plain: bool) -> dict[str, Any]:
     if isinstance(e, SyntaxError) and e.filename and e.filename.endswith("/stage.py"):
         lines = [f"stage.py, line {e.lineno}"]
     text = "".join(traceback.format_list(steps) + traceback.format_exception_only(type(e), e))[-4000:]
-    return {"kind": type(e).__name__, "said": str(e), "plain": plain, "at": lines[-1] if lines else "", "trace": text}
+    return {"kind": type(e).__name__, "said": str(e), "plain": plain, "at": lines[-1] if lines else "", "trace": text,
+            "place": getattr(e, "place", None)}
 
 
 def main() -> None:
