@@ -32,10 +32,18 @@ func (p *Plan) Mermaid() string {
 		if dead {
 			fmt.Fprintf(&b, "  %s -. dead .-> %s\n", mermaidID(writer), mermaidID(reader))
 		} else {
-			fmt.Fprintf(&b, "  %s -- %s --> %s\n", mermaidID(writer), s.Name, mermaidID(reader))
+			fmt.Fprintf(&b, "  %s -- %s --> %s\n", mermaidID(writer), s.label(), mermaidID(reader))
 		}
 	})
 	return b.String()
+}
+
+// label is a stream's name, and by what its rows are parted where that changes on it.
+func (s *Stream) label() string {
+	if s.Key == nil {
+		return s.Name
+	}
+	return s.Name + " by " + strings.Join(s.Key, ", ")
 }
 
 // mermaidID is a node's name as an identifier, which must be no word of Mermaid's own ("end").
@@ -67,7 +75,7 @@ func (p *Plan) DOT() string {
 		if dead {
 			fmt.Fprintf(&b, "  %q -> %q [style=dashed, color=gray, tooltip=%q];\n", writer, reader, s.Name)
 		} else {
-			fmt.Fprintf(&b, "  %q -> %q [label=%q];\n", writer, reader, s.Name)
+			fmt.Fprintf(&b, "  %q -> %q [label=%q];\n", writer, reader, s.label())
 		}
 	})
 	b.WriteString("}\n")

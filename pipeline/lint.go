@@ -65,7 +65,8 @@ type planner struct {
 	plan     *Plan
 	stages   map[string]*StageNode
 	sinks    map[string]*SinkNode
-	order    []*StageNode // in the order of the data, when there is no way round
+	order    []*StageNode        // in the order of the data, when there is no way round
+	spread   map[string][]string // stream → columns by which its rows are parted; nil where they are not known
 	findings []Finding
 }
 
@@ -97,6 +98,11 @@ func (p *planner) writers() {
 			}
 		}
 		p.write(s.Name, s.ID()+deadSuffix, flow.DeadSchema, s.at.of(""), s.path())
+		for stream, key := range s.Keys {
+			if st := p.plan.Streams[stream]; st != nil && st.Writer == s.Name {
+				st.Key = key
+			}
+		}
 		p.sides(s)
 	}
 	for i := range p.spec.Sinks {

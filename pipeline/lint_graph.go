@@ -196,6 +196,9 @@ func (p *planner) units(unitOf map[string]*Unit) {
 				if writer != nil {
 					next[writer.Name] = append(next[writer.Name], way{name, reader.Name})
 				}
+			case s.Key != nil:
+				p.find(p.stages[r].at.of("from/"+name, "from"), "stages."+r+".from", "take "+r+" out of the group",
+					"%s reads %s, whose rows are parted by %s, and runs together with %s, which writes it: such a stream goes over Kafka", r, name, strings.Join(s.Key, ", "), s.Writer)
 			case strings.HasSuffix(name, deadSuffix):
 				p.find(p.stages[r].at.of("from/"+name, "from"), "stages."+r+".from", "take "+r+" out of the group",
 					"%s reads the dead letters of %s, with which it runs together; dead letters always go over Kafka", r, s.Writer)

@@ -23,12 +23,19 @@ const openWait = 30 * time.Second
 
 // schemas finds the schema of every stream by giving each stage records without rows, in the order of the data.
 func (p *planner) schemas() {
+	p.spread = map[string][]string{}
+	for name, s := range p.plan.Streams {
+		if s.Writer == gatewayNode { // gateways and sources part by home
+			p.spread[name] = []string{flow.ColHome}
+		}
+	}
 	for _, node := range p.order {
 		if node.New == nil || len(node.From) == 0 || node.ToAny == "" && len(node.To) == 0 {
 			continue
 		}
 		if outputs, ok := p.outputs(node); ok {
 			p.resolve(node, outputs)
+			p.parted(node)
 		}
 	}
 	for _, node := range p.plan.Sinks {

@@ -126,7 +126,7 @@ func (p *Plan) writtenBy(whole *Plan, u *Unit, inputs []string) error {
 			case slices.Contains(inputs, out):
 				return fmt.Errorf("%s is given, and %s makes it: name the stages that are meant", out, s.Name)
 			default:
-				p.Streams[out] = &Stream{Name: out, Schema: whole.Streams[out].Schema, Writer: s.Name}
+				p.Streams[out] = &Stream{Name: out, Schema: whole.Streams[out].Schema, Writer: s.Name, Key: whole.Streams[out].Key}
 			}
 		}
 	}

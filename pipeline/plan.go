@@ -28,6 +28,9 @@ type Stream struct {
 	Readers []string // stages and sinks, in the order of the file
 	// Side says that a second version writes it, to be compared: patterns of sinks do not take it, and nobody has to read it.
 	Side bool
+	// Key is the columns by whose values its rows are parted over its partitions; nil where they stay in the partition of what
+	// they were made of. All tasks of its writer write to each of its partitions.
+	Key []string
 	// Unit is set when all its readers and its writer are in that unit: it never reaches Kafka. Where only some
 	// of the readers are in the writer's unit, those still get it by a plain call, and the others from Kafka.
 	Unit string

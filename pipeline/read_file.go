@@ -196,21 +196,21 @@ func (ns *names) decodeNode(d *decoder, n *yaml.Node, path string) {
 
 // outputs is a stream, or streams by the name of the output.
 type outputs struct {
-	any   name
-	named []entry[name]
+	any   keyed
+	named []entry[keyed]
 }
 
 func (o *outputs) decodeNode(d *decoder, n *yaml.Node, path string) {
 	switch {
 	case n.Kind == yaml.SequenceNode:
 		d.want(n, path, "write {OUTPUT: STREAM, …}", "a stream, or streams by the name of the output")
-	case n.Kind != yaml.MappingNode:
+	case n.Kind != yaml.MappingNode || isKeyed(n):
 		o.any.decodeNode(d, n, path)
 	case len(n.Content) == 0:
 		d.find(n, path, "write {OUTPUT: STREAM, …}", "%s is empty", path)
 	default:
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			one := entry[name]{Name: n.Content[i].Value, Pos: Pos{n.Content[i].Line, n.Content[i].Column}}
+			one := entry[keyed]{Name: n.Content[i].Value, Pos: Pos{n.Content[i].Line, n.Content[i].Column}}
 			one.Value.decodeNode(d, n.Content[i+1], join(path, one.Name))
 			o.named = append(o.named, one)
 		}
@@ -409,7 +409,7 @@ func (d *decoder) gateway(g gatewayShape, s *Spec) {
 
 func (d *decoder) stage(e entry[stageShape]) Stage {
 	g, path := e.Value, "stages."+e.Name
-	s := Stage{Name: e.Name, Use: e.Name, ToAny: g.To.any.text, Settings: g.Settings, Window: g.Window, Parallel: g.Parallel, Pos: e.Pos, at: g.At}
+	s := Stage{Name: e.Name, Use: e.Name, ToAny: g.To.any.stream.text, Settings: g.Settings, Window: g.Window, Parallel: g.Parallel, Pos: e.Pos, at: g.At}
 	if s.at == nil {
 		s.at = places{}
 	}
@@ -422,18 +422,21 @@ func (d *decoder) stage(e entry[stageShape]) Stage {
 	d.between(nodeAt(s.at.of("parallel")), path+".parallel", int64(g.Parallel), 0, 1024)
 	d.inputs(g.From, path, &s)
 	if s.ToAny != "" {
-		d.streamName(g.To.any, path+".to", true, false)
+		d.streamName(g.To.any.stream, path+".to", true, false)
+		d.key(g.To.any, path+".to", &s)
 	}
 	for _, o := range g.To.named {
 		if s.To == nil {
 			s.To = map[string]string{}
 		}
-		s.To[o.Name] = o.Value.text
+		to := o.Value.stream
+		s.To[o.Name] = to.text
 		s.at["to/"+o.Name] = o.Pos
-		s.at["to="+o.Value.text] = o.Value.pos
-		if o.Value.text != Drop {
-			d.streamName(o.Value, path+".to."+o.Name, true, false)
+		s.at["to="+to.text] = to.pos
+		if to.text != Drop {
+			d.streamName(to, path+".to."+o.Name, true, false)
 		}
+		d.key(o.Value, path+".to."+o.Name, &s)
 	}
 	d.trials(g, &s)
 	return s

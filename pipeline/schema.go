@@ -224,8 +224,8 @@ func (s *schemas) value(v reflect.Value, f field) any {
 		return map[string]any{"anyOf": []any{one, map[string]any{"type": "array", "items": one, "minItems": 1},
 			map[string]any{"type": "object", "additionalProperties": one, "minProperties": 1}}}
 	case pointer == reflect.TypeFor[*outputs]():
-		one := map[string]any{"type": "string"}
-		return map[string]any{"anyOf": []any{one, map[string]any{"type": "object", "additionalProperties": one, "minProperties": 1}}}
+		one := map[string]any{"anyOf": []any{map[string]any{"type": "string"}, keyedSchema()}}
+		return map[string]any{"anyOf": []any{map[string]any{"type": "string"}, keyedSchema(), map[string]any{"type": "object", "additionalProperties": one, "minProperties": 1}}}
 	case t == reflect.TypeFor[checkpointShape]():
 		c := v.Interface().(checkpointShape)
 		fields := checkpointFields(c)
@@ -276,4 +276,12 @@ func (s *schemas) plain(v reflect.Value, f field) any {
 		schema["default"] = v.Interface()
 	}
 	return schema
+}
+
+// keyedSchema is a stream whose rows are parted by columns.
+func keyedSchema() map[string]any {
+	text := map[string]any{"type": "string"}
+	return map[string]any{"type": "object", "additionalProperties": false, "required": []string{"stream", "key"}, "properties": map[string]any{
+		"stream": text, "key": map[string]any{"description": "Columns by whose values its rows are parted over its partitions.",
+			"anyOf": []any{text, map[string]any{"type": "array", "items": text, "minItems": 1}}}}}
 }

@@ -107,13 +107,14 @@ type Console struct {
 // Stage is one use of a stage of the catalogue.
 type Stage struct {
 	Name     string
-	Use      string            // name in the catalogue; Name unless the file says otherwise
-	Was      string            // the name it had before it was renamed; see ID
-	From     []string          // input streams
-	Inputs   map[string]string // input name → stream, of a stage that tells its inputs apart; else nil
-	To       map[string]string // output name → stream
-	SQL      *Query            // what it is, where it is not in the catalogue
-	ToAny    string            // the one stream of a stage with one output (`to: clean`), until Plan resolves it
+	Use      string              // name in the catalogue; Name unless the file says otherwise
+	Was      string              // the name it had before it was renamed; see ID
+	From     []string            // input streams
+	Inputs   map[string]string   // input name → stream, of a stage that tells its inputs apart; else nil
+	To       map[string]string   // output name → stream
+	Keys     map[string][]string // stream → columns by whose values its rows are parted; of the others rows stay in their partition
+	SQL      *Query              // what it is, where it is not in the catalogue
+	ToAny    string              // the one stream of a stage with one output (`to: clean`), until Plan resolves it
 	Settings yaml.Node
 	Window   *window.Config // nil: it is given the batches as they come
 	Parallel int            // instances of a stateless stage that work at once in a task; 0 = one a core

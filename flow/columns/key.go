@@ -41,6 +41,25 @@ func (k Key) Append(b []byte, row int) []byte {
 	return b
 }
 
+// Partition says which of n partitions holds the rows with a row's key. Of one column of strings it is [flow.PartitionOf], by
+// which gateways part homes. It must never change: rows of one key would stand in two partitions of a stream.
+func (k Key) Partition(row, n int) int32 {
+	if len(k.arrays) == 1 {
+		switch a := k.arrays[0].(type) {
+		case *array.String:
+			if !a.IsNull(row) {
+				return flow.PartitionOf(a.Value(row), n)
+			}
+		case *array.Dictionary:
+			if values, ok := a.Dictionary().(*array.String); ok && !a.IsNull(row) {
+				return flow.PartitionOf(values.Value(a.GetValueIndex(row)), n)
+			}
+		}
+	}
+	var b [64]byte
+	return flow.PartitionOf(string(k.Append(b[:0], row)), n)
+}
+
 // HasNull says whether one of the columns of a row is null: in joins, such a row is equal to no other.
 func (k Key) HasNull(row int) bool {
 	for _, a := range k.arrays {

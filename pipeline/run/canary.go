@@ -177,7 +177,7 @@ func (c *chain) routeBoth(ctx context.Context, m message, l *chained, outputs *[
 				edge := l.meter.Out(pipeline.Side(stream, pipeline.TrialCanary))
 				edge.Rows.Add(side.NumRows())
 				edge.Batches.Add(1)
-				c.publishable(m, l, pipeline.Side(stream, pipeline.TrialCanary), side, out)
+				c.publishable(m, l, pipeline.Side(stream, pipeline.TrialCanary), c.partition, side, out)
 				side.Release()
 			}
 			if counts != nil {

@@ -24,6 +24,8 @@ type chain struct {
 	links     []*chained               // in the order of the data: who writes a stream stands before who reads it
 	readers   map[string][]reader      // stream → stages of this unit that read it, in the same order
 	onKafka   map[string]bool          // stream → it is published
+	keys      map[string][]string      // stream → columns by which its rows are parted over its partitions
+	parts     int                      // partitions of every stream
 	schemas   map[string]*arrow.Schema // of the streams that the unit reads, as far as they are known
 	mem       memory.Allocator
 	tap       TapFunc
@@ -59,8 +61,9 @@ type retryFunc func(ctx context.Context, meter *NodeMeter, what string, f func()
 
 // made is a batch on its way to Kafka.
 type made struct {
-	stream string
-	batch  flow.Batch
+	stream    string
+	partition int32 // of the stream
+	batch     flow.Batch
 }
 
 // message is one batch in hand: where it was read, and what time it is by then.
@@ -74,7 +77,7 @@ type message struct {
 // newChain makes the instances of a unit's stages. canaries is, by ID, of which stages the second version works too, and for
 // how many percent of the homes.
 func newChain(u *pipeline.Unit, plan *pipeline.Plan, partition int32, canaries map[string]float64, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
-	c := &chain{partition: partition, readers: map[string][]reader{}, onKafka: map[string]bool{}, schemas: map[string]*arrow.Schema{}, mem: mem, tap: tap, retry: retry}
+	c := &chain{partition: partition, readers: map[string][]reader{}, onKafka: map[string]bool{}, keys: map[string][]string{}, parts: plan.Spec.Partitions, schemas: map[string]*arrow.Schema{}, mem: mem, tap: tap, retry: retry}
 	for _, node := range u.Stages {
 		l := &chained{node: node, stage: node.New(), meter: meter.Node(node.Name)}
 		if percent, ok := canaries[node.ID()]; ok && node.Canary != nil {
@@ -89,6 +92,9 @@ func newChain(u *pipeline.Unit, plan *pipeline.Plan, partition int32, canaries m
 		}
 		for _, out := range node.Outputs {
 			c.onKafka[out] = plan.Streams[out].OnKafka()
+			if s := plan.Streams[out]; s != nil && s.Key != nil {
+				c.keys[out] = s.Key
+			}
 		}
 		c.onKafka[node.Dead] = true
 	}
@@ -339,8 +345,12 @@ func (c *chain) send(ctx context.Context, m message, l *chained, stream string, 
 	edge := l.meter.Out(stream)
 	edge.Rows.Add(rec.NumRows())
 	edge.Batches.Add(1)
-	if c.onKafka[stream] {
-		c.publishable(m, l, stream, rec, out)
+	if key := c.keys[stream]; key != nil {
+		if err := c.part(m, l, stream, key, rec, out); err != nil {
+			return err
+		}
+	} else if c.onKafka[stream] {
+		c.publishable(m, l, stream, c.partition, rec, out)
 	} else if c.tap != nil {
 		makeShareable(rec)
 		c.tap(stream, c.partition, rec)
@@ -353,11 +363,11 @@ func (c *chain) send(ctx context.Context, m message, l *chained, stream string, 
 const outputRowsMax = 16_384
 
 // publishable adds rec (borrowed) to what will be published, in pieces if it is large.
-func (c *chain) publishable(m message, l *chained, stream string, rec arrow.Record, out *[]made) {
+func (c *chain) publishable(m message, l *chained, stream string, partition int32, rec arrow.Record, out *[]made) {
 	for at := int64(0); at < rec.NumRows(); at += outputRowsMax {
 		piece := rec.NewSlice(at, min(at+outputRowsMax, rec.NumRows()))
 		makeShareable(piece)
-		*out = append(*out, c.made(m, l, stream, piece))
+		*out = append(*out, c.made(m, l, stream, partition, piece))
 	}
 }
 
@@ -391,13 +401,13 @@ func (c *chain) bury(m message, l *chained, rec arrow.Record, rows flow.BadRows,
 		l.meter.Bad.Add(dead.NumRows())
 		edge.Rows.Add(dead.NumRows())
 		edge.Batches.Add(1)
-		*out = append(*out, c.made(m, l, l.node.Dead, dead))
+		*out = append(*out, c.made(m, l, l.node.Dead, c.partition, dead))
 	}
 	return nil
 }
 
 // made stamps a record with its place in the lineage of l.
-func (c *chain) made(m message, l *chained, stream string, rec arrow.Record) made {
+func (c *chain) made(m message, l *chained, stream string, partition int32, rec arrow.Record) made {
 	b := flow.Batch{
 		Kind: flow.KindRows,
 		Lineage: flow.Lineage{
@@ -410,7 +420,7 @@ func (c *chain) made(m message, l *chained, stream string, rec arrow.Record) mad
 		Trace:     m.trace,
 	}
 	l.k++
-	return made{stream: stream, batch: b}
+	return made{stream: stream, partition: partition, batch: b}
 }
 
 // call runs f, a call into a stage, with panics made into bad data and the world's errors retried.

@@ -199,7 +199,7 @@ func (p *planner) stage(ctx context.Context, g *groupFound, st *pipeline.StageNo
 	old, note := p.node(g, st.ID()), p.notes[g.name]
 	if old == nil {
 		// It ran before there were notes: all that can be said is whether its state fits.
-		old = &NodeNote{Name: st.ID(), Use: st.Use, From: st.From, To: st.Outputs, Dead: st.Dead, Settings: settingsOfStage(st)}
+		old = &NodeNote{Name: st.ID(), Use: st.Use, From: st.From, To: st.Outputs, Keys: st.Keys, Dead: st.Dead, Settings: settingsOfStage(st)}
 	}
 	differs := note == nil
 	if old.Name != st.Name {
@@ -280,6 +280,11 @@ func (p *planner) outputs(c *Change, st *pipeline.StageNode, old *NodeNote, note
 			c.Says = append(c.Says, fmt.Sprintf("writes %s to %s, wrote it to %s; what is in %s stays there", output, stream, before, before))
 		} else if !ok {
 			c.Says = append(c.Says, fmt.Sprintf("writes %s to %s, which it did not have", output, stream))
+		}
+		if found := p.streams[stream]; found != nil && found.written() {
+			if why := rekeyed(old, stream, st.Keys); why != "" {
+				c.Refused, c.Way = why, "give it a new stream: the old one keeps what is in it"
+			}
 		}
 		schema := p.r.Plan.Streams[stream]
 		if note == nil || note.Schemas[stream] == nil || schema == nil || schema.Schema == nil {

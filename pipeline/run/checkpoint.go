@@ -55,6 +55,7 @@ type inputMark struct {
 	StreamID  string      `json:"id"` // a stream made anew has another, and its offsets mean something else
 	Next      int64       `json:"next"`
 	Watermark flow.Micros `json:"wm"`
+	Begun     flow.Micros `json:"begun,omitempty"` // see marks
 	Marks     []mark      `json:"marks"`
 }
 

@@ -28,7 +28,20 @@ const (
 type marks struct {
 	of        map[flow.Source]*mark
 	watermark flow.Micros // of the whole partition; only rises
+	begun     flow.Micros // what the first batch that was taken told
+	// awaited is who must have been heard before the partition has a watermark: tasks that all write to it. Who is not
+	// heard of while the others' time goes on by producerSilent is not waited for.
+	awaited []teller
 }
+
+// teller is who tells time: a producer's task. What it says of time it says for everything it makes: a stage with two inputs
+// speaks of both, whichever of them it made a batch of.
+type teller struct {
+	producer  string
+	partition int32
+}
+
+func tellerOf(s flow.Source) teller { return teller{s.Producer, s.Partition} }
 
 // mark is the furthest that was taken of one source.
 type mark struct {
@@ -56,14 +69,16 @@ func (m *marks) take(b *flow.Batch) bool {
 	}
 	k.Position = b.Lineage.Position
 	k.Ended, k.Replaced = b.Run, false
-	// What a producer says of time it says for everything it makes: a stage with two inputs speaks of both, whichever
-	// of them it made this batch of.
+	if m.awaited != nil && len(m.of) == 1 && m.begun == 0 {
+		m.begun = b.Watermark
+	}
+	by := tellerOf(b.Lineage.Source)
 	for s, other := range m.of {
-		if s.Producer == b.Lineage.Producer {
+		if tellerOf(s) == by {
 			other.Watermark = max(other.Watermark, b.Watermark)
 		}
 	}
-	m.advance(b.Lineage.Producer)
+	m.advance(by)
 	return true
 }
 
@@ -79,24 +94,44 @@ func (m *marks) replace(by flow.Source) {
 
 // advance moves the partition's watermark to the lowest that a live producer has promised. One of them was just heard,
 // which speaks for all it makes.
-func (m *marks) advance(heard string) {
+func (m *marks) advance(heard teller) {
 	newest := flow.Micros(0)
 	for _, k := range m.of {
 		newest = max(newest, k.Watermark)
 	}
 	low := newest
 	for s, k := range m.of {
-		if s.Producer == heard {
+		if tellerOf(s) == heard {
 			k.Heard = newest
 		}
 		switch {
+		case newest.Sub(k.Heard) > producerForgotten && slices.Contains(m.awaited, tellerOf(s)):
+			// One of the tasks that write a stream with a key. They are not more than they are, so none is forgotten: where they
+			// catch up with days of data, each at its pace, the time of one says nothing of when another was last heard.
 		case newest.Sub(k.Heard) > producerForgotten, k.Replaced && newest.Sub(k.Heard) > replacedForgotten:
 			delete(m.of, s)
 		case newest.Sub(k.Watermark) <= producerSilent && k.Ended == "" && !k.Replaced:
 			low = min(low, k.Watermark)
 		}
 	}
+	if newest.Sub(m.begun) <= producerSilent && m.awaits() {
+		return
+	}
 	m.watermark = max(m.watermark, low)
+}
+
+// awaits says whether somebody is waited for who has not been heard.
+func (m *marks) awaits() bool {
+	for _, a := range m.awaited {
+		heard := false
+		for s := range m.of {
+			heard = heard || tellerOf(s) == a
+		}
+		if !heard {
+			return true
+		}
+	}
+	return false
 }
 
 // ended is the number of sources that have ended run.
@@ -121,6 +156,13 @@ func (m *marks) list() []mark {
 			cmp.Compare(a.Source.Stream, b.Source.Stream), cmp.Compare(a.Source.Partition, b.Source.Partition))
 	})
 	return l
+}
+
+// copy is another of the same.
+func (m *marks) copy() *marks {
+	c := restoreMarks(m.list(), m.watermark)
+	c.begun, c.awaited = m.begun, m.awaited
+	return c
 }
 
 // restoreMarks is the inverse of list.

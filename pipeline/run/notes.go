@@ -39,8 +39,10 @@ type NodeNote struct {
 	Use  string   `json:"use"`
 	From []string `json:"from"`
 	// To is the streams that it writes, by output; of a sink none.
-	To   map[string]string `json:"to,omitempty"`
-	Dead string            `json:"dead"`
+	To map[string]string `json:"to,omitempty"`
+	// Keys is by which columns the rows of a stream are parted, of those that have a key.
+	Keys map[string][]string `json:"keys,omitempty"`
+	Dead string              `json:"dead"`
 	// Settings by their path, as pipeline.yaml has them. What comes from the environment, and what is named like a secret,
 	// is left out: this is for people to compare.
 	Settings map[string]string `json:"settings,omitempty"`
@@ -67,7 +69,7 @@ func (n *Note) ids() []string {
 func (r *Runner) noteOfUnit(u *pipeline.Unit) *Note {
 	n := &Note{Layout: noteLayout, Version: r.Version, Name: u.Name, Kind: kindStage, Partitions: r.Plan.Spec.Partitions, Schemas: map[string][]string{}}
 	for _, s := range u.Stages {
-		n.Nodes = append(n.Nodes, NodeNote{Name: s.Name, ID: s.ID(), Use: s.Use, From: s.From, To: s.Outputs, Dead: s.Dead, Settings: settingsOfStage(s), ShadowOf: s.ShadowOf})
+		n.Nodes = append(n.Nodes, NodeNote{Name: s.Name, ID: s.ID(), Use: s.Use, From: s.From, To: s.Outputs, Keys: s.Keys, Dead: s.Dead, Settings: settingsOfStage(s), ShadowOf: s.ShadowOf})
 		for _, stream := range s.Outputs {
 			if st := r.Plan.Streams[stream]; st.OnKafka() && st.Schema != nil {
 				var columns []string
@@ -221,6 +223,8 @@ func (r *Runner) enter(ctx context.Context, n *Note) error {
 	}
 	if old := notes[group]; old != nil && sameNote(old, n) {
 		return nil
+	} else if err := sameKeys(old, n); err != nil {
+		return fmt.Errorf("%s: %w; `hearthline plan` shows it", n.Name, err)
 	}
 	n.Started = time.Now()
 	raw, err := json.Marshal(n)

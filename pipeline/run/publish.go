@@ -44,18 +44,26 @@ func (t *task) publish(ctx context.Context) error {
 	return failed
 }
 
-// publishGroup publishes each stream's batches by one request, the streams at once.
+// publishGroup publishes the batches of each partition of a stream by one request, all of these at once.
 func (t *task) publishGroup(ctx context.Context, group []made) error {
-	byStream := map[string][]flow.Batch{}
-	for _, m := range group {
-		byStream[m.stream] = append(byStream[m.stream], m.batch)
+	type place struct {
+		stream    string
+		partition int32
 	}
-	p := pool.New().WithErrors().WithMaxGoroutines(max(1, len(byStream)))
-	for name, batches := range byStream {
-		p.Go(func() error { return publishAll(ctx, t.r.road, name, t.partition, batches) })
+	byPlace := map[place][]flow.Batch{}
+	for _, m := range group {
+		to := place{m.stream, m.partition}
+		byPlace[to] = append(byPlace[to], m.batch)
+	}
+	p := pool.New().WithErrors().WithMaxGoroutines(max(1, min(len(byPlace), publishersMax)))
+	for to, batches := range byPlace {
+		p.Go(func() error { return publishAll(ctx, t.r.road, to.stream, to.partition, batches) })
 	}
 	return p.Wait()
 }
+
+// publishersMax is how many requests of one task are under way at once: a stream with a key has as many places as partitions.
+const publishersMax = 16
 
 // publishAll publishes batches in order, by as few requests as the broker's message limit allows.
 func publishAll(ctx context.Context, p road, stream string, partition int32, batches []flow.Batch) error {
@@ -97,7 +105,7 @@ func deadMessage(mem memory.Allocator, node *pipeline.StageNode, from flow.Origi
 	b := flow.NewDeadBuilder(mem)
 	defer b.Release()
 	b.Message(node.Name, from, why.Error())
-	return made{stream: node.Dead, batch: flow.Batch{
+	return made{stream: node.Dead, partition: from.Partition, batch: flow.Batch{
 		Lineage: flow.Lineage{
 			Source:   flow.Source{Producer: node.ID(), Stream: from.Stream, Partition: from.Partition},
 			Position: flow.Position{Offset: from.Offset},

@@ -112,6 +112,9 @@ func (r *Runner) ends(stream string) int {
 	if stream == r.Plan.Spec.Gateway.To || stream == r.Plan.Spec.Gateway.Commands {
 		return r.Drain.Gateways
 	}
+	if all := r.awaited(stream); all != nil {
+		return len(all)
+	}
 	for _, s := range r.Plan.Sinks {
 		if s.Dead == stream {
 			// A sink's streams end one by one; see sinkTask.tellEnd.
@@ -406,11 +409,12 @@ func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *che
 	}
 	for _, s := range unit.Stages {
 		for _, output := range slices.Sorted(maps.Keys(s.Outputs)) {
-			if e := (edge{s.ID(), s.Outputs[output]}); r.Plan.Streams[e.stream].OnKafka() && !slices.Contains(t.edges, e) {
-				t.edges = append(t.edges, e)
+			stream := s.Outputs[output]
+			if known := func(e edge) bool { return e.stage == s.ID() && e.stream == stream }; r.Plan.Streams[stream].OnKafka() && !slices.ContainsFunc(t.edges, known) {
+				t.edges = append(t.edges, edge{s.ID(), stream, r.partitionsOf(stream, partition)})
 			}
 		}
-		if e := (edge{s.ID(), s.Dead}); slices.ContainsFunc(r.Plan.Streams[s.Dead].Readers, func(n string) bool { return r.Plan.Node(n) != nil }) {
+		if e := (edge{s.ID(), s.Dead, []int32{partition}}); slices.ContainsFunc(r.Plan.Streams[s.Dead].Readers, func(n string) bool { return r.Plan.Node(n) != nil }) {
 			t.edges = append(t.edges, e) // a stage reads them, perhaps beside another stream, and waits for what time they tell
 		} else {
 			t.deads = append(t.deads, e)
@@ -436,7 +440,13 @@ func (r *Runner) foreign(ctx context.Context, t *task, g *generation) error {
 			if err != nil {
 				return err
 			}
-			if next > 0 {
+			written := next > 0
+			if r.Plan.Streams[stream].Key != nil {
+				if written, err = r.wrote(ctx, stream, teller{s.ID(), t.partition}); err != nil {
+					return err
+				}
+			}
+			if written {
 				return fmt.Errorf("stream %s holds batches (offsets %d to %d of partition %d), but consumer group %s, which runs %s, has no checkpoint: "+
 					"the stages stood together otherwise before, or the group was deleted; beginning anew would count everything twice. "+
 					"Set the offsets of the group to where it shall go on, or give its outputs new streams", stream, first, next, t.partition, g.group, t.unit.Name)
@@ -493,6 +503,7 @@ func (r *Runner) keeper(g *generation, node, stream string, partition int32) *ke
 // beginning.
 func (r *Runner) resume(ctx context.Context, g *generation, saved *checkpoint, stream string, partition int32) (*input, error) {
 	in := &input{stream: stream, id: g.ids[stream], marks: newMarks(), ends: r.ends(stream)}
+	in.marks.awaited = r.awaited(stream)
 	if saved != nil {
 		for _, m := range saved.Inputs {
 			if m.Stream != stream {
@@ -503,6 +514,7 @@ func (r *Runner) resume(ctx context.Context, g *generation, saved *checkpoint, s
 					"something else now; reset the group's offsets to begin anew", stream, g.group)
 			}
 			in.next, in.marks = m.Next, restoreMarks(m.Marks, m.Watermark)
+			in.marks.begun, in.marks.awaited = m.Begun, r.awaited(stream)
 			return in, nil
 		}
 	}

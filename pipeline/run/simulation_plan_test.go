@@ -181,6 +181,26 @@ func (w *weaver) Restore(from io.Reader) error {
 	return err
 }
 
+// crowder remembers a sum, which the order of its rows does not change: several tasks write to what it reads, and which of
+// them comes first is not told.
+type crowder struct {
+	w     stageWorld
+	total int64
+}
+
+func (s *crowder) Process(ctx context.Context, in arrow.Record) ([]flow.Output, error) {
+	rows := rowsOf(in)
+	if err := s.w.takesTime(ctx, "crowd", rows[0].N); err != nil {
+		return nil, err
+	}
+	for _, r := range rows {
+		s.total += r.N * r.N
+	}
+	return []flow.Output{{To: "all", Record: recordIn(s.w.mem(), rows)}}, nil
+}
+func (s *crowder) Snapshot(w io.Writer) error { return binary.Write(w, binary.LittleEndian, s.total) }
+func (s *crowder) Restore(r io.Reader) error  { return binary.Read(r, binary.LittleEndian, &s.total) }
+
 // crossing is a weaver that tells its inputs apart.
 type crossing struct{ weaver }
 
@@ -197,6 +217,7 @@ func (c *crossing) ProcessInput(ctx context.Context, input string, in arrow.Reco
 //
 //	0: raw → sieve → good → [sum → sums, bell → counts]; keep(sums, counts), graves(sieve.dead, keep.dead)
 //	1: raw → twos, raw → thirds; twos, thirds → weave → order, due; keep(order, due), graves(twos.dead, keep.dead)
+//	3: raw → spread → shares, whose rows are parted by number; shares → crowd → all; keep(all, shares), graves(spread.dead, keep.dead)
 //	2: raw → thirds; raw, thirds → weave, which tells them apart; keep(order, due), graves(weave.dead, keep.dead)
 func simPlan(kind int, partitions int, w stageWorld) *pipeline.Plan {
 	p := &pipeline.Plan{
@@ -240,6 +261,13 @@ func simPlan(kind int, partitions int, w stageWorld) *pipeline.Plan {
 		crossed("raw", "thirds")
 		kept, buried = []string{"due", "order"}, []string{"keep.dead", "weave.dead"}
 	}
+	key := map[string][]string{}
+	if kind == 3 {
+		pass("spread", "shares", 0)
+		unit("crowd", []string{"shares"}, node([]string{"shares"}, map[string]string{"all": "all"}, "crowd", func() flow.Stage { return &crowder{w: w} }))
+		kept, buried = []string{"all", "shares"}, []string{"keep.dead", "spread.dead"}
+		key["shares"] = []string{"n"}
+	}
 	p.Sinks = []*pipeline.SinkNode{
 		{Sink: pipeline.Sink{Name: "keep"}, Streams: kept, Dead: "keep.dead"},
 		{Sink: pipeline.Sink{Name: "graves"}, Streams: buried, Dead: "graves.dead"},
@@ -254,12 +282,19 @@ func simPlan(kind int, partitions int, w stageWorld) *pipeline.Plan {
 		}
 	}
 	for _, s := range names {
-		p.Streams[s] = &pipeline.Stream{Name: s}
+		p.Streams[s] = &pipeline.Stream{Name: s, Key: key[s]}
+	}
+	for _, u := range p.Units {
+		for _, s := range u.Stages {
+			for _, stream := range s.Outputs {
+				p.Streams[stream].Writer = s.Name
+			}
+		}
 	}
 	return p
 }
 
-const simKinds = 3
+const simKinds = 4
 
 // simGateways is how many gateways write each partition of raw.
 const simGateways = 2

@@ -98,6 +98,11 @@ func (want outcome) compare(got outcome, fussy bool) error {
 			w = sorted(w)
 		case a.stream == "keep.dead":
 			w, g = sorted(w), sorted(g) // of several writers
+		case a.stream == "shares" || a.stream == "all":
+			if err := inOrderOfEach(g); err != nil {
+				return fmt.Errorf("%v: %w", a, err)
+			}
+			w, g = sorted(w), sorted(g)
 		}
 		if !slices.Equal(w, g) {
 			return fmt.Errorf("%v holds\n%v\nand not\n%v", a, g, w)
@@ -107,6 +112,19 @@ func (want outcome) compare(got outcome, fussy bool) error {
 		if !bytes.Equal(got.states[name], w) {
 			return fmt.Errorf("the state of %s is %x and not %x", name, got.states[name], w)
 		}
+	}
+	return nil
+}
+
+// inOrderOfEach says where rows of one task do not stand in its order: what comes of a partition has numbers that rise.
+func inOrderOfEach(rows []keptRow) error {
+	last := map[int64]int64{}
+	for _, r := range rows {
+		of := r.n / 1000
+		if r.n <= last[of] {
+			return fmt.Errorf("%d comes after %d", r.n, last[of])
+		}
+		last[of] = r.n
 	}
 	return nil
 }

@@ -186,7 +186,7 @@ var (
 func (p *process) Publish(ctx context.Context, stream string, partition int32, batches ...flow.Batch) (int64, error) {
 	to := at{stream, partition}
 	r := &request{
-		key:    "publish " + to.String() + " of " + batches[0].Lineage.Stream,
+		key:    "publish " + to.String() + " of " + batches[0].Lineage.Stream + "/" + itoa(batches[0].Lineage.Partition),
 		faults: canFail | canLose | canBeLate,
 		hold: func() {
 			batches = slices.Clone(batches)

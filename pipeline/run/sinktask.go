@@ -134,7 +134,7 @@ func (t *sinkTask) repeat(ctx, work context.Context, i intent) error {
 // gather reads until the range is large or old enough, or the sink's budget is spent, or until exactly the range of
 // again is read.
 func (t *sinkTask) gather(ctx context.Context, again *intent) (*batchRange, error) {
-	b := &batchRange{last: t.next - 1, marks: restoreMarks(t.marks.list(), t.marks.watermark), budget: t.budget}
+	b := &batchRange{last: t.next - 1, marks: t.marks.copy(), budget: t.budget}
 	if err := t.mayBegin(ctx, b, again); err != nil {
 		return b, err
 	}
@@ -365,7 +365,7 @@ func (t *sinkTask) tellEnd(ctx context.Context) error {
 }
 
 func (t *sinkTask) checkpoint(next int64, m *marks) *checkpoint {
-	return &checkpoint{Inputs: []inputMark{{Stream: t.stream, StreamID: t.id, Next: next, Watermark: m.watermark, Marks: m.list()}}}
+	return &checkpoint{Inputs: []inputMark{{Stream: t.stream, StreamID: t.id, Next: next, Watermark: m.watermark, Begun: m.begun, Marks: m.list()}}}
 }
 
 func (t *sinkTask) save(ctx context.Context, c *checkpoint) error {

@@ -86,7 +86,10 @@ type input struct {
 }
 
 // edge is a stream that a stage of the unit writes.
-type edge struct{ stage, stream string }
+type edge struct {
+	stage, stream string
+	partitions    []int32 // of the stream, to which the task tells time
+}
 
 // delivery is what one message came to, in the order of the messages.
 type delivery struct {
@@ -329,20 +332,23 @@ func (t *task) deliver(work context.Context, m message, out []made, last bool) {
 		return
 	}
 	for _, d := range out {
-		t.told[d.stream] = m.watermark
+		t.told[t.r.toldOf(d.stream, d.partition)] = m.watermark
 	}
 	for _, e := range t.edges {
-		switch {
-		case last:
-			out = append(out, t.tell(m, e, flow.KindEnd, endK))
-		case m.watermark.Sub(t.told[e.stream]) >= heartbeatEvery:
-			t.told[e.stream] = m.watermark
-			out = append(out, t.tell(m, e, flow.KindHeartbeat, heartbeatK))
+		for _, p := range e.partitions {
+			told := t.r.toldOf(e.stream, p)
+			switch {
+			case last:
+				out = append(out, t.tell(m, e, p, flow.KindEnd, endK))
+			case m.watermark.Sub(t.told[told]) >= heartbeatEvery:
+				t.told[told] = m.watermark
+				out = append(out, t.tell(m, e, p, flow.KindHeartbeat, heartbeatK))
+			}
 		}
 	}
 	if last {
 		for _, e := range t.deads {
-			out = append(out, t.tell(m, e, flow.KindEnd, endK))
+			out = append(out, t.tell(m, e, t.partition, flow.KindEnd, endK))
 		}
 	}
 	if len(out) > 0 {
@@ -369,7 +375,7 @@ func bytesOf(out []made) (n int64) {
 	return n
 }
 
-func (t *task) tell(m message, e edge, kind flow.Kind, k int32) made {
+func (t *task) tell(m message, e edge, partition int32, kind flow.Kind, k int32) made {
 	b := flow.Batch{
 		Kind: kind,
 		Lineage: flow.Lineage{
@@ -381,7 +387,7 @@ func (t *task) tell(m message, e edge, kind flow.Kind, k int32) made {
 	if kind == flow.KindEnd {
 		b.Run = t.r.Drain.Run
 	}
-	return made{stream: e.stream, batch: b}
+	return made{stream: e.stream, partition: partition, batch: b}
 }
 
 // submitCheckpoint has a checkpoint saved that covers every message submitted so far.
@@ -392,7 +398,7 @@ func (t *task) submitCheckpoint(work context.Context, workers *stream.Stream) {
 	}
 	for _, in := range t.inputs {
 		c.Inputs = append(c.Inputs, inputMark{
-			Stream: in.stream, StreamID: in.id, Next: in.next, Watermark: in.marks.watermark, Marks: in.marks.list(),
+			Stream: in.stream, StreamID: in.id, Next: in.next, Watermark: in.marks.watermark, Begun: in.marks.begun, Marks: in.marks.list(),
 		})
 	}
 	workers.Go(func() stream.Callback {

@@ -164,7 +164,7 @@ func TestRecordsThatShareColumnsAreReadAtOnce(t *testing.T) {
 	defer whole.Release()
 	unit := &pipeline.Unit{Name: "twins", Inputs: []string{"raw"}, Stages: []*pipeline.StageNode{
 		stage("twins", "raw", func() flow.Stage { return twins{} }, map[string]string{"one": "one", "other": "other"})}}
-	plan := &pipeline.Plan{Streams: map[string]*pipeline.Stream{"one": {}, "other": {}, "twins.dead": {}}}
+	plan := &pipeline.Plan{Spec: &pipeline.Spec{Partitions: 1}, Streams: map[string]*pipeline.Stream{"one": {}, "other": {}, "twins.dead": {}}}
 	r := &Runner{road: producing{}}
 	for range 20 {
 		rec := whole.NewSlice(1, 150)
