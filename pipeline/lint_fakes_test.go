@@ -30,6 +30,7 @@ func catalog() pipeline.Catalog {
 			"score":     func() flow.Stage { return &scoring{Threshold: 3, Levels: map[string]int{"low": 1}} },
 			"alert":     func() flow.Stage { return &passing{output: "alerts", needs: "score"} },
 			"merge":     func() flow.Stage { return &passing{output: "merged", needs: "time"} },
+			"remote":    func() flow.Stage { return &remote{passing: passing{output: "far", needs: "time"}} },
 			"panicking": func() flow.Stage { return failing(func() ([]flow.Output, error) { panic("index out of range [0]") }) },
 			"silent":    func() flow.Stage { return failing(func() ([]flow.Output, error) { return nil, nil }) },
 			"opened":    func() flow.Stage { return &opened{} },
@@ -48,6 +49,14 @@ func catalog() pipeline.Catalog {
 		Gateway: func() any { return &listening{MQTT: "127.0.0.1:8883"} },
 	}
 }
+
+// remote runs in processes of its own.
+type remote struct {
+	passing
+	use flow.Workers
+}
+
+func (r *remote) UseWorkers(w flow.Workers) { r.use = w }
 
 type listening struct {
 	MQTT string `yaml:"mqtt"`

@@ -51,6 +51,7 @@ func (p *planner) nodes() {
 		node := &StageNode{Stage: *s, Dead: s.ID() + deadSuffix}
 		p.stages[s.Name] = node
 		node.New = p.version(s, s.path(), s.Name, s.Use, s.SQL, &node.Settings, s.at)
+		p.workers(node)
 		p.window(node)
 		p.canary(node)
 		if node.New == nil || s.Parallel == 0 {

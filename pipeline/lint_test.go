@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -118,5 +119,25 @@ func TestPlan(t *testing.T) {
 	a, b := plan.Node("score").Stages[0].New(), plan.Node("score").Stages[0].New()
 	if a == b {
 		t.Error("New gave the same instance twice")
+	}
+}
+
+// TestWorkersAreTold: what the file says of a stage's processes comes to every instance of it.
+func TestWorkersAreTold(t *testing.T) {
+	plan, lines := lint(t, "p.yaml", `pipeline: homes
+gateway: {to: raw}
+stages:
+  far: {use: remote, from: raw, to: a, workers: {processes: 2, timeout: 1d, memory_bytes_max: 512MiB}}
+sinks:
+  parquet: {from: a}
+`)
+	if plan == nil {
+		t.Fatal(lines)
+	}
+	want := flow.Workers{Processes: 2, Timeout: 24 * time.Hour, MemoryBytesMax: 512 << 20}
+	for range 2 {
+		if got := plan.Units[0].Stages[0].New().(*remote).use; got != want {
+			t.Errorf("%+v; want %+v", got, want)
+		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"hearthline/blobs"
+	"hearthline/flow"
 	"hearthline/flow/window"
 	"hearthline/streams"
 )
@@ -114,6 +115,7 @@ type stageShape struct {
 	To       outputs        `yaml:"to" need:"true" doc:"The stream that it writes; of a stage with several outputs, a stream for each by the output's name, _ for one that nobody wants."`
 	Settings yaml.Node      `yaml:"settings"`
 	Window   *window.Config `yaml:"window" doc:"Gather its rows in windows of event time, and give it all rows of those that closed."`
+	Workers  *flow.Workers  `yaml:"workers" doc:"How the processes are run of a stage that has some, such as one in Python."`
 	Parallel int            `yaml:"parallel" doc:"How many instances work at once in a task, for stages without state; 0 is one a core."`
 	Shadow   *shadowShape   `yaml:"shadow" doc:"A second version that gets the same batches, as a node of its own; what it makes goes to side streams, STREAM.shadow, to be compared."`
 	Canary   *canaryShape   `yaml:"canary" doc:"A second version in the same task, whose output is the one that counts for some of the homes; what does not count goes to side streams, STREAM.canary."`
@@ -409,7 +411,7 @@ func (d *decoder) gateway(g gatewayShape, s *Spec) {
 
 func (d *decoder) stage(e entry[stageShape]) Stage {
 	g, path := e.Value, "stages."+e.Name
-	s := Stage{Name: e.Name, Use: e.Name, ToAny: g.To.any.stream.text, Settings: g.Settings, Window: g.Window, Parallel: g.Parallel, Pos: e.Pos, at: g.At}
+	s := Stage{Name: e.Name, Use: e.Name, ToAny: g.To.any.stream.text, Settings: g.Settings, Window: g.Window, Workers: g.Workers, Parallel: g.Parallel, Pos: e.Pos, at: g.At}
 	if s.at == nil {
 		s.at = places{}
 	}

@@ -117,6 +117,7 @@ type Stage struct {
 	ToAny    string              // the one stream of a stage with one output (`to: clean`), until Plan resolves it
 	Settings yaml.Node
 	Window   *window.Config // nil: it is given the batches as they come
+	Workers  *flow.Workers  // how its processes are run; nil for the defaults
 	Parallel int            // instances of a stateless stage that work at once in a task; 0 = one a core
 	Trial    *Trial         // a second version beside it; nil: none
 	ShadowOf string         // the stage whose second version this node is; "": it is none

@@ -199,6 +199,9 @@ func (p *planner) canary(node *StageNode) {
 	}
 	windowed := *node
 	windowed.New = node.Canary.New
+	if _, ok := windowed.New().(flow.InWorkers); ok {
+		p.workers(&windowed)
+	}
 	p.window(&windowed)
 	node.Canary.New = windowed.New
 }

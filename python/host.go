@@ -1,6 +1,7 @@
 package python
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -30,15 +32,23 @@ type hosts struct {
 	spare    *worker               // one that has said so, and waits for settings
 }
 
-func (a *hosts) of(settings map[string]any) (*host, error) {
-	key, err := settingsKey(settings)
+func (a *hosts) of(settings map[string]any, use flow.Workers) (*host, error) {
+	text, err := settingsKey(settings)
 	if err != nil {
 		return nil, err
 	}
+	use.Processes = max(1, cmp.Or(use.Processes, a.workers.Max))
+	use.Timeout = cmp.Or(use.Timeout, a.workers.Timeout)
+	use.Attempts = cmp.Or(use.Attempts, a.workers.Attempts)
+	use.MemoryBytesMax = cmp.Or(use.MemoryBytesMax, a.workers.MemoryMax)
+	if use.MemoryBytesMax > 0 && !canMeasure {
+		return nil, fmt.Errorf("workers.memory_bytes_max: what a process uses is known on Linux alone; leave it out on %s", runtime.GOOS)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	key := fmt.Sprintf("%s %+v", text, use)
 	if a.by[key] == nil {
-		a.by[key] = &host{hosts: a, settings: key, turns: make(chan struct{}, max(1, a.workers.Max))}
+		a.by[key] = &host{hosts: a, settings: text, use: use, turns: make(chan struct{}, use.Processes)}
 	}
 	return a.by[key], nil
 }
@@ -48,6 +58,7 @@ func (a *hosts) of(settings map[string]any) (*host, error) {
 type host struct {
 	*hosts
 	settings string        // JSON
+	use      flow.Workers  // with defaults
 	turns    chan struct{} // one for each worker that is taken
 
 	mu      sync.Mutex

@@ -37,6 +37,7 @@ type Workers struct {
 	Timeout     time.Duration // for the answer to a batch; then the process is killed and replaced
 	StartTime   time.Duration // until a process is ready: it imports what the stage does
 	Attempts    int           // processes that may die of a batch before it goes to the dead letters
+	MemoryMax   int64         // bytes that a process may use before it is killed and replaced; 0 is no limit
 	FrameMax    int           // bytes of an answer
 	Logger      *slog.Logger
 	// Terminal gives workers stdin, stdout and stderr of this process, so that the author can look into a stage at work: breakpoint()
@@ -52,7 +53,7 @@ type Workers struct {
 // New gives the default settings, with everything under a cache folder; "" is [cachedir.Find].
 func New(cache string) *Workers {
 	return &Workers{
-		Interpreter: cmp.Or(os.Getenv("HEARTHLINE_PYTHON"), "python3"), Cache: cache, Max: runtime.GOMAXPROCS(0), Timeout: time.Minute, StartTime: 2 * time.Minute, Attempts: 3, FrameMax: 512 << 20,
+		Interpreter: cmp.Or(os.Getenv("HEARTHLINE_PYTHON"), "python3"), Cache: cache, Max: runtime.GOMAXPROCS(0), Timeout: time.Minute, StartTime: 2 * time.Minute, Attempts: 3, MemoryMax: machineMemory() / 2, FrameMax: 512 << 20,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 }

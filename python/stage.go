@@ -19,7 +19,8 @@ import (
 type Stage struct {
 	hosts    *hosts
 	settings map[string]any
-	host     *host // while it is open
+	use      flow.Workers // 0 is the default
+	host     *host        // while it is open
 }
 
 // UnmarshalYAML takes any settings: the stage is asked about them by Check.
@@ -33,9 +34,12 @@ func (s *Stage) UnmarshalYAML(n *yaml.Node) error {
 	return n.Decode(&s.settings)
 }
 
+// UseWorkers implements flow.InWorkers.
+func (s *Stage) UseWorkers(use flow.Workers) { s.use = use }
+
 // Check implements flow.Checker: it starts the stage, and has it look at its settings.
 func (s *Stage) Check(string, *arrow.Schema) error {
-	h, err := s.hosts.of(s.settings)
+	h, err := s.hosts.of(s.settings, s.use)
 	if err != nil {
 		return err
 	}
@@ -51,7 +55,7 @@ func (s *Stage) Check(string, *arrow.Schema) error {
 
 // Open implements flow.Opener.
 func (s *Stage) Open(ctx context.Context) error {
-	h, err := s.hosts.of(s.settings)
+	h, err := s.hosts.of(s.settings, s.use)
 	if err != nil {
 		return err
 	}
@@ -123,8 +127,8 @@ func (s *Stage) ask(ctx context.Context, rows int64, fits func(*worker) error, f
 			return "", nil, fmt.Errorf("stage %s: %w", s.hosts.name, ctx.Err())
 		}
 		s.hosts.workers.Logger.Warn("stage: a worker is replaced", "stage", s.hosts.name, "attempt", attempt, "rows", max(rows, 0), "err", err)
-		if attempt >= s.hosts.workers.Attempts {
-			return "", nil, flow.Badf("%d workers died of this batch, the last: %v", attempt, err)
+		if attempt >= s.host.use.Attempts {
+			return "", nil, flow.Badf("stage %s: %d workers died of this batch, the last: %v", s.hosts.name, attempt, err)
 		}
 	}
 }

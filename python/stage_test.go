@@ -301,7 +301,7 @@ def process(batch):
 		t.Error("the next batch:", err)
 	}
 	// One that died while it was idle is no batch's fault.
-	a.workers.Attempts = 1
+	s.host.use.Attempts = 1
 	if out, err := exec.Command("pkill", "-9", "-P", fmt.Sprint(os.Getpid()), "-f", "hearthline._worker").CombinedOutput(); err != nil {
 		t.Fatalf("nobody was killed: %v %s", err, out)
 	}
@@ -315,6 +315,55 @@ def process(batch):
 	}
 	if n := a.children(); n > 2 {
 		t.Errorf("%d processes; at most 2 were asked for", n)
+	}
+}
+
+// TestWorkersAreBounded: a stage that uses all memory, and one that never returns, lose one batch and name the setting that bounds them.
+func TestWorkersAreBounded(t *testing.T) {
+	a := newAuthor(t)
+	const code = `
+import time
+
+def process(batch):
+    if batch.num_rows == 3:
+        %s
+    return batch
+`
+	for name, c := range map[string]struct {
+		how, want string
+		use       flow.Workers
+	}{
+		"uses all memory": {"hold = []\n        while True: hold.append(b'x' * (8 << 20))", "MiB of memory, and workers.memory_bytes_max is 300 MiB", flow.Workers{MemoryBytesMax: 300 << 20, Attempts: 2}},
+		"never returns":   {"time.sleep(600)", "it did not answer within 1s (workers.timeout)", flow.Workers{Timeout: time.Second, Attempts: 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := a.stage(fmt.Sprintf(code, c.how), "")
+			s.UseWorkers(c.use)
+			if err := s.Open(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			begun := time.Now()
+			_, err := a.process(s, 3)
+			if !errors.Is(err, flow.ErrBad) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "stage it: 2 workers died of this batch") {
+				t.Errorf("%v; want %s", err, c.want)
+			}
+			if took := time.Since(begun); took > time.Minute {
+				t.Errorf("it took %v", took)
+			}
+			if out, err := a.process(s, 2); err != nil || len(out) != 1 {
+				t.Error("the next batch:", err)
+			}
+		})
+	}
+	// Whoever uses all memory before it works is stopped as well, by what half of the machine has where nothing is said.
+	if machineMemory() < 1<<30 {
+		t.Error("the machine's memory is not known")
+	}
+	a.workers.MemoryMax = 200 << 20
+	s := a.stage("hold = []\nwhile True: hold.append(b'x' * (8 << 20))\n\ndef process(b):\n    return b\n", "")
+	if err := s.Open(t.Context()); err == nil || errors.Is(err, flow.ErrBad) || !strings.Contains(err.Error(), "workers.memory_bytes_max is 200 MiB") {
+		t.Error("one that uses all memory before it works: ", err)
 	}
 }
 

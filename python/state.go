@@ -98,7 +98,7 @@ func (a *hosts) keeps() *stateTold {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), a.workers.StartTime)
 	defer cancel()
-	w, err := (&host{hosts: a, print: print}).start(ctx, print, true)
+	w, err := (&host{hosts: a, print: print, use: flow.Workers{MemoryBytesMax: a.workers.MemoryMax}}).start(ctx, print, true)
 	if err != nil {
 		a.workers.Logger.Warn("stage: it cannot be asked what it keeps", "stage", a.name, "err", err)
 		return nil

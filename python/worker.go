@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,6 +34,7 @@ type worker struct {
 	out   conc.WaitGroup // those who read what it prints
 	once  sync.Once
 	ended error
+	used  atomic.Int64 // bytes of memory for which it was killed
 }
 
 // start makes a worker and waits until it can work. describe has it say what it is, without settings.
@@ -185,7 +187,7 @@ const outputsMax = 1000
 
 // ask has a function run on what frames say. After an error the worker is of no use.
 func (w *worker) ask(ctx context.Context, frames ...frame) (*answer, error) {
-	done := w.within(ctx, w.host.workers.Timeout)
+	done := w.within(ctx, w.host.use.Timeout)
 	defer done()
 	for _, f := range frames {
 		if err := writeFrame(w.wire, f.kind, f.body); err != nil {
@@ -244,11 +246,45 @@ func (w *worker) record(what string) (arrow.Record, error) {
 	return rec, nil
 }
 
-// within gives the worker so long; when ctx ends, no longer.
+// within gives the worker so long, and so much memory; when ctx ends, no longer.
 func (w *worker) within(ctx context.Context, wait time.Duration) (done func()) {
+	watched := w.watch()
 	_ = w.wire.SetDeadline(time.Now().Add(wait)) // of a socket; what cannot be set shows at the next use
 	stop := context.AfterFunc(ctx, func() { _ = w.wire.SetDeadline(time.Unix(1, 0)) })
-	return func() { stop() }
+	return func() { stop(); watched() }
+}
+
+// measureEvery is how often it is looked what a worker uses, while it works.
+const measureEvery = 20 * time.Millisecond
+
+// watch kills the worker when it uses more memory than it may, until done is called.
+func (w *worker) watch() (done func()) {
+	most := w.host.use.MemoryBytesMax
+	if most == 0 {
+		return func() {}
+	}
+	over := make(chan struct{})
+	var watching conc.WaitGroup
+	watching.Go(func() {
+		tick := time.NewTicker(measureEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-over:
+				return
+			case <-tick.C:
+			}
+			if used := memoryOf(w.cmd.Process.Pid); used > most {
+				w.used.Store(used)
+				_ = syscall.Kill(w.cmd.Process.Pid, syscall.SIGKILL) // it may be gone; it is not waited for before the watch is over
+				return
+			}
+		}
+	})
+	return func() {
+		close(over)
+		watching.Wait()
+	}
 }
 
 // waits says whether an idle worker is there, and silent: a batch is to be blamed for the death of one that had it alone.
@@ -267,8 +303,11 @@ func (w *worker) waits() bool {
 
 // why says of an error what became of the process.
 func (w *worker) why(err error) error {
+	if used := w.used.Load(); used > 0 {
+		return fmt.Errorf("it used %d MiB of memory, and workers.memory_bytes_max is %d MiB", used>>20, w.host.use.MemoryBytesMax>>20)
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return errors.New("it did not answer in time")
+		return fmt.Errorf("it did not answer within %v (workers.timeout)", w.host.use.Timeout)
 	}
 	ended := w.end()
 	last := w.said.last()

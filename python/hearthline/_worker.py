@@ -286,6 +286,10 @@ def said(e: BaseException, plain: bool) -> dict[str, Any]:
 
 def main() -> None:
     wire = frames.Wire(socket.socket(fileno=int(sys.argv[1])))
+    try:  # where memory ends, the kernel is to take a worker, which is replaced, and not the runtime
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        pass
     # What a stage prints is for its author to read: it must never get between the frames, and has its own way.
     logging.basicConfig(level=logging.INFO, handlers=[_LogLines()])
     first = wire.read()
