@@ -69,7 +69,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	plan := func(args ...string) (string, int) { t.Helper(); return change(t, i, i.Binary, file, args...) }
 	said, code := plan()
 	mustSay(t, said, code, 3, "nothing of this pipeline has run")
-	up := i.Up("--no-homes")
+	up := i.Up("--no-homes", "--follow=false")
 	ended := clitest.Play(t.Context(), homes)
 	clitest.More(t, homes, ended, 150)
 	said, code = plan()
@@ -82,7 +82,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	said, code = plan()
 	mustSay(t, said, code, 3, "+ stage overheat", "begins at the oldest batch kept of scores", "was called score", "keeps hot too")
 	up.Stop()
-	up = i.Up("--no-homes")
+	up = i.Up("--no-homes", "--follow=false")
 	clitest.More(t, homes, ended, 150)
 
 	// Another version, another setting that the state fits. The old version comes back.
@@ -92,11 +92,11 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	up.Stop()
 	ours := i.Binary
 	i.Binary = other
-	up = i.Up("--no-homes")
+	up = i.Up("--no-homes", "--follow=false")
 	clitest.More(t, homes, ended, 150)
 	up.Kill() // and a crash in between: the next version goes on from the last one's checkpoint
 	i.Binary = ours
-	up = i.Up("--no-homes")
+	up = i.Up("--no-homes", "--follow=false")
 	clitest.More(t, homes, ended, 150)
 
 	// Windows that the state does not fit: refused by the plan, and by a start; allowed, they begin anew.
@@ -113,7 +113,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	file = edit(t, file, "[normalize, dedupe, enrich]", "[dedupe, enrich]")
 	said, code = plan()
 	mustSay(t, said, code, 3, "from now on: normalize\n", "from now on: dedupe+enrich", "by --apply")
-	refused := i.Start("up", "--plain", "--no-homes", "--clickhouse-http", i.ClickHouseHTTP, "--clickhouse-tcp", i.ClickHouseTCP)
+	refused := i.Start("up", "--plain", "--no-homes", "--follow=false", "--clickhouse-http", i.ClickHouseHTTP, "--clickhouse-tcp", i.ClickHouseTCP)
 	refused.Expect("ran in the group normalize+dedupe+enrich before", 2*time.Minute)
 	clitest.More(t, homes, ended, 100) // the gateway takes rows that nobody reads
 	refused.Kill()
@@ -121,13 +121,13 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	mustSay(t, said, code, 4, "has not taken all of raw")
 	file = edit(t, file, "[dedupe, enrich]", "[normalize, dedupe, enrich]")
 	i.Write(file)
-	up = i.Up("--no-homes")
+	up = i.Up("--no-homes", "--follow=false")
 	clitest.More(t, homes, ended, 150)
 	up.Stop()
 	file = edit(t, file, "[normalize, dedupe, enrich]", "[dedupe, enrich]")
 	said, code = plan("--apply")
 	mustSay(t, said, code, 0, "carried out: 1")
-	up = i.Up("--no-homes")
+	up = i.Up("--no-homes", "--follow=false")
 	clitest.More(t, homes, ended, 150)
 	up.Stop()
 
@@ -144,7 +144,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	file = edit(t, file, "[dedupe, enrich]", "[normalize, dedupe, enrich]") // and back together
 	said, code = plan("--apply")
 	mustSay(t, said, code, 0, "carried out: 1")
-	up = i.Up("--no-homes")
+	up = i.Up("--no-homes", "--follow=false")
 	select {
 	case err := <-ended:
 		if err != nil {
@@ -161,7 +161,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	mustSay(t, said, code, 4, "partitions 4 → 6", "--allow repartition")
 	said, code = plan("--apply", "--allow", "repartition")
 	mustSay(t, said, code, 0, "carried out: 1")
-	up = i.Up("--no-homes")
+	up = i.Up("--no-homes", "--follow=false")
 	said, code = plan()
 	mustSay(t, said, code, 0, "are what runs")
 	up.Stop()
@@ -173,7 +173,7 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	if err != nil || files.Rows != want {
 		t.Errorf("%d rows in Parquet, %d acknowledged; %v", files.Rows, want, err)
 	}
-	up = i.Up("--no-homes")
+	up = i.Up("--no-homes", "--follow=false")
 	for _, check := range []struct{ what, sql, want string }{
 		{"rows in ClickHouse", "SELECT count() FROM readings", strconv.FormatInt(want, 10)},
 		{"distinct rows", "SELECT uniqExact(home, device, metric, seq) FROM readings", strconv.FormatInt(want, 10)},

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -12,6 +13,11 @@ import (
 
 // load reads the pipeline and proves that it fits together. Findings are printed; errors among them end it.
 func load(ctx context.Context, cmd *cobra.Command, o *options) (*pipeline.Plan, error) {
+	return loadTelling(ctx, cmd.ErrOrStderr(), o)
+}
+
+// loadTelling is load whose findings go to out.
+func loadTelling(ctx context.Context, out io.Writer, o *options) (*pipeline.Plan, error) {
 	cat, err := o.catalogOf()
 	if err != nil {
 		return nil, usageError{err}
@@ -27,7 +33,7 @@ func load(ctx context.Context, cmd *cobra.Command, o *options) (*pipeline.Plan, 
 		return nil, context.Cause(ctx) // what could not be asked any more would be found wrong
 	}
 	for _, f := range findings {
-		fmt.Fprintln(cmd.ErrOrStderr(), f)
+		fmt.Fprintln(out, f)
 	}
 	if pipeline.Failed(findings) {
 		return nil, errFindings

@@ -37,6 +37,13 @@ type process struct {
 	tracer   flow.Tracer // nil: nobody traces
 }
 
+// with is the process with another plan: its Kafka, checkpoints and numbers are the same.
+func (p *process) with(plan *pipeline.Plan) *process {
+	next := &process{options: p.options, plan: plan, client: p.client, store: p.store, meter: p.meter, registry: p.registry, tracer: p.tracer}
+	next.dialled.Store(p.client)
+	return next
+}
+
 // dataMode is of the data folder where it is made: passwords, keys and what people do at home are in it. Who wants to share
 // it makes it beforehand.
 const dataMode = 0o700

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,6 +113,16 @@ func (l *ledger) open(ctx context.Context) error {
 	return nil
 }
 
+// close ends the connection to ClickHouse.
+func (l *ledger) close() {
+	l.opening.Lock()
+	defer l.opening.Unlock()
+	if l.opened {
+		_ = l.engine.Close() // it was only asked
+		l.opened = false
+	}
+}
+
 // startConsole starts the web page with everything `up` knows.
 func (u *up) startConsole(ctx context.Context) error {
 	token, err := consoleToken(u.plan.Spec.Console)
@@ -123,11 +134,13 @@ func (u *up) startConsole(ctx context.Context) error {
 		return err
 	}
 	u.books = books
-	u.registry.MustRegister(processCollector{u.ready, u.countKafka})
+	if u.page == "" {
+		u.registry.MustRegister(processCollector{u.ready, u.countKafka})
+	}
 	r := u.runner(run.Drain{}, nil)
 	ready := make(chan string, 1)
 	s := &console.Server{
-		Listen: u.plan.Spec.Console.Listen, Plan: u.plan, Meter: u.meter, Gatherer: u.registry, Log: u.log.With("node", "console"),
+		Listen: cmp.Or(u.page, u.plan.Spec.Console.Listen), Plan: u.plan, Meter: u.meter, Gatherer: u.registry, Log: u.log.With("node", "console"),
 		Token: token, Insecure: u.plan.Spec.Console.Insecure,
 		Live: u.live, ReadyErr: u.ready,
 		Lag: r.Lag, Taps: u.taps, Links: u.links(), Ready: func(addr string) { ready <- addr },
@@ -139,7 +152,7 @@ func (u *up) startConsole(ctx context.Context) error {
 	for _, e := range clickhouse.Examples() {
 		s.Queries = append(s.Queries, console.Query{Title: e.Title, SQL: e.SQL})
 	}
-	u.start(ctx, "console", s.Run)
+	u.pages = u.start(ctx, "console", s.Run)
 	u.page, err = await(ctx, ready)
 	return err
 }
@@ -262,12 +275,18 @@ func (u *up) watch(ctx context.Context, s *screen) {
 		every = time.Second
 	}
 	rates := newRates(u.meter)
-	tick := time.NewTicker(every)
+	tick, look := time.NewTicker(every), time.NewTicker(fileLookEvery)
 	defer tick.Stop()
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-look.C:
+			if u.edited() {
+				u.change(ctx, s)
+			}
+			continue
 		case <-tick.C:
 		}
 		e, err := u.books.read(ctx)

@@ -57,9 +57,14 @@ type up struct {
 	nodes      []*service // units and sinks
 	sources    []*service
 	gws        []*service // gateways
+	pages      *service   // the console
+	user       *clickhouseUser
+	file       fileMark // of pipeline.yaml as it runs
+	follow     bool     // it, when it is saved
 	simRun     *service
 	started    time.Time
 	again      func(context.Context) (*pipeline.Plan, error) // reads the plan afresh
+	reread     func(context.Context) (*pipeline.Plan, error) // likewise, and says on the screen what is wrong with it
 }
 
 func newUp(o *options) *cobra.Command {
@@ -74,6 +79,9 @@ func newUp(o *options) *cobra.Command {
 		Long: `Starts, in this one process and with one data folder: an embedded Kafka broker, ClickHouse (fetched at
 the first start, 178 MB), the gateway, every stage and sink of pipeline.yaml, and the console. A
 recorded rooms and simulated homes connect to the gateway over MQTT and TLS, like any hub.
+
+When pipeline.yaml is saved, stages and sinks go on with it within seconds; what would lose something, or needs
+a start, is said and left as it was.
 
 Ctrl-C drains: hubs stop, what they have sent flows through to the sinks, and the rows acknowledged,
 in ClickHouse and in Parquet are compared. Started again, it goes on where it stopped. A second
@@ -112,6 +120,7 @@ Exit code 0: drained. 1: something failed. 2: pipeline.yaml or the command line 
 	f.BoolVar(&noSim, "no-homes", false, "no simulated homes and no recorded rooms: only your own devices")
 	f.IntVar(&u.gateways, "gateways", 1, "gateways, on ports that follow each other: the homes are spread over them, and commands find their hubs")
 	f.DurationVar(&u.duration, "duration", 0, "drain and exit after this time; 0 = run until Ctrl-C")
+	f.BoolVar(&u.follow, "follow", true, "go on with pipeline.yaml whenever it is saved, where that loses nothing")
 	f.BoolVar(&u.plain, "plain", false, "a line every few seconds instead of a live table")
 	f.StringVar(&u.chHTTP, "clickhouse-http", "127.0.0.1:8123", "address of the embedded ClickHouse's HTTP port")
 	f.StringVar(&u.chTCP, "clickhouse-tcp", "127.0.0.1:9000", "address of the embedded ClickHouse's native port")
@@ -137,6 +146,7 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	}
 	u.services = services{log: u.options.log, fatal: fatal}
 	u.started = time.Now()
+	u.run, u.taps = strconv.FormatInt(u.started.UnixMicro(), 36), &console.Taps{}
 	if err := os.MkdirAll(u.data, dataMode); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
@@ -151,6 +161,8 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 		return err
 	}
 	u.again = func(ctx context.Context) (*pipeline.Plan, error) { return load(ctx, cmd, u.options) }
+	u.reread = func(ctx context.Context) (*pipeline.Plan, error) { return loadTelling(ctx, screen, u.options) }
+	u.file = markOf(u.pipeline)
 	plan, err := u.again(ctx)
 	if err != nil {
 		return err
@@ -263,15 +275,14 @@ func (u *up) startServers(ctx context.Context, screen *screen) error {
 	if err := u.connect(ctx, brokers); err != nil {
 		return err
 	}
-	var user *clickhouseUser
 	if engine {
 		var err error
 		if u.clickhouse, err = await(ctx, engineReady); err != nil {
 			return err
 		}
-		user = &clickhouseUser{address: u.clickhouse.TCP, user: u.clickhouse.Writer.Name, password: u.clickhouse.Writer.Password}
+		u.user = &clickhouseUser{address: u.clickhouse.TCP, user: u.clickhouse.Writer.Name, password: u.clickhouse.Writer.Password}
 	}
-	u.configure(user)
+	u.configure(u.user)
 	return nil
 }
 
@@ -298,8 +309,7 @@ func await[T any](ctx context.Context, ready <-chan T) (T, error) {
 
 // startNodes starts every unit and sink, downstream first.
 func (u *up) startNodes(ctx context.Context) error {
-	u.run = strconv.FormatInt(u.started.UnixMicro(), 36)
-	u.taps = &console.Taps{}
+	u.nodes, u.sources = nil, nil
 	r := u.runner(run.Drain{Run: u.run, Gateways: u.gateways}, u.taps.Offer)
 	node := func(name string, run func(context.Context, string) error) {
 		restarted := func() { u.meter.Node(name).Restarts.Add(1) }
