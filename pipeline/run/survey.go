@@ -9,7 +9,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/sourcegraph/conc/pool"
 
 	"hearthline/flow"
 	"hearthline/pipeline"
@@ -76,13 +79,21 @@ func (r *Runner) survey(ctx context.Context) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range names {
-		g := &groupFound{name: name, members: members[name], ids: strings.Split(strings.TrimPrefix(name, prefix), "+")}
-		if g.committed, err = r.Client.CommittedAll(ctx, name); err != nil {
-			return nil, err
-		}
-		if len(g.committed) > 0 || g.members > 0 || s.notes[name] != nil {
-			s.groups[name] = g
+	found := make([]*groupFound, len(names))
+	all := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError().WithMaxGoroutines(looksMax)
+	for i, name := range names {
+		all.Go(func(ctx context.Context) (err error) {
+			found[i] = &groupFound{name: name, members: members[name], ids: strings.Split(strings.TrimPrefix(name, prefix), "+")}
+			found[i].committed, err = r.Client.CommittedAll(ctx, name)
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return nil, err
+	}
+	for _, g := range found {
+		if len(g.committed) > 0 || g.members > 0 || s.notes[g.name] != nil {
+			s.groups[g.name] = g
 		}
 	}
 	return s, s.readStreams(ctx)
@@ -115,25 +126,43 @@ func (s *survey) readStreams(ctx context.Context) error {
 		}
 	}
 	delete(names, pipeline.Drop)
-	for _, name := range slices.Sorted(maps.Keys(names)) {
-		info, err := s.r.Client.Info(ctx, name)
-		if errors.Is(err, streams.ErrNoStream) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		found := &streamFound{id: info.ID}
-		for p := range int32(info.Partitions) {
-			first, next, err := s.r.Client.Bounds(ctx, name, p)
-			if err != nil {
-				return err
+	var mu sync.Mutex
+	all := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError().WithMaxGoroutines(looksMax)
+	for name := range names {
+		all.Go(func(ctx context.Context) error {
+			found, err := s.look(ctx, name)
+			if err == nil && found != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				s.streams[name] = found
 			}
-			found.first, found.next = append(found.first, first), append(found.next, next)
-		}
-		s.streams[name] = found
+			return err
+		})
 	}
-	return nil
+	return all.Wait()
+}
+
+// looksMax is how many streams, or groups, are looked at at once.
+const looksMax = 16
+
+// look is a stream as it stands; nil when there is none.
+func (s *survey) look(ctx context.Context, name string) (*streamFound, error) {
+	info, err := s.r.Client.Info(ctx, name)
+	if errors.Is(err, streams.ErrNoStream) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	found := &streamFound{id: info.ID}
+	for p := range int32(info.Partitions) {
+		first, next, err := s.r.Client.Bounds(ctx, name, p)
+		if err != nil {
+			return nil, err
+		}
+		found.first, found.next = append(found.first, first), append(found.next, next)
+	}
+	return found, nil
 }
 
 // node gives what is noted of a stage or sink.
