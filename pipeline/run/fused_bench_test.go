@@ -58,7 +58,7 @@ func BenchmarkFusedEdge(b *testing.B) {
 					events.Append(&flow.Event{Time: flow.Micros(i), Home: "h", Device: fmt.Sprint("d", i%50), Metric: "temperature", Value: float64(i), HasValue: true})
 				}
 				rec, _ := events.Record()
-				c := newChain(unit, plan, 0, memory.DefaultAllocator, NewMeter(), nil, (&Runner{patience: 1}).retry)
+				c := newChain(unit, plan, 0, nil, memory.DefaultAllocator, NewMeter(), nil, (&Runner{patience: 1}).retry)
 				for b.Loop() {
 					out, err := c.process(b.Context(), message{origin: flow.Origin{Stream: "s0"}, record: rec})
 					if err != nil || len(out) > 0 {

@@ -60,12 +60,13 @@ func groupedPlan(grouping string, partitions int, held flow.Sink) *pipeline.Plan
 
 // changing is a pipeline that is run, drained and changed, again and again.
 type changing struct {
-	t      *testing.T
-	ctx    context.Context
-	config streams.Config
-	store  blobs.Store
-	rounds int
-	fed    int64 // batches a partition
+	t       *testing.T
+	ctx     context.Context
+	config  streams.Config
+	store   blobs.Store
+	rounds  int
+	fed     int64             // batches a partition
+	clients []*streams.Client // the last two
 }
 
 func (c *changing) runner(plan *pipeline.Plan, drain Drain) *Runner {
@@ -74,6 +75,10 @@ func (c *changing) runner(plan *pipeline.Plan, drain Drain) *Runner {
 		c.t.Fatal(err)
 	}
 	c.t.Cleanup(func() { client.Close() })
+	if c.clients = append(c.clients, client); len(c.clients) > 2 { // a broker takes so many connections
+		c.clients[0].Close()
+		c.clients = c.clients[1:]
+	}
 	return &Runner{Plan: plan, Client: client, Store: c.store, Log: slog.New(slog.DiscardHandler), Meter: NewMeter(), Drain: drain, settle: 5 * time.Millisecond}
 }
 

@@ -143,7 +143,7 @@ func (s *survey) readStreams(ctx context.Context) error {
 }
 
 // looksMax is how many streams, or groups, are looked at at once.
-const looksMax = 16
+const looksMax = 8
 
 // look is a stream as it stands; nil when there is none.
 func (s *survey) look(ctx context.Context, name string) (*streamFound, error) {
