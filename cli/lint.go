@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"hearthline/pipeline"
+	"hearthline/pipeline/run"
 )
 
 // load reads the pipeline and proves that it fits together. Findings are printed; errors among them end it.
@@ -49,12 +51,21 @@ func newLint(o *options) *cobra.Command {
 input, and so checks that all streams, stages and sinks fit each other. Every finding says
 file:line:column, what is wrong, and what to do.
 
+Where Kafka answers, the columns of each stream are compared with those of the batches that it holds: readers may
+count on them, so that a column may only be added, and must be nullable (docs/schemas.md).
+
 Exit code 0: it fits. 2: it does not.`,
 		Example: "  hearthline lint\n  hearthline lint --pipeline other.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := os.Setenv("HEARTHLINE_DATA", o.data); err != nil {
+				return err
+			}
 			plan, err := load(cmd.Context(), cmd, o)
 			if err != nil {
+				return err
+			}
+			if err := compareRunning(cmd, o, plan); err != nil {
 				return err
 			}
 			stages := 0
@@ -66,4 +77,34 @@ Exit code 0: it fits. 2: it does not.`,
 			return nil
 		},
 	}
+}
+
+// lintWait is how long lint waits for Kafka: what it says beside is known without.
+const lintWait = 3 * time.Second
+
+// compareRunning compares the plan's streams with what they hold, where Kafka answers. What would break their readers is a finding.
+func compareRunning(cmd *cobra.Command, o *options, plan *pipeline.Plan) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), lintWait)
+	defer cancel()
+	p := &process{options: o, plan: plan, meter: run.NewMeter()}
+	err := p.dial(ctx, p.brokers())
+	var broken []run.Broken
+	if err == nil {
+		defer p.client.Close()
+		broken, err = p.runner(run.Drain{}, nil).Broken(ctx)
+	}
+	if err != nil {
+		if len(plan.Spec.Kafka.Brokers) > 0 {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: not compared with what runs: %s\n", o.pipeline, harmlessLines(err.Error()))
+		}
+		return nil // an embedded broker that does not run is no news
+	}
+	for i := range broken {
+		at, path := plan.WrittenAt(broken[i].Stream)
+		fmt.Fprintln(cmd.ErrOrStderr(), pipeline.Finding{File: plan.Spec.File, Pos: at, Path: path, Message: broken[i].Error(), Hint: broken[i].Way()})
+	}
+	if len(broken) > 0 {
+		return errFindings
+	}
+	return nil
 }

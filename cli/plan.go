@@ -61,7 +61,7 @@ checkpoint store does not answer.`,
 	f := cmd.Flags()
 	f.BoolVar(&v.apply, "apply", false, "carry out what has to be carried out while nodes are stopped")
 	f.BoolVar(&v.json, "json", false, "the changes as one JSON document")
-	f.StringSliceVar(&v.allow, "allow", nil, "allow what loses something: lose-state:STAGE, repartition")
+	f.StringSliceVar(&v.allow, "allow", nil, "allow what loses something: lose-state:STAGE, break-schema:STREAM, repartition")
 	f.StringSliceVar(&v.forget, "forget", nil, "delete the group and the state of a node that is gone from the file")
 	f.StringSliceVar(&v.begin, "begin", nil, "where a new stage begins: STAGE=now, or STAGE=oldest (which it does unless told)")
 	return cmd
@@ -133,15 +133,20 @@ func (v *planVerb) run(cmd *cobra.Command) error {
 func (v *planVerb) understand(plan *pipeline.Plan) error {
 	for _, allow := range v.allow {
 		stage, ok := strings.CutPrefix(allow, "lose-state:")
+		stream, breaks := strings.CutPrefix(allow, "break-schema:")
 		switch {
 		case allow == "repartition":
 			v.consent.Repartition = true
+		case breaks && plan.Streams[stream] != nil:
+			v.consent.BreakSchema = append(v.consent.BreakSchema, stream)
+		case breaks:
+			return usagef("--allow %s: no stream %q in %s; it has %s", allow, stream, plan.Spec.File, strings.Join(sortedStreams(plan), ", "))
 		case ok && stageOf(plan, stage):
 			v.consent.LoseState = append(v.consent.LoseState, stage)
 		case ok:
 			return usagef("--allow %s: no stage %q in %s; it has %s", allow, stage, plan.Spec.File, stageNames(plan))
 		default:
-			return usagef("--allow %s: there are lose-state:STAGE and repartition", allow)
+			return usagef("--allow %s: there are lose-state:STAGE, break-schema:STREAM and repartition", allow)
 		}
 	}
 	for _, begin := range v.begin {

@@ -65,7 +65,8 @@ func (p *Plan) Part(stages, inputs []string) (*Plan, error) {
 		if st == nil {
 			return nil, fmt.Errorf("there is no stream %q; there are %s", in, strings.Join(sortedKeys(p.Streams), ", "))
 		}
-		part.Streams[in] = &Stream{Name: in, Schema: st.Schema, Writer: st.Writer}
+		part.Streams[in] = st.alone()
+		part.Streams[in].Key = nil // its rows are where they belong already, and one end comes for all of its writers
 	}
 	chosen := map[string]*Unit{}
 	for _, u := range p.Units {
@@ -103,6 +104,13 @@ func (p *Plan) Part(stages, inputs []string) (*Plan, error) {
 	}
 	part.route(p, chosen)
 	return part, nil
+}
+
+// alone is a stream that nobody reads yet.
+func (s *Stream) alone() *Stream {
+	c := *s
+	c.Readers, c.Unit = nil, ""
+	return &c
 }
 
 func unitName(u *Unit) string {

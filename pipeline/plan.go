@@ -107,6 +107,15 @@ func (p *Plan) Writers(s *Stream) []string {
 	return writers
 }
 
+// WrittenAt is where the file says who writes a stream, and the path of that place.
+func (p *Plan) WrittenAt(stream string) (Pos, string) {
+	s := p.Streams[stream]
+	if s == nil {
+		return Pos{1, 1}, ""
+	}
+	return (&planner{spec: p.Spec, plan: p}).writtenAt(s)
+}
+
 // Node finds the unit that a stage runs in, nil when there is none of that name.
 func (p *Plan) Node(stage string) *Unit {
 	for _, u := range p.Units {

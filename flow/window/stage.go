@@ -143,8 +143,8 @@ func (s *Stage) Process(ctx context.Context, in arrow.Record) ([]flow.Output, er
 	if err := s.takes(in.Schema()); err != nil {
 		return nil, err
 	}
-	if err := s.store.Use(in.Schema()); err != nil {
-		return nil, fmt.Errorf("window: %w; let the windows close before the schema changes, or begin without their state", err)
+	if err := s.keeps(in.Schema()); err != nil {
+		return nil, err
 	}
 	late, bad, err := s.gather(in)
 	if err != nil {
@@ -163,9 +163,20 @@ func (s *Stage) Process(ctx context.Context, in arrow.Record) ([]flow.Output, er
 	return s.finish(ctx)
 }
 
+// keeps gives the rows that are kept the columns of those that come now.
+func (s *Stage) keeps(schema *arrow.Schema) error {
+	if err := s.store.Use(schema); err != nil {
+		return fmt.Errorf("window: %w; let the windows close before the schema changes, or begin without their state", err)
+	}
+	return nil
+}
+
 // nothing learns the outputs: zero rows of a window that there is not.
 func (s *Stage) nothing(ctx context.Context, in arrow.Record) ([]flow.Output, error) {
 	if err := s.takes(in.Schema()); err != nil {
+		return nil, err
+	}
+	if err := s.keeps(in.Schema()); err != nil {
 		return nil, err
 	}
 	none := emptyRecord(Schema(in.Schema()))

@@ -27,6 +27,7 @@ type chain struct {
 	keys      map[string][]string      // stream → columns by which its rows are parted over its partitions
 	parts     int                      // partitions of every stream
 	schemas   map[string]*arrow.Schema // of the streams that the unit reads, as far as they are known
+	fitting   map[string]*arrow.Schema // the last that was found to be the same: batches of a stream share theirs
 	mem       memory.Allocator
 	tap       TapFunc
 	retry     retryFunc
@@ -77,7 +78,7 @@ type message struct {
 // newChain makes the instances of a unit's stages. canaries is, by ID, of which stages the second version works too, and for
 // how many percent of the homes.
 func newChain(u *pipeline.Unit, plan *pipeline.Plan, partition int32, canaries map[string]float64, mem memory.Allocator, meter *Meter, tap TapFunc, retry retryFunc) *chain {
-	c := &chain{partition: partition, readers: map[string][]reader{}, onKafka: map[string]bool{}, keys: map[string][]string{}, parts: plan.Spec.Partitions, schemas: map[string]*arrow.Schema{}, mem: mem, tap: tap, retry: retry}
+	c := &chain{partition: partition, readers: map[string][]reader{}, onKafka: map[string]bool{}, keys: map[string][]string{}, parts: plan.Spec.Partitions, schemas: map[string]*arrow.Schema{}, fitting: map[string]*arrow.Schema{}, mem: mem, tap: tap, retry: retry}
 	for _, node := range u.Stages {
 		l := &chained{node: node, stage: node.New(), meter: meter.Node(node.Name)}
 		if percent, ok := canaries[node.ID()]; ok && node.Canary != nil {
@@ -228,7 +229,7 @@ func (c *chain) process(ctx context.Context, m message) ([]made, error) {
 		l.k = 0
 	}
 	if m.record != nil && m.record.NumRows() > 0 {
-		if err := c.give(ctx, m, m.origin.Stream, m.record, &out); err != nil {
+		if err := c.enter(ctx, m, &out); err != nil {
 			return release(out), err
 		}
 	}
@@ -266,6 +267,33 @@ func timeIsBad(l *chained, m message, err error) error {
 		return fmt.Errorf("stage %s: advance to %v: %w", l.node.Name, m.watermark.Time(), err)
 	}
 	return err
+}
+
+// enter gives a message's rows to the stages that read its stream, with the columns that they count on. A batch that cannot have
+// them is set aside by each.
+func (c *chain) enter(ctx context.Context, m message, out *[]made) error {
+	stream := m.origin.Stream
+	schema := c.schemas[stream]
+	if schema == nil || m.record.Schema() == c.fitting[stream] {
+		return c.give(ctx, m, stream, m.record, out)
+	}
+	rec, err := flow.Fit(m.record, schema)
+	if err != nil {
+		for _, l := range c.readers[stream] {
+			in := l.meter.In(stream)
+			in.Rows.Add(m.record.NumRows())
+			in.Batches.Add(1)
+			if err := c.setAside(m, l.chained, m.record, err, out); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	defer rec.Release()
+	if rec == m.record {
+		c.fitting[stream] = rec.Schema()
+	}
+	return c.give(ctx, m, stream, rec, out)
 }
 
 // give hands rec (borrowed) to every stage of the unit that reads stream.

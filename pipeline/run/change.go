@@ -28,10 +28,27 @@ type Change struct {
 	steps func(context.Context) ([]step, error)
 }
 
+// then adds steps to those that there are.
+func (c *Change) then(more func(context.Context) ([]step, error)) {
+	before := c.steps
+	c.steps = func(ctx context.Context) ([]step, error) {
+		var steps []step
+		if before != nil {
+			var err error
+			if steps, err = before(ctx); err != nil {
+				return nil, err
+			}
+		}
+		added, err := more(ctx)
+		return append(steps, added...), err
+	}
+}
+
 // Consent is what somebody has said of a change beforehand.
 type Consent struct {
 	LoseState   []string // stages that begin without the state they have
 	Forget      []string // nodes that are gone for good: their groups and state are deleted
+	BreakSchema []string // streams whose batches have other columns from now on, whoever counts on those they had
 	BeginNow    []string // new stages that begin with what comes next, not with the oldest that is kept
 	Repartition bool     // every stream is made anew
 }
@@ -201,7 +218,7 @@ func (p *planner) stage(ctx context.Context, g *groupFound, st *pipeline.StageNo
 		// It ran before there were notes: all that can be said is whether its state fits.
 		old = &NodeNote{Name: st.ID(), Use: st.Use, From: st.From, To: st.Outputs, Keys: st.Keys, Dead: st.Dead, Settings: settingsOfStage(st)}
 	}
-	differs := note == nil
+	differs := note == nil || !slices.Equal(old.From, st.From) // other rows, perhaps: what it remembers must go with them
 	if old.Name != st.Name {
 		c.Says = append(c.Says, fmt.Sprintf("was called %s: its group, state, lineage and dead letters go on under the name %s", old.Name, st.ID()))
 	}
@@ -218,7 +235,7 @@ func (p *planner) stage(ctx context.Context, g *groupFound, st *pipeline.StageNo
 		differs = true
 	}
 	p.inputs(&c, g, st.From, old.From, "reads")
-	p.outputs(&c, st, old, note)
+	p.outputs(&c, g, st, old, note)
 	if differs {
 		if err := p.state(ctx, &c, g, st); err != nil {
 			return err
@@ -245,7 +262,7 @@ func (p *planner) state(ctx context.Context, c *Change, g *groupFound, st *pipel
 	case slices.Contains(p.consent.LoseState, st.Name):
 		c.Says = append(c.Says, state+" does not fit and is lost; it goes on at the same offsets")
 		c.Apply, c.stop = true, append(c.stop, g)
-		c.steps = func(ctx context.Context) ([]step, error) { return p.withoutState(ctx, g, st.ID()) }
+		c.then(func(ctx context.Context) ([]step, error) { return p.withoutState(ctx, g, st.ID()) })
 	default:
 		c.Refused = fmt.Sprintf("%s does not fit: %v", state, misfit)
 		c.Way = fmt.Sprintf("undo the change, or --allow lose-state:%s", st.Name)
@@ -273,7 +290,7 @@ func (p *planner) inputs(c *Change, g *groupFound, now, before []string, verb st
 }
 
 // outputs says what is written elsewhere, or otherwise.
-func (p *planner) outputs(c *Change, st *pipeline.StageNode, old *NodeNote, note *Note) {
+func (p *planner) outputs(c *Change, g *groupFound, st *pipeline.StageNode, old *NodeNote, note *Note) {
 	for _, output := range slices.Sorted(maps.Keys(st.Outputs)) {
 		stream := st.Outputs[output]
 		if before, ok := old.To[output]; ok && before != stream {
@@ -286,24 +303,7 @@ func (p *planner) outputs(c *Change, st *pipeline.StageNode, old *NodeNote, note
 				c.Refused, c.Way = why, "give it a new stream: the old one keeps what is in it"
 			}
 		}
-		schema := p.r.Plan.Streams[stream]
-		if note == nil || note.Schemas[stream] == nil || schema == nil || schema.Schema == nil {
-			continue
-		}
-		var columns []string
-		for _, f := range schema.Schema.Fields() {
-			columns = append(columns, f.Name+" "+f.Type.String())
-		}
-		for _, column := range columns {
-			if !slices.Contains(note.Schemas[stream], column) {
-				c.Says = append(c.Says, fmt.Sprintf("stream %s: + column %s", stream, column))
-			}
-		}
-		for _, column := range note.Schemas[stream] {
-			if !slices.Contains(columns, column) {
-				c.Says = append(c.Says, fmt.Sprintf("stream %s: - column %s", stream, column))
-			}
-		}
+		p.columns(c, g, stream, note)
 	}
 }
 

@@ -283,7 +283,7 @@ func (r *Runner) begins(ctx context.Context, node *pipeline.StageNode, how strin
 	if _, ok := node.New().(flow.Stateful); !ok {
 		return nil, nil
 	}
-	err := fitsInto(ctx, map[string][]byte{node.ID(): state}, node)
+	err := fitsInto(ctx, map[string][]byte{node.ID(): state}, node, r.Plan)
 	switch {
 	case err == nil:
 		return state, nil

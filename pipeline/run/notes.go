@@ -28,8 +28,9 @@ type Note struct {
 	Name       string              `json:"name"`
 	Kind       string              `json:"kind"` // stage or sink
 	Partitions int                 `json:"partitions"`
-	Nodes      []NodeNote          `json:"nodes"` // the stages of a unit, in the order of the data; of a sink, itself
-	Schemas    map[string][]string `json:"schemas,omitempty"`
+	Nodes      []NodeNote          `json:"nodes"`              // the stages of a unit, in the order of the data; of a sink, itself
+	Schemas    map[string][]string `json:"schemas,omitempty"`  // of what a unit writes, by stream: name and type of each column
+	Nullable   map[string][]string `json:"nullable,omitempty"` // which of them may be null; notes of older versions do not say
 }
 
 // NodeNote is one stage or sink of a [Note].
@@ -67,16 +68,12 @@ func (n *Note) ids() []string {
 }
 
 func (r *Runner) noteOfUnit(u *pipeline.Unit) *Note {
-	n := &Note{Layout: noteLayout, Version: r.Version, Name: u.Name, Kind: kindStage, Partitions: r.Plan.Spec.Partitions, Schemas: map[string][]string{}}
+	n := &Note{Layout: noteLayout, Version: r.Version, Name: u.Name, Kind: kindStage, Partitions: r.Plan.Spec.Partitions, Schemas: map[string][]string{}, Nullable: map[string][]string{}}
 	for _, s := range u.Stages {
 		n.Nodes = append(n.Nodes, NodeNote{Name: s.Name, ID: s.ID(), Use: s.Use, From: s.From, To: s.Outputs, Keys: s.Keys, Dead: s.Dead, Settings: settingsOfStage(s), ShadowOf: s.ShadowOf})
 		for _, stream := range s.Outputs {
 			if st := r.Plan.Streams[stream]; st.OnKafka() && st.Schema != nil {
-				var columns []string
-				for _, f := range st.Schema.Fields() {
-					columns = append(columns, f.Name+" "+f.Type.String())
-				}
-				n.Schemas[stream] = columns
+				n.Schemas[stream], n.Nullable[stream] = notedColumns(st.Schema)
 			}
 		}
 	}
@@ -221,10 +218,16 @@ func (r *Runner) enter(ctx context.Context, n *Note) error {
 			return fmt.Errorf("%s: %w; `hearthline plan` shows what to do", n.Name, err)
 		}
 	}
-	if old := notes[group]; old != nil && sameNote(old, n) {
-		return nil
-	} else if err := sameKeys(old, n); err != nil {
-		return fmt.Errorf("%s: %w; `hearthline plan` shows it", n.Name, err)
+	if old := notes[group]; old != nil {
+		if sameNote(old, n) {
+			return nil
+		}
+		if err := sameKeys(old, n); err != nil {
+			return fmt.Errorf("%s: %w; `hearthline plan` shows it", n.Name, err)
+		}
+		if err := r.mayWrite(ctx, old, n); err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
 	}
 	n.Started = time.Now()
 	raw, err := json.Marshal(n)

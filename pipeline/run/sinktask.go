@@ -44,10 +44,11 @@ type sinkTask struct {
 	keeper    *keeper
 	meter     *NodeMeter
 
-	source source
-	next   int64            // first offset that is not yet written
-	marks  *marks           // as of next
-	held   *streams.Message // read, but of another schema than the range before it: the first of the next one
+	source  source
+	next    int64            // first offset that is not yet written
+	marks   *marks           // as of next
+	fitting *arrow.Schema    // the last that needed no column more
+	held    *streams.Message // read, but of another schema than the range before it: the first of the next one
 }
 
 // batchRange is what has been gathered for one write.
@@ -219,6 +220,7 @@ func (t *sinkTask) takeInto(b *batchRange, msg streams.Message) {
 			rec.Release()
 			return
 		}
+		rec = t.widened(rec)
 		b.records = append(b.records, rec)
 		b.rows += rec.NumRows()
 		b.bytes += util.TotalRecordSize(rec)
@@ -230,6 +232,21 @@ func (t *sinkTask) takeInto(b *batchRange, msg streams.Message) {
 		edge.Rows.Add(rec.NumRows())
 		edge.Batches.Add(1)
 	}
+}
+
+// widened gives rows (given away) from before a column was added that column, as nulls: tables and files get the columns that the stream
+// has now.
+func (t *sinkTask) widened(rec arrow.Record) arrow.Record {
+	st := t.r.Plan.Streams[t.stream]
+	if st == nil || st.Schema == nil || rec.Schema() == t.fitting {
+		return rec
+	}
+	wide := flow.Widen(rec, st.Schema)
+	if wide == rec {
+		t.fitting = rec.Schema()
+	}
+	rec.Release()
+	return wide
 }
 
 // write stores a range: intent, rows, commit. A range without rows needs no intent.

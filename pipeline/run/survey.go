@@ -12,6 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/array"
+	"github.com/apache/arrow/go/v15/arrow/memory"
 	"github.com/sourcegraph/conc/pool"
 
 	"hearthline/flow"
@@ -273,14 +276,16 @@ func (s *survey) fits(ctx context.Context, g *groupFound, node *pipeline.StageNo
 		if c == nil {
 			continue
 		}
-		if err := fitsInto(ctx, c.state, node); err != nil {
+		if err := fitsInto(ctx, c.state, node, s.r.Plan); err != nil {
 			return fmt.Errorf("partition %d: %w", p, err)
 		}
 	}
 	return nil
 }
 
-func fitsInto(ctx context.Context, states map[string][]byte, node *pipeline.StageNode) (err error) {
+// fitsInto restores a stage's state, and gives it zero rows with the columns that its inputs have now: rows that it remembers must
+// go with those that come.
+func fitsInto(ctx context.Context, states map[string][]byte, node *pipeline.StageNode, plan *pipeline.Plan) (err error) {
 	state, saved := states[node.ID()]
 	if !saved {
 		return nil
@@ -298,5 +303,41 @@ func fitsInto(ctx context.Context, states map[string][]byte, node *pipeline.Stag
 	if c, ok := stage.(flow.Closer); ok {
 		defer func() { err = errors.Join(err, c.Close()) }()
 	}
-	return panicIsError(func() error { return stateful.Restore(bytes.NewReader(state)) })
+	return panicIsError(func() error {
+		if err := stateful.Restore(bytes.NewReader(state)); err != nil {
+			return err
+		}
+		return takesNothing(ctx, stage, node, plan)
+	})
+}
+
+// takesNothing gives a stage zero rows of each of its inputs.
+func takesNothing(ctx context.Context, stage flow.Stage, node *pipeline.StageNode, plan *pipeline.Plan) error {
+	schemaOf := func(stream string) *arrow.Schema {
+		if s := plan.Streams[stream]; s != nil {
+			return s.Schema
+		}
+		return nil
+	}
+	if s, ok := stage.(flow.Inputs); ok {
+		made, err := flow.Prime(ctx, s, func(input string) *arrow.Schema { return schemaOf(node.Inputs[input]) })
+		flow.ReleaseOutputs(made)
+		return err
+	}
+	for _, stream := range node.From {
+		schema := schemaOf(stream)
+		if schema == nil {
+			continue
+		}
+		b := array.NewRecordBuilder(memory.DefaultAllocator, schema)
+		none := b.NewRecord()
+		made, err := stage.Process(ctx, none)
+		flow.ReleaseOutputs(made)
+		none.Release()
+		b.Release()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
