@@ -339,7 +339,7 @@ func (p *process) begin(alive context.Context, r *Runner, tasks *conc.WaitGroup)
 			}
 		}
 		var ctx context.Context
-		ctx, a.end = context.WithCancel(alive)
+		ctx, a.end = context.WithCancel(context.WithValue(alive, ofTask{}, partition))
 		p.mu.Lock()
 		p.held[partition] = a
 		p.mu.Unlock()

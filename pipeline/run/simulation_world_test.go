@@ -231,6 +231,18 @@ func (p *process) Reader(stream string, partition int32, offset int64) source {
 	return &simReader{p: p, from: at{stream, partition}, next: offset}
 }
 
+// ofTask is the key of a context's value: for which partition a task works.
+type ofTask struct{}
+
+// readFor tells the requests of tasks apart that read a partition which is not theirs: one that begins anew looks for batches of
+// its own in all partitions of a stream with a key.
+func readFor(ctx context.Context, from at) string {
+	if p, ok := ctx.Value(ofTask{}).(int32); ok && p != from.partition {
+		return " for " + itoa(p)
+	}
+	return ""
+}
+
 type simReader struct {
 	p    *process
 	from at
@@ -243,7 +255,7 @@ func (r *simReader) Next(ctx context.Context) (streams.Message, error) {
 	s := r.p.s
 	var b flow.Batch
 	err := r.p.use(ctx, &request{
-		key:    "fetch " + r.from.String(),
+		key:    "fetch " + r.from.String() + readFor(ctx, r.from),
 		faults: canFail,
 		ready:  func() bool { return r.next < int64(len(s.logs[r.from])) },
 		effect: func() error {
