@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -418,11 +420,13 @@ func (v *deadVerb) give(ctx context.Context, stage flow.Stage, g given) (refused
 			continue
 		}
 		fmt.Fprintf(v.out, "\n%s: %d rows\n", cmp.Or(o.To, "out"), o.Record.NumRows())
-		t := &tap{out: v.out, left: v.rows, fields: o.Record.Schema().Fields()}
-		if v.rows <= 0 {
-			t.left = -1
+		shown := o.Record.NewSlice(0, min(o.Record.NumRows(), int64(cmp.Or(max(v.rows, 0), math.MaxInt))))
+		t := &tableRows{out: bufio.NewWriter(v.out), fields: shown.Schema().Fields()}
+		err := t.record(shown)
+		shown.Release()
+		if err != nil {
+			return 0, err
 		}
-		t.record(o.Record)
 	}
 	return refused, nil
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -9,7 +10,11 @@ import (
 	"testing"
 	"unicode"
 
+	"hearthline/flow"
+
 	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/array"
+	"github.com/apache/arrow/go/v15/arrow/memory"
 )
 
 // hostile are names that a device may give itself: they clear a screen, retitle a window, read backwards, end a line.
@@ -30,11 +35,16 @@ func dangerous(s string) string {
 // Whatever prints what devices are called, prints nothing that a terminal obeys, and no line that is not there.
 func TestTerminalIsNotObeyed(t *testing.T) {
 	for _, name := range hostile {
-		row := map[string]any{"home": name, "attributes": map[string]string{name: name}}
+		rec := rowNamed(name)
 		for _, asJSON := range []bool{false, true} {
 			var out bytes.Buffer
-			watcher := &tap{out: &out, json: asJSON, left: -1, fields: []arrow.Field{{Name: "home"}, {Name: "attributes"}}}
-			watcher.row(row)
+			watcher := rowPrinter(&tableRows{out: bufio.NewWriter(&out), fields: rec.Schema().Fields()})
+			if asJSON {
+				watcher = &jsonRows{bufio.NewWriter(&out)}
+			}
+			if err := watcher.record(rec); err != nil {
+				t.Error(err)
+			}
 			lines := strings.Count(out.String(), "\n")
 			if bad := dangerous(out.String()); bad != "" || asJSON && lines != 1 || !asJSON && lines != 2 {
 				t.Errorf("tap of %q (json %v): %q in %d lines", name, asJSON, out.String(), lines)
@@ -58,4 +68,16 @@ func TestTerminalIsNotObeyed(t *testing.T) {
 			t.Errorf("error with %q: %q", name, bad)
 		}
 	}
+}
+
+// rowNamed is a row whose texts are all the same.
+func rowNamed(name string) arrow.Record {
+	b := array.NewRecordBuilder(memory.DefaultAllocator, arrow.NewSchema([]arrow.Field{{Name: "home", Type: arrow.BinaryTypes.String}, {Name: "attributes", Type: flow.AttributesType}}, nil))
+	defer b.Release()
+	b.Field(0).(*array.StringBuilder).Append(name)
+	m := b.Field(1).(*array.MapBuilder)
+	m.Append(true)
+	m.KeyBuilder().(*array.StringBuilder).Append(name)
+	m.ItemBuilder().(*array.StringBuilder).Append(name)
+	return b.NewRecord()
 }
