@@ -46,6 +46,13 @@ func (s *screen) Write(p []byte) (int, error) {
 	return s.out.Write(p)
 }
 
+// clear takes the table off the terminal: what is printed next stays.
+func (s *screen) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.erase()
+}
+
 // draw shows the table in place of the last one.
 func (s *screen) draw(table string) {
 	s.mu.Lock()

@@ -106,6 +106,9 @@ func (c *Client) SetCommitted(ctx context.Context, group string, commits []Commi
 // DeleteGroups deletes groups that have no members, with all that they have committed. One that does not exist is none.
 func (c *Client) DeleteGroups(ctx context.Context, groups ...string) error {
 	for _, group := range groups {
+		if err := c.uncommit(ctx, group); err != nil {
+			return err
+		}
 		err := c.retry(ctx, "delete group "+group, func(ctx context.Context) error {
 			res, err := c.kafka.DeleteGroups(ctx, &kafka.DeleteGroupsRequest{GroupIDs: []string{group}})
 			if err != nil {
@@ -125,6 +128,31 @@ func (c *Client) DeleteGroups(ctx context.Context, groups ...string) error {
 		}
 	}
 	return nil
+}
+
+// uncommit deletes what a group has committed. The embedded broker keeps this over a crash, and not that a group was deleted:
+// it would come back, and name checkpoints that are gone.
+func (c *Client) uncommit(ctx context.Context, group string) error {
+	committed, err := c.CommittedAll(ctx, group)
+	if err != nil || len(committed) == 0 {
+		return err
+	}
+	req := &kafka.OffsetDeleteRequest{GroupID: group, Topics: map[string][]int{}}
+	for stream, partitions := range committed {
+		for p := range partitions {
+			req.Topics[stream] = append(req.Topics[stream], int(p))
+		}
+	}
+	return c.retry(ctx, "delete offsets of group "+group, func(ctx context.Context) error {
+		res, err := c.kafka.OffsetDelete(ctx, req)
+		switch {
+		case err != nil:
+			return err
+		case errors.Is(res.Error, kafka.GroupIdNotFound), errors.Is(res.Error, kafka.NonEmptyGroup):
+			return nil // which the deletion of the group will say
+		}
+		return res.Error
+	})
 }
 
 // DeleteStreams deletes streams and all that is in them, and waits until they are gone. One that does not exist is none.

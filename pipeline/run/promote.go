@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"hearthline/pipeline"
@@ -91,14 +92,8 @@ func (r *Runner) mayPromote(ctx context.Context, unit *pipeline.Unit, s *pipelin
 	if sh != nil {
 		groups = append(groups, r.group(sh.Name))
 	}
-	members, err := r.Client.Members(ctx, groups...)
-	if err != nil {
+	if err := r.atWork(ctx, groups); err != nil {
 		return err
-	}
-	for i, group := range groups {
-		if members[group] == 0 {
-			return fmt.Errorf("%w: %s does not run: a promotion hands over what runs; start hearthline up, or the role", ErrRefused, []string{unit.Name, s.Name + "-" + pipeline.TrialShadow}[i])
-		}
 	}
 	if _, pending, err := r.notes(ctx); err != nil {
 		return err
@@ -118,6 +113,29 @@ func (r *Runner) mayPromote(ctx context.Context, unit *pipeline.Unit, s *pipelin
 		return r.saved(ctx, unit, sh)
 	}
 	return r.near(ctx, unit, sh)
+}
+
+// atWork refuses groups that stay without members: one that is being rebalanced may have none for a moment.
+func (r *Runner) atWork(ctx context.Context, groups []string) error {
+	until := time.Now().Add(cmp.Or(r.catchUp, catchUpWait))
+	for {
+		members, err := r.Client.Members(ctx, groups...)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(groups, func(g string) bool { return members[g] == 0 })
+		switch {
+		case i < 0:
+			return nil
+		case time.Now().After(until):
+			return fmt.Errorf("%w: %s does not run: a promotion hands over what runs; start hearthline up, or the role", ErrRefused, strings.TrimPrefix(groups[i], r.Plan.Spec.Name+"."))
+		}
+		select {
+		case <-time.After(2 * lookEvery):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // saved refuses a shadow that has no checkpoint of some partition: there would be nothing to go on from.

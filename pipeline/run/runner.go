@@ -414,6 +414,14 @@ func (r *Runner) prepare(ctx context.Context, t *task, g *generation, saved *che
 				t.edges = append(t.edges, edge{s.ID(), stream, r.partitionsOf(stream, partition)})
 			}
 		}
+		if s.Canary != nil {
+			for _, output := range slices.Sorted(maps.Keys(s.Outputs)) {
+				side := pipeline.Side(s.Outputs[output], pipeline.TrialCanary)
+				if known := func(e edge) bool { return e.stage == s.ID() && e.stream == side }; r.Plan.Streams[side].OnKafka() && !slices.ContainsFunc(t.edges, known) {
+					t.edges = append(t.edges, edge{s.ID(), side, []int32{partition}})
+				}
+			}
+		}
 		if e := (edge{s.ID(), s.Dead, []int32{partition}}); slices.ContainsFunc(r.Plan.Streams[s.Dead].Readers, func(n string) bool { return r.Plan.Node(n) != nil }) {
 			t.edges = append(t.edges, e) // a stage reads them, perhaps beside another stream, and waits for what time they tell
 		} else {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"time"
 
 	"github.com/sourcegraph/conc/pool"
 
@@ -121,4 +123,66 @@ func (r *Runner) next(ctx context.Context, node string, names []string) (map[str
 		}
 	}
 	return next, nil
+}
+
+// History reads what a stream has held since a time, all partitions, outside of any group, up to its end as it is when this
+// begins; or, live, on from there until ctx ends. The zero time is now. Heartbeats are given, too. give borrows the batch and is
+// called by one goroutine at a time for each partition.
+func (r *Runner) History(ctx context.Context, stream string, since time.Time, live bool, give func(streams.Message) error) error {
+	r.init()
+	var begin []int64
+	if !since.IsZero() {
+		var err error
+		if begin, err = r.Client.OffsetsAt(ctx, stream, since); err != nil {
+			return err
+		}
+	}
+	p := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
+	for partition := range int32(r.Plan.Spec.Partitions) {
+		p.Go(func(ctx context.Context) error {
+			_, end, err := r.road.Bounds(ctx, stream, partition)
+			if err != nil {
+				return err
+			}
+			from := end
+			if int(partition) < len(begin) {
+				from = min(begin[partition], end)
+			}
+			if !live && from >= end {
+				return nil
+			}
+			if live {
+				end = math.MaxInt64
+			}
+			return readUpTo(ctx, r.road.Reader(stream, partition, from), end, give)
+		})
+	}
+	if err := p.Wait(); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("read %s: %w", stream, err)
+	}
+	return nil
+}
+
+// readUpTo reads the messages before an offset.
+func readUpTo(ctx context.Context, from source, end int64, give func(streams.Message) error) (err error) {
+	defer func() { err = errors.Join(err, from.Close()) }()
+	for {
+		msg, err := from.Next(ctx)
+		var broken *streams.DecodeError
+		if errors.As(err, &broken) {
+			if broken.Offset >= end-1 {
+				return nil
+			}
+			continue // whoever works on the stream sets it aside and counts it
+		}
+		if err != nil {
+			return err
+		}
+		if err = give(msg); msg.Batch.Record != nil {
+			msg.Batch.Record.Release()
+		}
+		if err != nil || msg.Offset >= end-1 {
+			return err
+		}
+	}
 }
