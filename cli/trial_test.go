@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"hearthline/cli/clitest"
+	"hearthline/pipeline"
 	"hearthline/pipeline/compare"
 )
 
@@ -121,4 +123,51 @@ func TestVersionIsTriedAndPromoted(t *testing.T) {
 		t.Errorf("%d scores", n)
 	}
 	up.Stop()
+}
+
+// Every command of docs/shadow.md is one of the product's, with flags that it has; every piece of pipeline.yaml in it fits.
+func TestShadowDocument(t *testing.T) {
+	root, err := clitest.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(root, "docs/shadow.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands, shapes := 0, 0
+	for line := range strings.Lines(string(text)) {
+		args, is := strings.CutPrefix(strings.TrimSpace(line), "bin/hearthline ")
+		if is {
+			commands++
+			cmd, rest, err := newRoot(&options{}).Find(strings.Fields(args))
+			if err == nil {
+				err = cmd.ParseFlags(rest)
+			}
+			if err == nil {
+				err = cmd.ValidateArgs(cmd.Flags().Args())
+			}
+			if err != nil || !cmd.Runnable() {
+				t.Errorf("%s: %v", strings.TrimSpace(line), err)
+			}
+		}
+		trial, _, _ := strings.Cut(strings.TrimSpace(line), "   #")
+		if !strings.HasPrefix(trial, "shadow: {") && !strings.HasPrefix(trial, "canary: {") {
+			continue
+		}
+		shapes++
+		product, err := os.ReadFile(filepath.Join(root, "pipeline.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := edit(t, string(product), "    to: scores\n", "    to: scores\n    "+strings.Replace(trial, "score_v2", "score", 1)+"\n")
+		spec, findings := pipeline.ReadBytes("pipeline.yaml", []byte(file), os.LookupEnv)
+		plan, more := pipeline.NewPlan(t.Context(), spec, newCatalog())
+		if plan == nil {
+			t.Errorf("%s: %v %v", trial, findings, more)
+		}
+	}
+	if commands < 7 || shapes != 2 {
+		t.Errorf("%d commands, %d pieces of pipeline.yaml", commands, shapes)
+	}
 }

@@ -159,8 +159,9 @@ sinks:
 	spec, findings := pipeline.ReadBytes("pipeline.yaml", []byte(text), func(string) (string, bool) { return "", false })
 	plan, more2 := pipeline.NewPlan(t.Context(), spec, pipeline.Catalog{
 		Stages: map[string]func() flow.Stage{
-			"tally":  func() flow.Stage { return &census{Sign: 1} },
-			"tally2": func() flow.Stage { return &census{Sign: -1, Refuse: "bad"} },
+			"turnstile": func() flow.Stage { return &turnstile{Sign: 1} },
+			"tally":     func() flow.Stage { return &census{Sign: 1} },
+			"tally2":    func() flow.Stage { return &census{Sign: -1, Refuse: "bad"} },
 		},
 		Sinks: map[string]func() flow.Sink{"keep": func() flow.Sink { return held }},
 	})
@@ -324,6 +325,23 @@ func (s *trials) more(rows int) {
 	s.until(fmt.Sprintf("%d rows", want), func() bool { return s.held.count("tallies") >= want })
 }
 
+// pause measures the longest time in which nothing came to the sink, until it is called.
+func (s *trials) pause() (end func() time.Duration) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	var wait conc.WaitGroup
+	var longest time.Duration
+	wait.Go(func() {
+		last, since := s.held.count("tallies"), time.Now()
+		for ctx.Err() == nil {
+			if n := s.held.count("tallies"); n != last {
+				longest, last, since = max(longest, time.Since(since)), n, time.Now()
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	return func() time.Duration { cancel(); wait.Wait(); return longest }
+}
+
 // all waits until everything that was sent is kept, then checks that every row of every home is there once and in order, first
 // those of the first version, then those of the second. It gives how many are the second's.
 func (s *trials) all() (second int) {
@@ -390,8 +408,15 @@ func TestShadowIsPromotedUnderLoad(t *testing.T) {
 	stage.kill() // what it published beyond its checkpoint is made again by the first version, before it hands over
 	stage = s.process(plan, "tally", "keep")
 	var told []string
+	pause := s.pause()
 	if err := stage.Promote(s.ctx, "tally", false, func(line string) { told = append(told, line) }); err != nil {
 		t.Fatal(err)
+	}
+	s.more(50)
+	if longest := pause(); longest > 10*time.Second { // of a machine that does other things too; on a quiet one 50 ms
+		t.Errorf("nothing came for %v", longest)
+	} else {
+		t.Logf("the longest time in which nothing came: %v", longest)
 	}
 	if len(told) != 2 {
 		t.Errorf("told %q", told)
