@@ -68,14 +68,89 @@ func TestNewStageInPython(t *testing.T) {
 			}
 		})
 	}
+	first := filepath.Join(dir, "stages", "warm", "cases", "first.yaml")
+	was, err := os.ReadFile(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewritten := func(code string) string {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(code), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, said := verb(t, dir, "test", "warm", "--update")
+		return said
+	}
+	// What is not the same where rows come together in another way is no result, and is not written.
+	said = rewritten(strings.Replace(string(good), "return readings.filter(warm)", "return readings.filter(warm).slice(0, readings.num_rows - 2)", 1))
+	if now, err := os.ReadFile(first); err != nil || !bytes.Equal(now, was) || !strings.Contains(said, "not updated, since it does not hold") {
+		t.Errorf("%v: %s\n%s", err, said, now)
+	}
+	said = rewritten(strings.Replace(string(good), "pc.greater(", "pc.less(", 1))
+	if !strings.Contains(said, "- {time: 0s, home: h1, device: d1, value: 19.5}") || !strings.Contains(said, "ok    warm: 1 cases, 0 failed") {
+		t.Error(said)
+	}
+	if code, said := verb(t, dir, "test", "warm", "--run", "above"); code != 0 || !strings.Contains(said, "ok    warm: 1 cases, 0 failed") {
+		t.Error(code, said)
+	}
+	if err := os.WriteFile(file, good, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, said := verb(t, dir, "test", "warm"); code != 1 || !strings.Contains(said, "row  line  column  got") || !strings.Contains(said, "value   20.5") {
+		t.Error("the difference, column by column: ", code, said)
+	}
 	for _, c := range []struct{ args, says string }{
 		{"new stage warm", "is there already"}, {"new stage score", "there is a stage score already"}, {"new stage Warm!", "is no name for a stage"},
 		{"new stage x --lang cobol", "there are python, sql and go"}, {"new stage x --lang go", "in a checkout of Hearthline"}, {"test nobody", "there is no stage nobody"},
-		{"test score", "has no cases"},
+		{"test score", "has no cases"}, {"test warm --run nothing", "no case has a name like"}, {"test warm --run (", "--run: error parsing regexp"},
 	} {
 		if code, said := verb(t, dir, strings.Fields(c.args)...); code == 0 || !strings.Contains(said, c.says) {
 			t.Errorf("%s: %d %s; want %q", c.args, code, said, c.says)
 		}
+	}
+}
+
+// TestWhatAuthorsGetWrong: whatever it is, the case says the stage, the case, its line, and what to do.
+func TestWhatAuthorsGetWrong(t *testing.T) {
+	t.Parallel() // it is mostly processes that start
+	needPython(t)
+	dir := t.TempDir()
+	if code, said := verb(t, dir, "new", "stage", "warm"); code != 0 {
+		t.Fatal(code, said)
+	}
+	for name, c := range map[string]struct {
+		file, from, to string
+		says           []string
+	}{
+		"a setting of another type":       {"cases/first.yaml", "{above: 20}", "{above: high}", []string{"line 2: open: above is 'high'; want a number"}},
+		"an unknown setting":              {"cases/first.yaml", "{above: 20}", "{abov: 20}", []string{"line 2: open: abov is no setting of this stage; it has: above"}},
+		"no batch":                        {"stage.py", "return readings.filter(warm)", "return 3 #", []string{"process returned int as out; want a batch"}},
+		"another schema without rows":     {"stage.py", "    return ", "    if readings.num_rows == 0:\n        return readings\n    return ", []string{"of this batch it makes other columns of out than before"}},
+		"too many columns":                {"stage.py", "    return ", "    return pa.table({f'c{i}': pa.array([], pa.int64()) for i in range(1001)})\n    return ", []string{"it makes 1001 columns in out; at most 1000"}},
+		"a column that is not there":      {"stage.py", "[\"value\"]", "[\"valu\"]", []string{"stage.py, line 8: KeyError", "valu"}},
+		"a requirement that there is not": {"requirements.txt", "", "no-such-package-of-anybody==99.9\n", []string{"warm: ", "requirements.txt cannot be installed", "no-such-package-of-anybody"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(dir, "stages", "warm", c.file)
+			good, err := os.ReadFile(file)
+			if err != nil && c.from != "" {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte(strings.Replace(string(good), c.from, c.to, 1)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := os.WriteFile(file, good, 0o644); err != nil {
+					t.Error(err)
+				}
+			}()
+			code, said := verb(t, dir, "test", "warm")
+			for _, want := range append(c.says, "FAIL  stages/warm/cases/first.yaml:1: what is above the limit passes") {
+				if code != 1 || !strings.Contains(said, want) {
+					t.Errorf("exit code %d, want %q in\n%s", code, want, said)
+				}
+			}
+		})
 	}
 }
 

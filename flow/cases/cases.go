@@ -34,11 +34,14 @@ type Case struct {
 	exact     bool
 	tolerance float64
 	steps     []step
+
+	observe observer // nil: what came is compared with what was wanted
 }
 
 // step is one step of a case. One of in, advance, snapshot and restore is set.
 type step struct {
 	line     int
+	node     *yaml.Node
 	kind     string // in, advance, snapshot, restore
 	input    string // of in, by name; "" where the stage does not tell them apart
 	in       []cells
@@ -54,6 +57,7 @@ type step struct {
 // cells is one row as it was written.
 type cells struct {
 	line int
+	node *yaml.Node
 	by   map[string]*yaml.Node
 }
 
@@ -219,7 +223,7 @@ func parseCase(n *yaml.Node) (*Case, error) {
 }
 
 func (c *Case) parseStep(n *yaml.Node) (step, error) {
-	s := step{line: n.Line}
+	s := step{line: n.Line, node: n}
 	k, err := keys(n, "in", "advance", "snapshot", "restore", "want", "dead", "error", "counters")
 	if err != nil {
 		return s, err
@@ -336,7 +340,7 @@ func rowsOf(n *yaml.Node) ([]cells, error) {
 		if err != nil {
 			return nil, err
 		}
-		rows = append(rows, cells{item.Line, by})
+		rows = append(rows, cells{item.Line, item, by})
 	}
 	return rows, nil
 }

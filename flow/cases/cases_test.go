@@ -190,10 +190,10 @@ func TestDependingOnBatchesIsFound(t *testing.T) {
 
 func TestWrongExpectationsAreFound(t *testing.T) {
 	for from, c := range map[string]struct{ to, want string }{
-		"{sum: 4}":                            {"{sum: 4.001}", "sums row 1 (line 7): sum          got 4, want 4.001"},
-		"{sum: 4}, ":                          {"", "sums row 2: not wanted"},
-		"{sum: 22}]}\n- adv":                  {"{sum: 22}, {sum: 23}]}\n- adv", "sums row 3: missing; wanted by line 10"},
-		"{device: a, sum":                     {"{devise: a, sum", `no column "devise"; there are device, sum`},
+		"{sum: 4}":                            {"{sum: 4.001}", "sums: rows that came: 3, wanted: 3\n  row  line  column  got  want\n  1    7     sum     4    4.001\n"},
+		"{sum: 4}, ":                          {"", "  1    -     (row)   {device: b, sum: 4}  not wanted\n"},
+		"{sum: 22}]}\n- adv":                  {"{sum: 22}, {sum: 23}]}\n- adv", "  -    10    (row)   missing  {sum: 23}\n"},
+		"{device: a, sum":                     {"{devise: a, sum", "devise  no such column; there are device, sum"},
 		"want: {sums: [{device":               {"want: {summs: [{device", `there is no output "summs"; there are [sums]`},
 		"row: 2":                              {"row: 1", "bad row: got 2"},
 		"reason: below":                       {"reason: above", `got 2, "below 0"; want 2, "above"`},

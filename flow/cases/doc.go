@@ -49,5 +49,8 @@
 //   - for stages that act on time, with further watermarks wherever the received times allow one: once all is closed by the
 //     end of time, the results must be equal.
 //
+// A case that fails is told column by column, the rows that came beside those wanted. [Update] (`hearthline test --update`) writes what came
+// out into a file of cases, when it holds in all of these ways.
+//
 // The seed of the random cuts is printed when a case fails; FLOWTEST_SEED sets it.
 package cases

@@ -66,7 +66,7 @@ func TestInputsByName(t *testing.T) {
 	for from, c := range map[string]struct{ to, want string }{
 		"labels: [device key]}": {"lables: [device key]}", `there is no input "labels"; the inputs are lables, rows`},
 		"{labels: [{device: b}": {"{labels: [], rows: [{device: b}", "one input a step"},
-		"- in: {labels":         {"- in: {rows", "not wanted: {device: b"},
+		"- in: {labels":         {"- in: {rows", "{device: b, label: }  not wanted"},
 		", labels: [device key]}\nsteps:\n- in: {rows: [{device: a}]}\n  want: {labeled: [{device: a, label: \"\"}]}\n- in: {labels: [{device: b}]}": {"}\nsteps:",
 			"the case does not say what the input labels holds"},
 		"rows: [device key]": {"rows: [home key]", `the input has no column "device"; it has home`},

@@ -122,6 +122,9 @@ func (c *Case) open(ctx context.Context, newStage func() flow.Stage) (flow.Stage
 	}
 	if o, ok := s.(flow.Opener); ok {
 		if err := o.Open(ctx); err != nil {
+			if c.settings != nil {
+				return nil, fmt.Errorf("line %d: open: %w", c.settings.Line, err)
+			}
 			return nil, fmt.Errorf("open: %w", err)
 		}
 	}
@@ -473,6 +476,9 @@ func (c *Case) runStep(r *runner, s step, snapshots map[string][]byte) error {
 			return err
 		}
 	}
+	if c.observe != nil {
+		return c.observe(r, s, res)
+	}
 	return c.compare(r, s, res)
 }
 
@@ -498,6 +504,21 @@ func (c *Case) compareRefused(b *strings.Builder, want []deadRow, got []refusedR
 	return rest
 }
 
+// diffDead compares the rows that were refused.
+func (c *Case) diffDead(b *strings.Builder, s step, res result) {
+	dead := c.compareRefused(b, s.dead, res.refused)
+	for i := range max(len(dead), len(res.bad.Rows)) {
+		switch {
+		case i >= len(dead):
+			fmt.Fprintf(b, "row %d is bad and should not be: %s\n", res.bad.Rows[i], res.bad.Reasons[i])
+		case i >= len(res.bad.Rows):
+			fmt.Fprintf(b, "row %d should be bad (%s) and is not\n", dead[i].row, dead[i].reason)
+		case dead[i].row != res.bad.Rows[i] || !strings.Contains(res.bad.Reasons[i], dead[i].reason):
+			fmt.Fprintf(b, "bad row: got %d, %q; want %d, %q\n", res.bad.Rows[i], res.bad.Reasons[i], dead[i].row, dead[i].reason)
+		}
+	}
+}
+
 func (c *Case) compare(r *runner, s step, res result) error {
 	if s.err != "" || res.err != nil {
 		if s.err == "" || res.err == nil || !strings.Contains(res.err.Error(), s.err) {
@@ -518,17 +539,7 @@ func (c *Case) compare(r *runner, s step, res result) error {
 			}
 		}
 	}
-	dead := c.compareRefused(&b, s.dead, res.refused)
-	for i := range max(len(dead), len(res.bad.Rows)) {
-		switch {
-		case i >= len(dead):
-			fmt.Fprintf(&b, "row %d is bad and should not be: %s\n", res.bad.Rows[i], res.bad.Reasons[i])
-		case i >= len(res.bad.Rows):
-			fmt.Fprintf(&b, "row %d should be bad (%s) and is not\n", dead[i].row, dead[i].reason)
-		case dead[i].row != res.bad.Rows[i] || !strings.Contains(res.bad.Reasons[i], dead[i].reason):
-			fmt.Fprintf(&b, "bad row: got %d, %q; want %d, %q\n", res.bad.Rows[i], res.bad.Reasons[i], dead[i].row, dead[i].reason)
-		}
-	}
+	c.diffDead(&b, s, res)
 	if len(s.counters) > 0 {
 		counting, ok := r.stage.(interface{ Counters() map[string]int64 })
 		if !ok {
