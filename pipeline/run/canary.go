@@ -160,6 +160,13 @@ func (c *chain) routeBoth(ctx context.Context, m message, l *chained, outputs *[
 			streams = l.canary.outputs
 		}
 		for _, o := range outputs[i] {
+			if o.Refused != nil && o.Record != nil { // rows that the version had kept
+				rows := everyRow(o)
+				if err := c.setAsideOf(m, l, o.Record, &rows, i == 1, out); err != nil {
+					return err
+				}
+				continue
+			}
 			stream, ok := streams[o.To]
 			switch {
 			case !ok:

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/apache/arrow/go/v15/arrow"
+
 	"hearthline/flow"
 )
 
@@ -61,4 +63,39 @@ func BenchmarkRestore(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkFeatures is what a reading costs where 100,000 series send every ten seconds, in windows of one and of five minutes.
+func BenchmarkFeatures(b *testing.B) {
+	const series, batch, rounds = 100_000, 10_000, 12
+	var recs []arrow.Record
+	for round := range rounds {
+		for from := 0; from < series; from += batch {
+			rows := flow.NewEventBuilder()
+			for i := from; i < from+batch; i++ {
+				at := flow.Micros(1_700_000_000_000_000 + round*10_000_000)
+				rows.Append(&flow.Event{
+					Time: at, Received: at + 1000, Home: fmt.Sprintf("home-%07d", i/10), Device: fmt.Sprintf("sensor-%02d", i%10),
+					Metric: "temperature", Value: 20 + float64(i%97)/10, HasValue: true, Unit: "°C",
+				})
+			}
+			rec, _ := rows.Record()
+			recs = append(recs, rec)
+		}
+	}
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		s := New()
+		for _, rec := range recs {
+			outputs, err := s.Process(b.Context(), rec)
+			if err != nil {
+				b.Fatal(err)
+			}
+			flow.ReleaseOutputs(outputs)
+			n += batch
+		}
+	}
+	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "rows/s")
+	b.ReportMetric(0, "ns/op")
 }
