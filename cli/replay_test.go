@@ -20,6 +20,7 @@ import (
 
 // What ran live goes through the same stages again, from Parquet and from the stream, and is equal to the bit.
 func TestReplayMakesWhatWasMadeLive(t *testing.T) {
+	t.Parallel() // it waits for homes and processes
 	i := clitest.New(t)
 	homes := i.Homes(10, 300, 1200)
 	homes.Window = 64
@@ -240,6 +241,7 @@ func homesOf(partitions int) []string {
 
 // A replay says what is wrong with its flags, and what it was asked for may not change under it.
 func TestReplayRefuses(t *testing.T) {
+	t.Parallel() // it is mostly processes that start
 	i := clitest.New(t)
 	history := filepath.Join(i.Dir, "history")
 	writeHistory(t, history, 1, 1, 10)

@@ -8,12 +8,12 @@ import (
 	"hearthline/flow"
 )
 
-// Downstream gives the stages that what some streams hold comes to, in the order of the data.
+// Downstream gives the stages that what some streams hold comes to, in the order of the data; second versions on trial are none of them.
 func (p *Plan) Downstream(streams ...string) []string {
 	reached := slices.Clone(streams)
 	var names []string
 	for _, s := range p.stages() {
-		if !slices.ContainsFunc(s.From, func(in string) bool { return slices.Contains(reached, in) }) {
+		if s.ShadowOf != "" || !slices.ContainsFunc(s.From, func(in string) bool { return slices.Contains(reached, in) }) {
 			continue
 		}
 		names = append(names, s.Name)
@@ -52,13 +52,17 @@ func (p *Plan) stages() []*StageNode {
 	return all
 }
 
-// Part is the plan of some of the stages of p, without its gateway, its sources and its sinks. inputs are the streams that are
+// Part is the plan of some of the stages of p, without its gateway, its sources, its sinks, and its trials: a shadow runs if it is
+// named. inputs are the streams that are
 // given to them from outside. What the stages make goes over Kafka if it does so in p, or if none of them reads it. Stages that
 // p runs together still do, as far as they are among them.
 func (p *Plan) Part(stages, inputs []string) (*Plan, error) {
 	spec := *p.Spec
 	spec.Gateway, spec.Sources, spec.Sinks = Gateway{}, nil, nil
 	spec.Stages = slices.DeleteFunc(slices.Clone(spec.Stages), func(s Stage) bool { return !slices.Contains(stages, s.Name) })
+	for i := range spec.Stages {
+		spec.Stages[i].Trial, spec.Stages[i].ShadowOf = nil, ""
+	}
 	part := &Plan{Spec: &spec, Streams: map[string]*Stream{}}
 	for _, in := range inputs {
 		st := p.Streams[in]
@@ -73,7 +77,7 @@ func (p *Plan) Part(stages, inputs []string) (*Plan, error) {
 		unit := &Unit{}
 		for _, s := range u.Stages {
 			if slices.Contains(stages, s.Name) {
-				unit.Stages = append(unit.Stages, s)
+				unit.Stages = append(unit.Stages, s.untried())
 				chosen[s.Name] = unit
 			}
 		}
@@ -104,6 +108,13 @@ func (p *Plan) Part(stages, inputs []string) (*Plan, error) {
 	}
 	part.route(p, chosen)
 	return part, nil
+}
+
+// untried is a stage without what is tried beside it; a second version is one like any other.
+func (s *StageNode) untried() *StageNode {
+	c := *s
+	c.Trial, c.ShadowOf, c.Canary = nil, "", nil
+	return &c
 }
 
 // alone is a stream that nobody reads yet.

@@ -57,8 +57,8 @@ func Save(name string, settings *yaml.Node, rows arrow.Record) ([]byte, error) {
 
 func mappingOf(pairs ...any) *yaml.Node {
 	m := &yaml.Node{Kind: yaml.MappingNode}
-	for i := 0; i < len(pairs); i += 2 {
-		m.Content = append(m.Content, plainNode(pairs[i].(string)), pairs[i+1].(*yaml.Node))
+	for pair := range slices.Chunk(pairs, 2) {
+		m.Content = append(m.Content, plainNode(pair[0].(string)), pair[1].(*yaml.Node))
 	}
 	return m
 }
