@@ -110,13 +110,7 @@ func (v *compareVerb) watch(cmd *cobra.Command, r *run.Runner, c *compare.Compar
 	p := pool.New().WithErrors().WithContext(ctx).WithCancelOnError().WithFirstError()
 	p.Go(func(ctx context.Context) error {
 		defer done()
-		p := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
-		for _, stream := range c.Streams() {
-			p.Go(func(ctx context.Context) error {
-				return r.History(ctx, stream, since, since.IsZero() || v.lasting > 0, c.Take)
-			})
-		}
-		return p.Wait()
+		return readVersions(ctx, r, c, since, since.IsZero() || v.lasting > 0)
 	})
 	for drawing := s.live; drawing; {
 		select {
@@ -142,6 +136,15 @@ func (v *compareVerb) watch(cmd *cobra.Command, r *run.Runner, c *compare.Compar
 	compareTable(&b, report)
 	_, err := io.WriteString(cmd.OutOrStdout(), b.String())
 	return err
+}
+
+// readVersions gives a comparison what its streams say.
+func readVersions(ctx context.Context, r *run.Runner, c *compare.Comparison, since time.Time, live bool) error {
+	p := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
+	for _, stream := range c.Streams() {
+		p.Go(func(ctx context.Context) error { return r.History(ctx, stream, since, live, c.Take) })
+	}
+	return p.Wait()
 }
 
 // compareTable writes a report for people.

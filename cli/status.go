@@ -15,6 +15,7 @@ import (
 	"hearthline/blobs"
 	"hearthline/console"
 	"hearthline/flow"
+	"hearthline/pipeline/compare"
 	"hearthline/pipeline/run"
 	"hearthline/sinks/clickhouse"
 	"hearthline/sinks/parquet"
@@ -147,6 +148,9 @@ func (u *up) startConsole(ctx context.Context) error {
 		Numbers: u.numbers, Alerts: u.alerts,
 		Tail: func(ctx context.Context, stream string, give func(int32, arrow.Record)) error {
 			return r.Tail(ctx, stream, func(m streams.Message) { give(m.Partition, m.Batch.Record) })
+		},
+		Compare: func(ctx context.Context, c *compare.Comparison) error {
+			return readVersions(ctx, r, c, time.Time{}, true)
 		},
 	}
 	for _, e := range clickhouse.Examples() {

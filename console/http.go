@@ -27,6 +27,7 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /api/status", s.serveStatus)
 	mux.HandleFunc("GET /api/status/stream", s.serveFeed)
 	mux.HandleFunc("GET /api/tap", s.serveTap)
+	mux.HandleFunc("GET /api/compare", s.serveCompare)
 	if s.Gatherer != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(s.Gatherer, promhttp.HandlerOpts{
 			MaxRequestsInFlight: 4, Timeout: 10 * time.Second,

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"hearthline/pipeline"
+	"hearthline/pipeline/compare"
 	"hearthline/pipeline/run"
 )
 
@@ -56,6 +57,8 @@ type Server struct {
 	// Tail gives the rows that pass on a stream that is on Kafka to give (which borrows them) until ctx ends. It is
 	// called for each who looks. nil: such streams are looked at through Taps, which sees what this process offers.
 	Tail func(ctx context.Context, stream string, give func(partition int32, rec arrow.Record)) error
+	// Compare gives a comparison what its streams say from now on, until ctx ends; nil: nobody can look at versions here.
+	Compare func(context.Context, *compare.Comparison) error
 
 	at        door
 	graph     *Graph

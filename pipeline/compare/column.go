@@ -138,6 +138,14 @@ type Numbers struct {
 	Max  float64 `json:"max"`
 }
 
+// finite keeps what overflowed a number that JSON has.
+func finite(x float64) float64 {
+	if math.IsNaN(x) {
+		return math.MaxFloat64
+	}
+	return max(-math.MaxFloat64, min(x, math.MaxFloat64))
+}
+
 func (s *summary) report(kind string) Summary {
 	r := Summary{Rows: s.rows, Nulls: s.nulls}
 	if kind != kindNumber {
@@ -150,8 +158,9 @@ func (s *summary) report(kind string) Summary {
 		for q, to := range map[float64]*float64{0.1: &r.Numbers.P10, 0.5: &r.Numbers.P50, 0.9: &r.Numbers.P90, 0.99: &r.Numbers.P99} {
 			*to = s.quantiles.quantile(q)
 		}
+		r.Numbers.Mean = finite(r.Numbers.Mean)
 		if s.n > 1 {
-			r.Numbers.Std = math.Sqrt(s.m2 / float64(s.n-1))
+			r.Numbers.Std = finite(math.Sqrt(s.m2 / float64(s.n-1)))
 		}
 	}
 	return r
