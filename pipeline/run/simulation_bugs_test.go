@@ -107,6 +107,11 @@ func TestSimulationFindsPlantedBugs(t *testing.T) {
 			}
 		}}},
 		{"what has been told is lost at a restart", bug{first: 260, rewrite: func(c *checkpoint) { c.Told = nil }}},
+		{"the tasks that write a stream with a key are taken for one", bug{read: func(_ *simulation, m *streams.Message) {
+			if m.Stream == "shares" {
+				m.Batch.Lineage.Partition = 0
+			}
+		}}},
 		{"inputs are merged as they arrive", bug{read: func(_ *simulation, m *streams.Message) {
 			arrivals += 1000
 			m.Batch.Watermark = arrivals
