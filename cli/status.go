@@ -255,7 +255,7 @@ func (u *up) showAddresses(s *screen) {
 		}
 		line("gateway", "mqtts://"+addrText(at.MQTT), fmt.Sprintf("user demo, %s, CA %s", secret(u.passwords["demo"], file), u.certs.CA))
 		line("", "https://"+addrText(at.HTTP), "POST /v1/telemetry, the same user")
-		if password, ok := u.passwords["phone"]; ok {
+		if password, ok := u.passwords["phone"]; ok && u.hasHomes() { // it was given out when there were homes
 			line("", "", fmt.Sprintf("POST /v1/devices/{device}/commands, user phone of %s, %s", u.sim.HomeNames()[0], secret(password, file)))
 			line("", "", "GET /v1/homes/"+u.sim.HomeNames()[0]+"/live, the same user")
 		}

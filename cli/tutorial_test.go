@@ -127,7 +127,11 @@ func (p *page) edit(line string) {
 // right asks which share of the minutes was judged rightly, once there are enough.
 func (p *page) right(sql string, minutes int, least, most float64) {
 	p.t.Helper()
-	for deadline := time.Now().Add(4 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+	deadline := time.Now().Add(4 * time.Minute)
+	for p.i.Query("EXISTS TABLE occupied")[0] != "1" && time.Now().Before(deadline) { // it is made with its first rows
+		time.Sleep(100 * time.Millisecond)
+	}
+	for ; ; time.Sleep(200 * time.Millisecond) {
 		fields := strings.Split(p.i.Query(sql)[0], "\t")
 		share, err := strconv.ParseFloat(fields[0], 64)
 		n, nerr := strconv.Atoi(fields[1])
