@@ -170,13 +170,19 @@ func TestNewStageInSQL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, example, _ := strings.Cut(string(page), "  warm: {")
-	example, _, _ = strings.Cut(example, "\n")
-	if !strings.Contains(example, "sql: ") {
-		t.Fatal("the example of docs/sql.md is gone: ", example)
+	written := func(from string) string {
+		t.Helper()
+		_, example, _ := strings.Cut(string(page), from)
+		example, _, _ = strings.Cut(example, "\n")
+		if !strings.Contains(example, "sql: ") {
+			t.Fatal("an example of docs/sql.md is gone: ", from)
+		}
+		return example
 	}
-	text := strings.Replace(string(plan), "stages:\n", "stages:\n  hot: {"+strings.Replace(example, "to: warm", "to: hot", 1)+"\n  warm: {from: readings, to: warm, settings: {above: 25}}\n  cold: {from: readings, to: cold, sql: SELECT * FROM readings WHERE value < 0}\n", 1)
-	text = strings.Replace(text, "from: [readings, ", "from: [readings, hot, warm, cold, ", 1)
+	example := written("  warm: {")
+	means := "  means: {" + written("  means: {") + "\n"
+	text := strings.Replace(string(plan), "stages:\n", "stages:\n"+means+"  hot: {"+strings.Replace(example, "to: warm", "to: hot", 1)+"\n  warm: {from: readings, to: warm, settings: {above: 25}}\n  cold: {from: readings, to: cold, sql: SELECT * FROM readings WHERE value < 0}\n", 1)
+	text = strings.Replace(text, "from: [readings, ", "from: [readings, means, hot, warm, cold, ", 1)
 	save := func(name, text string) {
 		t.Helper()
 		path := filepath.Join(dir, name)
@@ -189,14 +195,16 @@ func TestNewStageInSQL(t *testing.T) {
 	}
 	save("pipeline.yaml", text)
 	save("stages/cold/cases/frost.yaml", "name: frost\neach: {home: h1, device: d1, metric: temperature}\nsteps:\n- in: [{time: 0s, value: -1}, {time: 1s, value: 1}]\n  want: {out: [{value: -1}]}\n")
-	if code, said := verb(t, dir, "test"); code != 0 || !strings.Contains(said, "ok    warm: 1 cases") || !strings.Contains(said, "ok    cold: 1 cases") {
+	save("stages/means/cases/five.yaml", "name: means of five minutes\nwindow: {size: 5m, by: [home, device]}\neach: {home: h1, device: d1, metric: temperature}\nsteps:\n"+
+		"- in: [{time: 0s, value: 20}, {time: 1m, value: 22}, {time: 2m, metric: humidity, value: 60}]\n- advance: 1h\n  want: {out: [{time: 5m, mean: 21}]}\n")
+	if code, said := verb(t, dir, "test"); code != 0 || !strings.Contains(said, "ok    means: 1 cases") || !strings.Contains(said, "ok    warm: 1 cases") || !strings.Contains(said, "ok    cold: 1 cases") {
 		t.Error(code, said)
 	}
 	if code, said := verb(t, dir, "lint"); code != 0 || !strings.Contains(said, "it fits together") {
 		t.Error(code, said)
 	}
 	save("pipeline.yaml", strings.Replace(text, "value < 0}", "valu < 0}", 1))
-	if code, said := verb(t, dir, "lint"); code == 0 || !strings.Contains(said, "pipeline.yaml:41:70: stage cold: sql, line 1, column 30: Referenced column \"valu\" not found") {
+	if code, said := verb(t, dir, "lint"); code == 0 || !strings.Contains(said, "pipeline.yaml:42:70: stage cold: sql, line 1, column 30: Referenced column \"valu\" not found") {
 		t.Error(code, said)
 	}
 	save("stages/warm/stage.sql", "SELECT device, count(*) AS value, 'h1' AS home, min(time) AS time FROM input\nGROUP BY device")
@@ -250,5 +258,18 @@ func TestOwnCases(t *testing.T) {
 	t.Parallel() // it is mostly processes that start
 	if code, said := verb(t, "..", "test"); code != 0 || strings.Count(said, "ok ") < 6 {
 		t.Error(code, said)
+	}
+}
+
+// TestThePageOfStages: what docs/stages.md shows is what `hearthline new stage` writes, which other tests run.
+func TestThePageOfStages(t *testing.T) {
+	page, err := os.ReadFile("../docs/stages.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"python": pythonStage, "sql": sqlStage, "go": strings.ReplaceAll(goStage, "NAME", "warm"), "yaml": strings.ReplaceAll(firstCase, "OUTPUT", "out")} {
+		if !strings.Contains(string(page), "```"+name+"\n"+text+"```") {
+			t.Errorf("docs/stages.md has another %s than is written:\n%s", name, text)
+		}
 	}
 }
