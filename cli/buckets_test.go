@@ -3,7 +3,9 @@ package cli
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -142,6 +144,14 @@ func TestRolesOnABucket(t *testing.T) {
 		}
 		return "some"
 	})
+	// All of it goes through a stage again, read from the bucket.
+	again := exec.Command(c.Binary, "replay", "--name", "bucket", "--from", "parquet:readings", "--stage", "features", "--pipeline", c.Pipeline, "--data", c.Data)
+	again.Env = append(os.Environ(), c.Env...)
+	if out, err := again.CombinedOutput(); err != nil || !regexp.MustCompile(`features +← readings +`+count(want)+"\n").Match(out) {
+		t.Errorf("a replay from the bucket: %v\n%s", err, out)
+	} else if strings.Contains(string(out), s3test.SecretKey) {
+		t.Error("a replay has said the secret")
+	}
 	if _, err := os.Stat(filepath.Join(c.Data, "checkpoints")); err == nil {
 		t.Error("there are checkpoints in the data folder, too")
 	}

@@ -111,12 +111,12 @@ func history(t *testing.T, ranges int, text string) (blobs.Store, int64) {
 }
 
 // However long history is, a replay of it holds no more than the limits of a unit and a sink: it reads no faster than what it
-// made is taken. The rows are fat, so that all of them together are more than twice as much.
+// made is taken. The rows are fat, so that all of them together are half as much again.
 func TestMemoryDoesNotGrowWithHistory(t *testing.T) {
 	// Made and not yet published; gathered by a sink; and, of each partition, records being read, encoded and decoded,
 	// whose builders grow by doubling.
 	const mostBytes = 64<<20 + 64<<20 + 2*64<<20
-	store, rows := history(t, 8, strings.Repeat("x", 1000))
+	store, rows := history(t, 5, strings.Repeat("x", 1000))
 	files, err := Files(t.Context(), store, "raw", 0, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -299,6 +299,11 @@ func TestAColumnComesToBe(t *testing.T) {
 	if rec := made[0].Record; rec.NumRows() != 1 || rec.Column(rec.Schema().FieldIndices("room")[0]).NullN() != 1 || got.rows[0].value != 1 {
 		t.Errorf("the window holds %v", rec)
 	}
+	// Zero rows are enough to find out: a plan asks so, before anything is started.
+	none := with(old, arrow.Field{Name: "floor", Type: flow.KeyType}).NewSlice(0, 0)
+	if _, err := s.Process(t.Context(), none); err == nil || !strings.Contains(err.Error(), "column floor is new and cannot be null") {
+		t.Errorf("of zero rows: got %v; want an error that names the column", err)
+	}
 	if _, err := s.Process(t.Context(), with(old, arrow.Field{Name: "floor", Type: flow.KeyType})); err == nil || !strings.Contains(err.Error(), "column floor is new and cannot be null") {
 		t.Errorf("got %v; want an error that names the column", err)
 	}
