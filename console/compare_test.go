@@ -25,6 +25,9 @@ func TestVersionsAreCompared(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}})
+	if g := ask[graphAnswer](t, base+"/api/graph"); len(g.Nodes) != 1 || g.Nodes[0].Trial != pipeline.TrialShadow {
+		t.Errorf("the page does not know that score is tried: %+v", g.Nodes)
+	}
 	res, err := http.Get(base + "/api/compare?stage=score")
 	if err != nil {
 		t.Fatal(err)

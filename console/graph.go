@@ -32,6 +32,7 @@ type GraphNode struct {
 	Inputs  []string `json:"inputs"`
 	Outputs []string `json:"outputs"` // without its dead letters
 	Dead    string   `json:"dead,omitempty"`
+	Trial   string   `json:"trial,omitempty"` // how a second version is tried beside it: shadow or canary
 }
 
 // GraphStream is an edge, or several: one to each reader.
@@ -95,6 +96,9 @@ func (g *Graph) addNodes(p *pipeline.Plan) {
 		for _, s := range u.Stages {
 			unit.Stages = append(unit.Stages, s.Name)
 			n := GraphNode{Name: s.Name, Kind: "stage", Use: s.Use, Unit: u.Name, Inputs: orEmpty(s.From), Dead: s.Dead}
+			if s.Trial != nil {
+				n.Trial = s.Trial.Kind
+			}
 			for _, to := range s.Outputs {
 				if to != pipeline.Drop && !slices.Contains(n.Outputs, to) {
 					n.Outputs = append(n.Outputs, to)

@@ -2,6 +2,7 @@ import { el, write, mark, count, clock, copy, plural } from './words.js';
 import { Picture } from './picture.js';
 import { Edges } from './edges.js';
 import { Tap } from './tap.js';
+import { Versions } from './versions.js';
 
 const $ = (id) => document.getElementById(id);
 const said = $('said');
@@ -175,7 +176,9 @@ async function ask(path) {
 
 async function start() {
   try {
-    const page = new Console(await ask('/api/graph'));
+    const graph = await ask('/api/graph');
+    const page = new Console(graph);
+    new Versions(graph.nodes.filter((n) => n.trial));
     page.listen();
     document.addEventListener('visibilitychange', () => page.listen());
   } catch (e) {
