@@ -53,13 +53,14 @@ simulate: ## the task loop in virtual time, a million seeded schedules of faults
 	go test ./pipeline/run -count=1 -timeout 24h -run 'TestSimulation$$' -v -args -schedules=$(or $(COUNT),1000000) -simulate-seed=$(or $(SEED),0)
 
 .PHONY: check
-check: ## gofmt, go vet, staticcheck, gosec, import rules, generated files, known vulnerabilities
+check: ## gofmt, go vet, staticcheck, gosec, mypy, import rules, generated files, known vulnerabilities
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w these: $$bad"; exit 1; }
 	go vet ./...
 	go mod verify >/dev/null
 	go mod tidy -diff
 	go run $(STATICCHECK) ./...
 	go test -count=1 -run TestRooms .
+	@.ci/check-python
 	@.ci/check-security '$(GOSEC)'
 	@.ci/check-vulnerabilities '$(GOVULNCHECK)'
 

@@ -1,10 +1,14 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
+	"hearthline/deploy"
 	"hearthline/flow"
 	"hearthline/ingest"
 	"hearthline/pipeline"
@@ -19,12 +23,19 @@ import (
 func (o *options) catalogOf() (pipeline.Catalog, error) {
 	cat := newCatalog()
 	workers := python.New("")
+	workers.Lock = o.lock
 	if o.log != nil {
 		workers.Logger = o.log
 	}
-	folder := filepath.Join(filepath.Dir(o.pipeline), "stages")
+	folder := o.stages()
 	found, err := workers.Stages(folder)
 	if err != nil {
+		return cat, err
+	}
+	cat.SQL = workers.SQL
+	if lock, err := python.ReadLock(filepath.Join(filepath.Dir(o.pipeline), deploy.LockFile)); err == nil && !workers.Available() {
+		found, cat.SQL, o.locked = lock.Stages(), lock.SQL, true
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return cat, err
 	}
 	for name, stage := range found {
@@ -33,8 +44,25 @@ func (o *options) catalogOf() (pipeline.Catalog, error) {
 		}
 		cat.Stages[name] = stage
 	}
-	cat.SQL = workers.SQL
 	return cat, nil
+}
+
+// runs says whether this process can run a unit, whose stages it may know by the lock alone.
+func (o *options) runs(u *pipeline.Unit) error {
+	for _, s := range u.Stages {
+		if s.InWorkers && o.locked {
+			return usagef("stage %s runs in Python or SQL, and there is no python3 here: run it in the image of `hearthline render image`", s.Name)
+		}
+	}
+	return nil
+}
+
+// stages is the folder of stages that are files: beside pipeline.yaml, unless an image has it elsewhere.
+func (o *options) stages() string {
+	if dir := os.Getenv("HEARTHLINE_STAGES"); dir != "" {
+		return dir
+	}
+	return filepath.Join(filepath.Dir(o.pipeline), "stages")
 }
 
 // atTerminal gives what makes one of the Python stages of the folder stages, with workers that have this process's terminal and take as
@@ -42,7 +70,7 @@ func (o *options) catalogOf() (pipeline.Catalog, error) {
 func (o *options) atTerminal(name string) (func() flow.Stage, error) {
 	workers := python.New("")
 	workers.Terminal, workers.Max, workers.Attempts, workers.Timeout, workers.StartTime = true, 1, 1, debugTime, debugTime
-	found, err := workers.Stages(filepath.Join(filepath.Dir(o.pipeline), "stages"))
+	found, err := workers.Stages(o.stages())
 	return found[name], err
 }
 

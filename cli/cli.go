@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hearthline/python"
 	"hearthline/sinks/clickhouse/embedded"
 )
 
@@ -48,6 +49,8 @@ type options struct {
 	verbose  bool
 	jsonLog  bool
 	log      *slog.Logger
+	lock     *python.Lock // what stages answer to lint, where it is to be kept
+	locked   bool         // stages in Python and SQL are known by the lock alone
 }
 
 // Main runs the verb that args name and gives the exit code.
@@ -115,7 +118,7 @@ On a cluster each role is a process of its own: gateway, stage NAME, sink NAME.`
 	f.BoolVar(&o.jsonLog, "log-json", os.Getenv("HEARTHLINE_LOG") == "json", "log as JSON lines")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newUp(o), newGateway(o), newSource(o), newStage(o), newSink(o), newLint(o), newGraph(o), newTap(o), newTest(o), newNew(o),
-		newPlan(o), newCompare(o), newPromote(o), newDrop(o), newReplay(o), newSimulate(o), newRender(o), newCredential(o), newHealth(o), newVersion())
+		newPlan(o), newCompare(o), newPromote(o), newDrop(o), newReplay(o), newSimulate(o), newRender(o), newEnvironments(o), newCredential(o), newHealth(o), newVersion())
 	for _, c := range root.Commands() {
 		if args := c.Args; args != nil {
 			c.Args = func(cmd *cobra.Command, a []string) error {

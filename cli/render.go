@@ -10,6 +10,7 @@ import (
 
 	"hearthline/deploy"
 	"hearthline/pipeline"
+	"hearthline/python"
 )
 
 func newRender(o *options) *cobra.Command {
@@ -22,6 +23,10 @@ func newRender(o *options) *cobra.Command {
 	cmd.AddCommand(
 		newRenderTo(o, "k8s", "Write plain Kubernetes manifests, one Deployment a role", `  hearthline render k8s --out manifests && kubectl apply -k manifests
   hearthline render k8s | kubectl diff -f -`, deploy.Kubernetes),
+		newRenderTo(o, "image", "Write what the image is built from whose roles run stages in Python or SQL", `  hearthline render image --out image && docker build -t hearthline-stages image`,
+			func(plan *pipeline.Plan, s *deploy.Settings) ([]deploy.File, error) {
+				return deploy.Image(plan, s, os.DirFS(o.stages()))
+			}),
 		newRenderTo(o, "compose", "Write a compose.yaml, one container a role", `  hearthline render compose --out . && docker compose --profile infra up`, deploy.Compose),
 	)
 	return cmd
@@ -36,8 +41,12 @@ func newRenderTo(o *options, name, short, example string, render func(*pipeline.
 		Example: example,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.lock = new(python.Lock)
 			plan, err := load(cmd.Context(), cmd, o)
 			if err != nil {
+				return err
+			}
+			if plan.Spec.Lock, err = o.lock.Bytes(); err != nil {
 				return err
 			}
 			settings, err := deploy.Read(plan.Spec)

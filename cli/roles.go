@@ -83,10 +83,11 @@ takes, up to the number of partitions: they share the partitions among them.
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			known := func(plan *pipeline.Plan) error {
-				if plan.Node(args[0]) == nil {
+				unit := plan.Node(args[0])
+				if unit == nil {
 					return usagef("no stage %q in %s; it has %s", args[0], plan.Spec.File, stageNames(plan))
 				}
-				return nil
+				return r.runs(unit)
 			}
 			return r.run(cmd, known, func(ctx context.Context, p *process, ready *readiness) error {
 				if err := p.openCheckpoints(ctx); err != nil {

@@ -51,7 +51,7 @@ Exit code 0: all pass. 1: some fail.`,
 			if err := addLines(o.pipeline, &cat); err != nil {
 				return usageError{err}
 			}
-			v.out, v.folder, v.catalog = cmd.OutOrStdout(), filepath.Join(filepath.Dir(o.pipeline), "stages"), cat.Stages
+			v.out, v.folder, v.catalog = cmd.OutOrStdout(), o.stages(), cat.Stages
 			return v.stages(cmd.Context(), names)
 		},
 	}

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"strings"
@@ -17,6 +18,8 @@ const (
 	kafkaImage      = "apache/kafka:4.1.0"
 	clickhouseImage = "clickhouse/clickhouse-server:25.8"
 	defaultImage    = "hearthline:latest" // what `docker build` makes
+
+	defaultStagesImage = "hearthline-stages:latest" // what `docker build` makes of `hearthline render image`
 )
 
 // Compose renders a compose.yaml for Docker Compose, 1.29 and 2 alike, with the pipeline.yaml it mounts. Services of
@@ -44,6 +47,9 @@ func Compose(plan *pipeline.Plan, s *Settings) ([]File, error) {
 		head += "# docker-compose --profile infra up -d    also starts Kafka or ClickHouse, where the pipeline names none.\n"
 	}
 	files := []File{{"compose.yaml", append([]byte(head), text...)}, {"pipeline.yaml", plan.Spec.Source}}
+	if plan.Spec.Lock != nil {
+		files = append(files, File{LockFile, plan.Spec.Lock})
+	}
 	if len(c.wanted) > 0 {
 		var b strings.Builder
 		b.WriteString("# Copy to .env and fill in; .env is not for version control.\n")
@@ -62,9 +68,9 @@ type compose struct {
 }
 
 func (c *compose) role(one *role) {
-	image := c.settings.Image
-	if image == "" {
-		image = defaultImage
+	image := cmp.Or(c.settings.Image, defaultImage)
+	if one.workers {
+		image = cmp.Or(c.settings.Stages, defaultStagesImage)
 	}
 	memory := resource.MustParse(one.run.Memory)
 	service := map[string]any{
@@ -111,7 +117,7 @@ func (c *compose) environment(one *role) map[string]string {
 			c.wanted[name] = fmt.Sprintf("on a cluster: key %s of %s", v.Key, v.Secret+v.Config)
 		}
 	}
-	env["GOMEMLIMIT"] = memoryLimit(one.run.Memory)
+	env["GOMEMLIMIT"] = one.memoryLimit()
 	env["HEARTHLINE_DATA"] = dataDir
 	if one.peers != nil {
 		env["HEARTHLINE_ADDRESS"] = one.name
@@ -127,6 +133,9 @@ func (c *compose) environment(one *role) map[string]string {
 func (c *compose) mounts(one *role) []string {
 	c.volumes["data"] = map[string]any{}
 	mounts := []string{"./pipeline.yaml:" + path.Join(configDir, "pipeline.yaml") + ":ro", "data:" + dataDir}
+	if c.plan.Spec.Lock != nil {
+		mounts = append(mounts, "./"+LockFile+":"+path.Join(configDir, LockFile)+":ro")
+	}
 	for _, m := range one.run.Mounts {
 		mounts = append(mounts, fmt.Sprintf("./%s:%s:ro", m.Secret+m.Config, m.At))
 	}

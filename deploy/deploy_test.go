@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +32,11 @@ func (p *passing) Process(_ context.Context, in arrow.Record) ([]flow.Output, er
 	in.Retain()
 	return []flow.Output{{To: p.output, Record: in}}, nil
 }
+
+// remote is a stage that runs in processes of its own.
+type remote struct{ passing }
+
+func (*remote) UseWorkers(flow.Workers) {}
 
 type keeping struct {
 	Address  string `yaml:"address"`
@@ -66,7 +72,10 @@ func catalog() pipeline.Catalog {
 	sink := func() flow.Sink { return &keeping{} }
 	return pipeline.Catalog{
 		Stages: map[string]func() flow.Stage{"normalize": stage("clean"), "dedupe": stage("unique"), "enrich": stage("readings"),
-			"features": stage("features"), "score": stage("scores"), "alert": stage("alerts")},
+			"features": stage("features"), "score": stage("scores"), "alert": stage("alerts"), "warm": func() flow.Stage { return &remote{passing{output: "warm"}} }},
+		SQL: func(string, string, []string) func() flow.Stage {
+			return func() flow.Stage { return &remote{passing{output: "out"}} }
+		},
 		Sinks:   map[string]func() flow.Sink{"clickhouse": sink, "parquet": sink, "webhook": sink},
 		Gateway: func() any { return &listening{} },
 	}
@@ -93,6 +102,9 @@ func fromFile(t *testing.T, name string) (*pipeline.Plan, *deploy.Settings) {
 		t.Fatal(err)
 	}
 	plan := planOf(t, name+".yaml", string(text))
+	if name == "python" {
+		plan.Spec.Lock = []byte("{\"what\": \"lint learnt\"}\n")
+	}
 	s, err := deploy.Read(plan.Spec)
 	if err != nil {
 		t.Fatal(err)
@@ -108,6 +120,11 @@ func TestGolden(t *testing.T) {
 		{"homes", "kubernetes", deploy.Kubernetes},
 		{"homes", "compose", deploy.Compose},
 		{"small", "compose", deploy.Compose},
+		{"python", "kubernetes", deploy.Kubernetes},
+		{"python", "compose", deploy.Compose},
+		{"python", "image", func(p *pipeline.Plan, s *deploy.Settings) ([]deploy.File, error) {
+			return deploy.Image(p, s, os.DirFS("testdata/python-stages"))
+		}},
 	}
 	for _, c := range cases {
 		t.Run(c.name+"-"+c.target, func(t *testing.T) {
@@ -131,6 +148,9 @@ func TestGolden(t *testing.T) {
 				names = append(names, f.Name)
 				file := filepath.Join(dir, f.Name)
 				if *update {
+					if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+						t.Fatal(err)
+					}
 					if err := os.WriteFile(file, f.Data, 0o644); err != nil {
 						t.Fatal(err)
 					}
@@ -148,14 +168,14 @@ func TestGolden(t *testing.T) {
 					}
 				}
 			}
-			entries, err := os.ReadDir(dir)
+			err = fs.WalkDir(os.DirFS(dir), ".", func(name string, d fs.DirEntry, err error) error {
+				if err == nil && !d.IsDir() && !slices.Contains(names, name) {
+					t.Errorf("%s/%s is not rendered any more", dir, name)
+				}
+				return err
+			})
 			if err != nil {
 				t.Fatal(err)
-			}
-			for _, e := range entries {
-				if !slices.Contains(names, e.Name()) {
-					t.Errorf("%s/%s is not rendered any more", dir, e.Name())
-				}
 			}
 		})
 	}
@@ -240,6 +260,8 @@ func TestFindings(t *testing.T) {
 		{"in a bucket", "checkpoint: {to: \"${STATE:-}\"}\n" + sound + "deploy: {image: h:1, env: {HEARTHLINE_KAFKA: \"k:9092\", STATE: \"s3://bucket/state\"}}", ""},
 		{"in no bucket", "checkpoint: {to: \"${STATE:-s3://bucket/state}\"}\n" + sound + "deploy: {image: h:1, env: {HEARTHLINE_KAFKA: \"k:9092\", STATE: /state}}",
 			`10:9: deploy.data.claim is missing: checkpoints must outlive a pod, and be where the next pod finds them; write deploy: {data: {claim: NAME}}, with size: 20Gi to have it made; or checkpoint: {to: s3://bucket/prefix}`},
+		{"no image for stages in Python", strings.Replace(strings.Replace(sound, "together:", "  warm: {from: unique, to: warm}\ntogether:", 1), "from: unique}}", "from: [unique, warm]}}", 1) + "deploy: {" + good + "}",
+			"10:9: deploy.stages_image is missing: warm runs stages in Python or SQL; build it from what `hearthline render image` writes, and write deploy: {stages_image: REGISTRY/hearthline-stages@sha256:…}"},
 		{"misspelt", sound + "deploy: {imgae: h:1}", `9:10: unknown key "imgae"; did you mean image?`},
 		{"unknown node", sound + "deploy: {" + good + ", nodes: {parket: {replicas: 2}}}", `9:83: there is no node "parket"; known: gateway, normalize, dedupe, parquet`},
 		{"two of a unit", sound + "deploy: {" + good + ", nodes: {normalize: {replicas: 2}, dedupe: {replicas: 1}}}", `9:83: normalize runs together with dedupe; say it of one of them`},
@@ -304,5 +326,13 @@ func TestFindings(t *testing.T) {
 		if diff := cmp.Diff(want, lines); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c.name, diff)
 		}
+	}
+}
+
+// TestNoImageWithoutStages: a plan without stages in Python or SQL keeps the static image.
+func TestNoImageWithoutStages(t *testing.T) {
+	plan, s := fromFile(t, "small")
+	if files, err := deploy.Image(plan, s, os.DirFS("testdata/python-stages")); err == nil || len(files) > 0 || !strings.Contains(err.Error(), "there is no other image to build") {
+		t.Errorf("%d files, %v", len(files), err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +24,13 @@ func Kubernetes(plan *pipeline.Plan, s *Settings) ([]File, error) {
 	r := newRenderer(plan, s, "kubernetes")
 	if s.Image == "" {
 		r.find(r.at("deploy"), "deploy.image", "write deploy: {image: REGISTRY/hearthline@sha256:…}", "deploy.image is missing")
+	}
+	for _, one := range r.roles {
+		if one.workers && s.Stages == "" {
+			r.find(r.at("deploy"), "deploy.stages_image", "build it from what `hearthline render image` writes, and write deploy: {stages_image: REGISTRY/hearthline-stages@sha256:…}",
+				"deploy.stages_image is missing: %s runs stages in Python or SQL", one.node)
+			break
+		}
 	}
 	if s.Data.Claim == "" && !r.checkpointsInBucket() {
 		r.find(r.at("deploy"), "deploy.data.claim", "write deploy: {data: {claim: NAME}}, with size: 20Gi to have it made; or checkpoint: {to: s3://bucket/prefix}",
@@ -145,7 +153,11 @@ func (k *cluster) config() {
 			}},
 		})
 	}
-	k.configMap = k.app() + "-" + hash(k.plan.Spec.Source)[:10]
+	k.configMap = k.app() + "-" + hash(slices.Concat(k.plan.Spec.Source, k.plan.Spec.Lock))[:10]
+	data := map[string]string{"pipeline.yaml": string(k.plan.Spec.Source)}
+	if k.plan.Spec.Lock != nil {
+		data[LockFile] = string(k.plan.Spec.Lock)
+	}
 	k.file("config.yaml",
 		&corev1.ServiceAccount{
 			TypeMeta:                     metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"},
@@ -156,7 +168,7 @@ func (k *cluster) config() {
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
 			ObjectMeta: k.meta(k.configMap, k.labels(nil)),
 			Immutable:  new(true),
-			Data:       map[string]string{"pipeline.yaml": string(k.plan.Spec.Source)},
+			Data:       data,
 		})
 }
 

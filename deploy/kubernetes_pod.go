@@ -72,9 +72,13 @@ func (k *cluster) deployment(one *role) *appsv1.Deployment {
 func (k *cluster) pod(one *role) corev1.PodSpec {
 	grace := int64(one.run.Grace / time.Second)
 	volumes, mounts := k.volumes(one)
+	image := k.settings.Image
+	if one.workers {
+		image = k.settings.Stages
+	}
 	c := corev1.Container{
 		Name:           one.kind,
-		Image:          k.settings.Image,
+		Image:          image,
 		Args:           one.args(),
 		Env:            k.environment(one),
 		Ports:          []corev1.ContainerPort{{Name: "ops", ContainerPort: opsPort, Protocol: corev1.ProtocolTCP}},
@@ -142,7 +146,7 @@ func resources(n Node) corev1.ResourceRequirements {
 // environment is what the container decides, then what pipeline.yaml asks for, by name.
 func (k *cluster) environment(one *role) []corev1.EnvVar {
 	env := []corev1.EnvVar{
-		{Name: "GOMEMLIMIT", Value: memoryLimit(one.run.Memory)},
+		{Name: "GOMEMLIMIT", Value: one.memoryLimit()},
 		{Name: "HEARTHLINE_DATA", Value: dataDir},
 		// A container that died and is started again keeps its pod's name, and with it its place in the consumer group.
 		{Name: "HEARTHLINE_INSTANCE", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}},

@@ -40,6 +40,7 @@ type role struct {
 	source  *pipeline.Source // of a source
 	ports   []port           // of the gateway: its doors
 	peers   *port            // of the gateway: where others of its kind reach it; nil for one that is alone
+	workers bool             // some of its stages run in processes of their own: it needs the image with Python
 	run     Node             // how it runs
 	members []string         // names under which it may stand in deploy.nodes
 }
@@ -115,6 +116,7 @@ func (r *renderer) listRoles() {
 		one := &role{kind: "stage", node: u.Name, reads: u.Inputs, group: r.plan.Group(u.Name)}
 		for _, s := range u.Stages {
 			one.members = append(one.members, s.Name)
+			one.workers = one.workers || s.InWorkers
 		}
 		one.name = objectOf("stage-", u.Name)
 		r.roles = append(r.roles, one)

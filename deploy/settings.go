@@ -23,14 +23,15 @@ import (
 
 // Settings is the section deploy of pipeline.yaml.
 type Settings struct {
-	Image     string           `yaml:"image"`      // repository:tag, or better repository@digest
-	Namespace string           `yaml:"namespace"`  // of Kubernetes; "" is that of whoever applies the manifests
-	Env       map[string]Value `yaml:"env"`        // what the variables of pipeline.yaml are there
-	Data      Data             `yaml:"data"`       // where checkpoints and files are kept
-	Network   Network          `yaml:"network"`    // what may talk to what
-	Monitor   bool             `yaml:"monitoring"` // render what the Prometheus operator scrapes and alerts by, and a dashboard for Grafana
-	Defaults  Node             `yaml:"defaults"`   // of every node
-	Nodes     map[string]Node  `yaml:"nodes"`      // by the name of a stage or sink, or gateway; over the defaults
+	Image     string           `yaml:"image"`        // repository:tag, or better repository@digest
+	Stages    string           `yaml:"stages_image"` // likewise, that of roles whose stages are in Python or SQL: what hearthline render image describes
+	Namespace string           `yaml:"namespace"`    // of Kubernetes; "" is that of whoever applies the manifests
+	Env       map[string]Value `yaml:"env"`          // what the variables of pipeline.yaml are there
+	Data      Data             `yaml:"data"`         // where checkpoints and files are kept
+	Network   Network          `yaml:"network"`      // what may talk to what
+	Monitor   bool             `yaml:"monitoring"`   // render what the Prometheus operator scrapes and alerts by, and a dashboard for Grafana
+	Defaults  Node             `yaml:"defaults"`     // of every node
+	Nodes     map[string]Node  `yaml:"nodes"`        // by the name of a stage or sink, or gateway; over the defaults
 }
 
 // Value is what a variable holds: a text, or where the text is.
@@ -156,6 +157,9 @@ func (s *Settings) Validate() error {
 	var errs []error
 	if s.Image != "" && !imageName.MatchString(s.Image) {
 		errs = append(errs, fmt.Errorf("image %q is no image; write repository:tag or repository@sha256:…", s.Image))
+	}
+	if s.Stages != "" && !imageName.MatchString(s.Stages) {
+		errs = append(errs, fmt.Errorf("stages_image %q is no image; write repository:tag or repository@sha256:…", s.Stages))
 	}
 	if s.Namespace != "" && len(validation.IsDNS1123Label(s.Namespace)) > 0 {
 		errs = append(errs, fmt.Errorf("namespace %q is no name of a namespace", s.Namespace))
@@ -310,9 +314,13 @@ func (n Node) over(d Node) Node {
 	return n
 }
 
-// memoryLimit is 90 % of a quantity in whole MiB: what the Go runtime keeps its heap under, so that it collects
-// before the kernel kills.
-func memoryLimit(memory string) string {
-	q := resource.MustParse(memory)
-	return fmt.Sprintf("%dMiB", int64(math.Floor(float64(q.Value())*0.9/(1<<20))))
+// memoryLimit is 90 % of a role's memory in whole MiB: what the Go runtime keeps its heap under, so that it collects
+// before the kernel kills. Where workers use memory, too, it is half.
+func (r *role) memoryLimit() string {
+	share := 0.9
+	if r.workers {
+		share = 0.5
+	}
+	q := resource.MustParse(r.run.Memory)
+	return fmt.Sprintf("%dMiB", int64(math.Floor(float64(q.Value())*share/(1<<20))))
 }

@@ -51,10 +51,11 @@ type Unit struct {
 type StageNode struct {
 	Stage
 	// New makes an instance with the settings of the file. It has been called once, by lint, and cannot fail.
-	New     func() flow.Stage
-	Outputs map[string]string // output name → stream, resolved; all outputs the stage has; [Drop] = nowhere
-	Dead    string            // stream of its dead letters
-	Canary  *CanaryNode       // the second version that runs in the same task; nil: none
+	New       func() flow.Stage
+	Outputs   map[string]string // output name → stream, resolved; all outputs the stage has; [Drop] = nowhere
+	Dead      string            // stream of its dead letters
+	InWorkers bool              // it runs in processes of its own, for which its role needs a Python
+	Canary    *CanaryNode       // the second version that runs in the same task; nil: none
 }
 
 // SinkNode is a sink with its settings decoded.

@@ -19,6 +19,7 @@ type Spec struct {
 	File       string // as it was named when read; part of every finding
 	Source     []byte // the file as read, nothing expanded: what deploy/ ships
 	Env        []EnvUse
+	Lock       []byte // what stages that run in processes of their own make, for roles that have no Python; deploy/ ships it
 	Name       string // of the pipeline; the prefix of its consumer groups
 	Partitions int    // of every stream; a home's rows stay in one
 	Kafka      Kafka

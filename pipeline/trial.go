@@ -201,6 +201,7 @@ func (p *planner) canary(node *StageNode) {
 	windowed.New = node.Canary.New
 	if _, ok := windowed.New().(flow.InWorkers); ok {
 		p.workers(&windowed)
+		node.InWorkers = true
 	}
 	p.window(&windowed)
 	node.Canary.New = windowed.New

@@ -39,6 +39,7 @@ type Workers struct {
 	Attempts    int           // processes that may die of a batch before it goes to the dead letters
 	MemoryMax   int64         // bytes that a process may use before it is killed and replaced; 0 is no limit
 	FrameMax    int           // bytes of an answer
+	Lock        *Lock         // notes what stages make of no rows; nil: nobody does
 	Logger      *slog.Logger
 	// Terminal gives workers stdin, stdout and stderr of this process, so that the author can look into a stage at work: breakpoint()
 	// stops it there. Otherwise breakpoint() does nothing: one that was forgotten stops no pipeline.

@@ -24,14 +24,16 @@ type Stage struct {
 }
 
 // UnmarshalYAML takes any settings: the stage is asked about them by Check.
-func (s *Stage) UnmarshalYAML(n *yaml.Node) error {
+func (s *Stage) UnmarshalYAML(n *yaml.Node) error { return decodeSettings(n, &s.settings) }
+
+func decodeSettings(n *yaml.Node, into *map[string]any) error {
 	if n.Kind == 0 || n.Tag == "!!null" {
 		return nil
 	}
 	if n.Kind != yaml.MappingNode {
 		return errors.New("want settings by name")
 	}
-	return n.Decode(&s.settings)
+	return n.Decode(into)
 }
 
 // UseWorkers implements flow.InWorkers.
@@ -95,7 +97,19 @@ func (s *Stage) Process(ctx context.Context, in arrow.Record) ([]flow.Output, er
 	if err != nil {
 		return nil, err
 	}
-	return s.made(got, in.NumRows(), print)
+	out, err := s.made(got, in.NumRows(), print)
+	return s.locked(false, in, out, err)
+}
+
+// locked notes what a stage makes of no rows, where that is asked for.
+func (s *Stage) locked(keeps bool, in arrow.Record, out []flow.Output, err error) ([]flow.Output, error) {
+	if lock := s.hosts.workers.Lock; lock != nil && err == nil && in.NumRows() == 0 {
+		if err := lock.note(s, keeps, in.Schema(), out); err != nil {
+			flow.ReleaseOutputs(out)
+			return nil, err
+		}
+	}
+	return out, err
 }
 
 func (s *Stage) keepsNothing(w *worker) error {

@@ -220,7 +220,7 @@ func (s *KeyedStage) Process(ctx context.Context, in arrow.Record) ([]flow.Outpu
 		}
 	}
 	s.progress = nil
-	return p.out, p.bad.Err()
+	return s.locked(true, in, p.out, p.bad.Err())
 }
 
 // progress is how far a batch came that is processed in parts.

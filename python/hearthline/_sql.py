@@ -86,7 +86,8 @@ class Query:
             raise QueryError(message, int(tree.get("position", -1)))
         if len(tree["statements"]) != 1:
             raise QueryError(f"want one query; these are {len(tree['statements'])}")
-        return tree["statements"][0]
+        statement: dict[str, Any] = tree["statements"][0]
+        return statement
 
     def one(self, text: str, argument: str) -> str:
         """The one value of a query of ours."""

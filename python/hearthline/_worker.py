@@ -34,6 +34,8 @@ class _LogLines(logging.Handler):
     """A record is a line that begins with a separator no text has; the runtime gives it its level."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if sys.__stderr__ is None:
+            return
         try:
             said = {"level": record.levelname, "logger": record.name, "message": self.format(record)}
             sys.__stderr__.write("\x1e" + json.dumps(said) + "\n")

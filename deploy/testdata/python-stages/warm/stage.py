@@ -1,0 +1,2 @@
+def process(b):
+    return b
