@@ -27,6 +27,14 @@ type version struct {
 
 func (v version) is(o version) bool { return v.Use == o.Use && maps.Equal(v.Settings, o.Settings) }
 
+// written is how a stage says in pipeline.yaml that it is this version.
+func (v version) written() string {
+	if query, ok := v.Settings["sql"]; ok {
+		return "sql: " + query
+	}
+	return "use: " + v.Use
+}
+
 func versionOf(use string, sql *pipeline.Query, settings *yaml.Node) version {
 	v := version{use, settingsOf(settings)}
 	if sql != nil {
@@ -202,8 +210,8 @@ func mayStart(s *pipeline.StageNode, n *trialNote) (done bool, err error) {
 		return false, fmt.Errorf("stage %s is being promoted to %s (begun at %s): start it with the file that has the %s, and `hearthline promote %s` finishes it",
 			s.Name, n.Second.Use, when, n.Kind, s.Name)
 	case n.First.is(first(s)):
-		return false, fmt.Errorf("stage %s was promoted to %s (at %s), and this pipeline.yaml has the version before: write `use: %s` and its settings; "+
-			"`hearthline drop %s` goes back to it instead", s.Name, n.Second.Use, when, n.Second.Use, s.Name)
+		return false, fmt.Errorf("stage %s was promoted to %s (at %s), and this pipeline.yaml has the version before: write `%s` and its settings; "+
+			"`hearthline drop %s` goes back to it instead", s.Name, n.Second.Use, when, n.Second.written(), s.Name)
 	}
 	return false, nil // another version altogether: a change like any other
 }
