@@ -241,7 +241,7 @@ func (p *planner) stage(ctx context.Context, g *groupFound, st *pipeline.StageNo
 			return err
 		}
 	}
-	if len(c.Says) > 0 {
+	if len(c.Says) > 0 || c.Refused != "" {
 		p.add(c)
 	}
 	return nil

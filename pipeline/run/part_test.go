@@ -309,3 +309,60 @@ func TestAStreamIsNotPartedOtherwise(t *testing.T) {
 		}
 	}
 }
+
+// What has been written by one key is not gone on with by another: the plan says so, and a start does too.
+func TestAChangedKeyIsRefused(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	store, err := blobs.Dir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := streams.New()
+	c.Brokers = []string{broker(t)}
+	client, err := streams.Dial(ctx, c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	by := func(key ...string) *Runner {
+		plan := partPlan(2)
+		plan.Streams["shares"].Key = key
+		plan.Units[0].Stages[0].Keys = map[string][]string{"shares": key}
+		return &Runner{Plan: plan, Client: client, Store: store, Log: slog.New(slog.DiscardHandler), Meter: NewMeter()}
+	}
+	r := by("n")
+	if err := r.Ensure(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b := flow.Batch{Watermark: 1, Record: numbersOf([]int64{1, 2, 3})}
+	b.Lineage = flow.Lineage{Source: flow.Source{Producer: "gateway/0"}, Position: flow.Position{Offset: 1}}
+	if _, err := client.NewProducer().Publish(ctx, "raw", 0, b); err != nil {
+		t.Fatal(err)
+	}
+	running, stop := context.WithCancel(ctx)
+	var wait conc.WaitGroup
+	wait.Go(func() { _ = r.Unit(running, "spread") }) // it ends when it is told to
+	for written := false; !written; time.Sleep(10 * time.Millisecond) {
+		for p := range int32(2) {
+			_, next, err := client.Bounds(ctx, "shares", p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			written = written || next > 0
+		}
+	}
+	stop()
+	wait.Wait()
+	if changes, err := by("n").Changes(ctx, Consent{}); err != nil || slices.ContainsFunc(changes, func(c Change) bool { return c.Refused != "" }) {
+		t.Errorf("the same key: %+v, %v", changes, err)
+	}
+	changes, err := by("time", "n").Changes(ctx, Consent{})
+	if err != nil || !slices.ContainsFunc(changes, func(c Change) bool {
+		return c.What == "stage spread" && c.Refused == "the rows of stream shares were parted by n and would be parted by time, n"
+	}) {
+		t.Errorf("another key: %+v, %v", changes, err)
+	}
+	if err := by("time", "n").Unit(ctx, "spread"); err == nil || ctx.Err() != nil {
+		t.Errorf("started with another key: %v", err)
+	}
+}
