@@ -165,6 +165,10 @@ func (v *trialVerb) rewritten(ctx context.Context, plan *pipeline.Plan, stage st
 
 // write puts the new file in the place of the old, whole or not at all.
 func (v *trialVerb) write(out io.Writer) error {
+	if v.keepFile && v.text == nil {
+		fmt.Fprintf(out, "%s has to be edited by hand: take the key shadow or canary out, and after a promotion put its use, sql and settings in the place of the stage's\n", v.pipeline)
+		return nil
+	}
 	if v.keepFile {
 		fmt.Fprintf(out, "%s is to be:\n%s", v.pipeline, v.text)
 		return nil
