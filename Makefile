@@ -34,9 +34,9 @@ kafka: ## Apache Kafka itself on this machine, for development (ARGS="-brokers 3
 .PHONY: test
 test: tools ## every test, race detector on (RERUN=1: three at most that fail run once more, and are named)
 ifdef RERUN
-	go run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=3 --packages=./... -- -race -timeout 25m
+	go run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=3 --packages=./... -- -race -timeout 40m
 else
-	go test -race -timeout 25m ./...
+	go test -race -timeout 40m ./...
 endif
 	go test -count=1 -run 'TestSimulation|TestASeed' ./pipeline/run # thousands of schedules, for which the race detector is too slow
 
