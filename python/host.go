@@ -29,6 +29,7 @@ type hosts struct {
 	mu       sync.Mutex
 	by       map[string]*host
 	declared map[string]*stateTold // what the stage keeps, by the state of its files
+	told     *stateTold            // what it said last
 	spare    *worker               // one that has said so, and waits for settings
 }
 

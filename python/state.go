@@ -98,15 +98,19 @@ func (a *hosts) keeps() *stateTold {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), a.workers.StartTime)
 	defer cancel()
-	w, err := (&host{hosts: a, print: print, use: flow.Workers{MemoryBytesMax: a.workers.MemoryMax}}).start(ctx, print, true)
+	one := &host{hosts: a, print: print, use: flow.Workers{MemoryBytesMax: a.workers.MemoryMax}}
+	w, err := one.start(ctx, print, true)
+	for attempt := 1; errors.Is(err, errNotUp) && attempt < a.workers.Attempts; attempt++ { // a worker that was killed says nothing of the stage
+		w, err = one.start(ctx, print, true)
+	}
 	if err != nil {
 		a.workers.Logger.Warn("stage: it cannot be asked what it keeps", "stage", a.name, "err", err)
-		return nil
+		return a.told // what it said last: batches wait until it is mended
 	}
 	if a.declared == nil {
 		a.declared = map[string]*stateTold{}
 	}
-	a.declared[print] = w.state
+	a.declared[print], a.told = w.state, w.state
 	a.putSpare(w)
 	return w.state
 }

@@ -239,6 +239,26 @@ func (a *author) until(s *KeyedStage, seen func(string, error) bool) (got string
 	return got, err
 }
 
+// TestAKilledWorkerDoesNotForget: a worker that is killed before it has said what the stage keeps is asked again.
+func TestAKilledWorkerDoesNotForget(t *testing.T) {
+	a := newAuthor(t)
+	s := a.keyed(`
+import os
+mark = os.path.join(os.path.dirname(__file__), "died")
+if not os.path.exists(mark):
+    open(mark, "w").close()
+    os.kill(os.getpid(), 9)
+` + fmt.Sprintf(counting, "", ""))
+	if got, err := a.give(s, 0, "h1"); got != "h1 1" || err != nil {
+		t.Error(got, err)
+	}
+	// Code that cannot be loaded keeps what it kept.
+	a.write("it/stage.py", "def process(b)\n")
+	if _, keeps := s.hosts.stage().(*KeyedStage); !keeps {
+		t.Error("a stage that is saved with an error in it keeps nothing any more")
+	}
+}
+
 // TestTimeWaits: what advance raises puts no rows aside. It waits until the code is mended, and is then said once.
 func TestTimeWaits(t *testing.T) {
 	a := newAuthor(t)

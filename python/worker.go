@@ -37,6 +37,9 @@ type worker struct {
 	used  atomic.Int64 // bytes of memory for which it was killed
 }
 
+// errNotUp says that a worker died before it could work: of the world, or of what the stage does when it is loaded.
+var errNotUp = errors.New("its worker did not come up")
+
 // start makes a worker and waits until it can work. describe has it say what it is, without settings.
 func (h *host) start(ctx context.Context, print string, describe bool) (*worker, error) {
 	w := h.adopt(print)
@@ -52,7 +55,7 @@ func (h *host) start(ctx context.Context, print string, describe bool) (*worker,
 	}
 	w.end()
 	if err != nil {
-		return nil, fmt.Errorf("%s: its worker did not come up: %w", h.name, w.why(err))
+		return nil, fmt.Errorf("%s: %w: %w", h.name, errNotUp, w.why(err))
 	}
 	if failed.Settings {
 		return nil, errors.New(failed.Said)
