@@ -404,7 +404,7 @@ func TestSQLWithoutEnd(t *testing.T) {
 	a := newAuthor(t)
 	a.workers.Timeout, a.workers.Attempts = 3*time.Second, 2
 	s := a.openLine("WITH RECURSIVE counted(n, seven) AS (SELECT 1, max(value) FROM input UNION ALL SELECT 1, seven FROM counted WHERE seven > 6) SELECT count(*) AS n FROM counted", "")
-	if _, err := a.process(s, 8); !errors.Is(err, flow.ErrBad) || !strings.Contains(err.Error(), "did not answer in time") && !strings.Contains(err.Error(), "Memory") {
+	if _, err := a.process(s, 8); !errors.Is(err, flow.ErrBad) || !strings.Contains(err.Error(), "did not answer within 3s") && !strings.Contains(err.Error(), "Memory") {
 		t.Errorf("a query without end: %v", err)
 	}
 	if _, err := a.process(s, 2); err != nil {
