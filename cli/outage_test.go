@@ -232,9 +232,9 @@ func (o *outage) rows(table string) int64 {
 // compare holds everything that is stored against what was acknowledged.
 func (o *outage) compare(want int64) {
 	o.t.Helper()
-	numeric := o.Query("SELECT count() FROM readings WHERE metric NOT IN ('motion', 'contact')")[0]
+	numeric := o.Query("SELECT count() FROM readings WHERE metric NOT IN ('motion', 'contact', 'occupied')")[0]
 	o.Eventually("scores", numeric, func() string {
-		return o.Query("SELECT count() FROM scores WHERE metric NOT IN ('motion', 'contact')")[0]
+		return o.Query("SELECT count() FROM scores WHERE metric NOT IN ('motion', 'contact', 'occupied')")[0]
 	})
 	o.Eventually("rows in Parquet", strconv.FormatInt(want, 10), func() string {
 		n, err := parquet.Count(o.t.Context(), o.ParquetStore(), "readings")

@@ -131,7 +131,7 @@ func TestWillsOutliveARestart(t *testing.T) {
 	n := newNeighbourhood(t)
 	a := n.start("a", nil)
 	start := time.Now()
-	a.connect(5, "anna", "left", leaves("left", 3, 100)).conn.Close()
+	a.connect(5, "anna", "left", leaves("left", 8, 100)).conn.Close()
 	a.wills(1)
 	if err := a.stop(); err != nil {
 		t.Fatal(err)
@@ -139,7 +139,7 @@ func TestWillsOutliveARestart(t *testing.T) {
 	n.all = nil
 	a = n.start("a", nil)
 	watch := a.watch()
-	if m := watch.want(packets.Publish); string(m.Payload) != "left" || time.Since(start) < 3*time.Second {
+	if m := watch.want(packets.Publish); string(m.Payload) != "left" || time.Since(start) < 8*time.Second {
 		t.Errorf("%s after %s", m.Payload, time.Since(start))
 	}
 	a.wills(0)

@@ -133,6 +133,11 @@ func (c *Client) DeleteGroups(ctx context.Context, groups ...string) error {
 // uncommit deletes what a group has committed. The embedded broker keeps this over a crash, and not that a group was deleted:
 // it would come back, and name checkpoints that are gone.
 func (c *Client) uncommit(ctx context.Context, group string) error {
+	// Of streams that its members do not read, offsets are deleted of a group that has members, too.
+	members, err := c.Members(ctx, group)
+	if err != nil || members[group] > 0 {
+		return err // the deletion of the group will say it
+	}
 	committed, err := c.CommittedAll(ctx, group)
 	if err != nil || len(committed) == 0 {
 		return err

@@ -16,7 +16,7 @@ import (
 const (
 	requestBytesMax = 100 << 20 // Kafka's own default (socket.request.max.bytes)
 	requestBytesMin = 8         // key, version and correlation id
-	connectionsMax  = 512
+	connectionsMax  = 2048
 )
 
 // guarded is a listener whose connections carry requests of Kafka's protocol, or end.
