@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"reflect"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -111,24 +110,18 @@ func onlyAtStart(was, now *pipeline.Spec) string {
 		return "name"
 	case was.Partitions != now.Partitions:
 		return "number of partitions"
-	case !reflect.DeepEqual(withoutPlaces(was.Kafka), withoutPlaces(now.Kafka)):
+	case !was.Kafka.Same(now.Kafka):
 		return "kafka"
 	case was.Durability != now.Durability:
 		return "durability"
-	case was.CheckpointStore.To != now.CheckpointStore.To || !reflect.DeepEqual(was.CheckpointStore.S3, now.CheckpointStore.S3):
+	case was.CheckpointStore.To != now.CheckpointStore.To || was.CheckpointStore.S3 != now.CheckpointStore.S3:
 		return "checkpoint store"
 	case was.Gateway.To != now.Gateway.To || was.Gateway.Commands != now.Gateway.Commands || textOf(was.Gateway.Settings) != textOf(now.Gateway.Settings):
 		return "gateway"
-	case was.Console.Listen != now.Console.Listen:
-		return "console address"
+	case !was.Console.Same(now.Console): // who may see it is looked at before anything listens
+		return "console"
 	}
 	return ""
-}
-
-// withoutPlaces is the section without where it stands in the file.
-func withoutPlaces(k pipeline.Kafka) pipeline.Kafka {
-	return pipeline.Kafka{Brokers: k.Brokers, Listen: k.Listen, Compression: k.Compression, Retention: k.Retention, Replication: k.Replication,
-		SessionTimeout: k.SessionTimeout, RequestTimeout: k.RequestTimeout, TLS: k.TLS, SASL: k.SASL}
 }
 
 // textOf is a node of YAML as text, without comments.

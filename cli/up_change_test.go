@@ -50,6 +50,7 @@ func TestUpFollowsItsFile(t *testing.T) {
 	saved(added, goesOn)
 	saved(edit(t, added, "    from: scores\n    to: hot", "    from: scoers\n    to: hot"), "does not fit together")
 	saved(edit(t, added, "linger: 25ms", "linger: 30ms"), "another gateway, which takes effect at the next start")
+	saved(edit(t, added, "token_env: HEARTHLINE_CONSOLE_TOKEN", "insecure: true"), "another console, which takes effect at the next start")
 	saved(edit(t, added, "windows: [1m, 5m/1m]", "windows: [1m, 10m]"), "what runs goes on as it was, since stage features")
 	saved(edit(t, added, "    to: hot", "    to: hot\n    settings: {clear: 2}"), goesOn)
 	res, err := http.Get("http://" + i.Console + "/api/graph")

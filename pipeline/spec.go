@@ -3,6 +3,7 @@ package pipeline
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -83,6 +84,12 @@ type Kafka struct {
 	at places
 }
 
+// Same says whether both name the same Kafka, reached in the same way, wherever they stand in their files.
+func (k Kafka) Same(o Kafka) bool {
+	k.Pos, k.at, o.Pos, o.at = Pos{}, nil, Pos{}, nil
+	return reflect.DeepEqual(k, o)
+}
+
 // At is where a key of the section stands, or the section itself.
 func (k *Kafka) At(key string) Pos { return k.at.of(key) }
 
@@ -103,6 +110,12 @@ type Console struct {
 	TokenFile string // or the file
 	Insecure  bool   // no token, although others reach it
 	Pos       Pos
+}
+
+// Same says whether both are seen at the same address by the same people, wherever they stand in their files.
+func (c Console) Same(o Console) bool {
+	c.Pos, o.Pos = Pos{}, Pos{}
+	return c == o
 }
 
 // Stage is one use of a stage of the catalogue.

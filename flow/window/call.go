@@ -91,7 +91,7 @@ func (s *Stage) sweep(ctx context.Context) {
 	}
 	s.dropped = s.dropped[:0]
 	s.store.Sweep(columns.Allocator(ctx), func(yield func(*columns.Ref) bool) {
-		for k := s.keys.oldest; k != nil; k = k.newer {
+		for k := range s.keys.byAge {
 			for i := range k.rows {
 				if !yield(&k.rows[i].ref) {
 					return

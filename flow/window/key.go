@@ -1,6 +1,7 @@
 package window
 
 import (
+	"container/list"
 	"math"
 	"slices"
 
@@ -24,7 +25,7 @@ type key struct {
 	rows     []row       // that an open window may need, by time, then by arrival
 	bytes    int64       // of rows
 
-	older, newer *key // by the last row
+	at *list.Element // in kept.order
 }
 
 // row is one row that is kept.
@@ -52,47 +53,34 @@ func (k *key) add(r row) {
 
 // kept is the keys of a partition by their last row, bounded in number and age.
 type kept struct {
-	byName         map[string]*key
-	oldest, newest *key
-	clock          flow.Micros
-	queue          deadline.Queue[*key]
+	byName map[string]*key
+	order  *list.List // of keys, by their last row
+	clock  flow.Micros
+	queue  deadline.Queue[*key]
 }
 
-func newKept() kept { return kept{byName: map[string]*key{}, clock: never} }
+func newKept() kept { return kept{byName: map[string]*key{}, order: list.New(), clock: never} }
 
-func (t *kept) link(k *key) {
-	k.older, k.newer = t.newest, nil
-	if t.newest != nil {
-		t.newest.newer = k
-	} else {
-		t.oldest = k
+func (t *kept) add(k *key) { t.byName[k.name], k.at = k, t.order.PushBack(k) }
+
+func (t *kept) touch(k *key) { t.order.MoveToBack(k.at) }
+
+// oldest is the key that has been silent for longest; nil when there is none.
+func (t *kept) oldest() *key {
+	if at := t.order.Front(); at != nil {
+		return at.Value.(*key)
 	}
-	t.newest = k
+	return nil
 }
 
-func (t *kept) unlink(k *key) {
-	if k.older != nil {
-		k.older.newer = k.newer
-	} else {
-		t.oldest = k.newer
-	}
-	if k.newer != nil {
-		k.newer.older = k.older
-	} else {
-		t.newest = k.older
-	}
-	k.older, k.newer = nil, nil
-}
-
-func (t *kept) touch(k *key) {
-	if t.newest != k {
-		t.unlink(k)
-		t.link(k)
+// byAge gives the keys, the oldest first.
+func (t *kept) byAge(yield func(*key) bool) {
+	for at := t.order.Front(); at != nil && yield(at.Value.(*key)); at = at.Next() {
 	}
 }
 
 func (t *kept) forget(k *key) {
-	t.unlink(k)
+	t.order.Remove(k.at)
 	delete(t.byName, k.name)
 }
 

@@ -294,9 +294,9 @@ func (s *Stage) full(k *key, size int64) string {
 func (s *Stage) pass(received flow.Micros) {
 	t := &s.keys
 	t.clock = max(t.clock, received)
-	for t.oldest != nil && t.clock.Sub(t.oldest.received) > Forget {
+	for k := t.oldest(); k != nil && t.clock.Sub(k.received) > Forget; k = t.oldest() {
 		s.counts.expired.Add(1)
-		s.forget(t.oldest)
+		s.forget(k)
 	}
 }
 
@@ -308,11 +308,10 @@ func (s *Stage) keyOf(name []byte) *key {
 	}
 	for len(t.byName) >= KeysMax {
 		s.counts.crowded.Add(1)
-		s.forget(t.oldest)
+		s.forget(t.oldest())
 	}
 	k := newKey(string(name))
-	t.byName[k.name] = k
-	t.link(k)
+	t.add(k)
 	return k
 }
 

@@ -27,7 +27,7 @@ func (s *Stage) Snapshot(w io.Writer) error {
 	out.Int(int64(s.keys.clock))
 	out.Uint(uint64(len(s.keys.byName)))
 	var refs []columns.Ref
-	for k := s.keys.oldest; k != nil; k = k.newer {
+	for k := range s.keys.byAge {
 		out.String(k.name)
 		out.Int(int64(k.latest))
 		out.Int(int64(k.received))
@@ -71,8 +71,7 @@ func (s *Stage) Restore(r io.Reader) error {
 		if in.Err() != nil {
 			break
 		}
-		t.byName[k.name] = k
-		t.link(k)
+		t.add(k)
 	}
 	saved := rowstore.Read(in)
 	var innerState []byte
@@ -105,7 +104,7 @@ func (s *Stage) load(t kept, rows map[*key]int, saved rowstore.Saved) error {
 	var chunk int32 = -1
 	var times []arrow.Timestamp
 	var sizes []int64
-	for k := s.keys.oldest; k != nil; k = k.newer {
+	for k := range s.keys.byAge {
 		if rows[k] > len(refs) {
 			return errors.New("there are fewer rows than the keys have")
 		}

@@ -12,6 +12,7 @@ package join
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -45,8 +46,7 @@ type Stage struct {
 	sides   [2]side
 	out     *arrow.Schema
 	keys    map[string]*key
-	oldest  *key // by the last row
-	newest  *key
+	order   *list.List // of keys, by their last row
 	queue   deadline.Queue[*key]
 	bytes   int64
 	scratch []byte
@@ -66,9 +66,9 @@ type side struct {
 type key struct {
 	deadline.Deadline // when the first of its rows has been kept long enough
 
-	name         string
-	rows         [2][]row // by side, in the order of arrival
-	older, newer *key
+	name string
+	rows [2][]row // by side, in the order of arrival
+	at   *list.Element
 }
 
 // row is one row that is kept.
@@ -96,7 +96,7 @@ var inputs = []string{"left", "right"}
 
 // New gives the stage with its defaults.
 func New() *Stage {
-	return &Stage{On: []string{flow.ColHome, flow.ColDevice}, Within: 5 * time.Minute, Lateness: 30 * time.Second, Kind: "inner", Prefix: "right_", RowsPerKey: 1000, keys: map[string]*key{}}
+	return &Stage{On: []string{flow.ColHome, flow.ColDevice}, Within: 5 * time.Minute, Lateness: 30 * time.Second, Kind: "inner", Prefix: "right_", RowsPerKey: 1000, keys: map[string]*key{}, order: list.New()}
 }
 
 // InputNames implements flow.Inputs.

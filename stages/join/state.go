@@ -20,41 +20,25 @@ func (s *Stage) keyOf(name []byte) *key {
 	k := s.keys[string(name)]
 	if k == nil {
 		k = &key{Deadline: deadline.New(), name: string(name)}
-		s.keys[k.name] = k
-	} else if k == s.newest {
-		return k
-	} else {
-		s.unlink(k)
+		s.keys[k.name], k.at = k, s.order.PushBack(k)
 	}
-	s.link(k)
+	s.order.MoveToBack(k.at)
 	return k
 }
 
-func (s *Stage) link(k *key) {
-	if k.older = s.newest; k.older != nil {
-		k.older.newer = k
-	} else {
-		s.oldest = k
+// byAge gives the keys, the one whose last row came first at first. The one in hand may be forgotten.
+func (s *Stage) byAge(yield func(*key) bool) {
+	for at := s.order.Front(); at != nil; {
+		next := at.Next()
+		if !yield(at.Value.(*key)) {
+			return
+		}
+		at = next
 	}
-	s.newest = k
-}
-
-func (s *Stage) unlink(k *key) {
-	if k.older != nil {
-		k.older.newer = k.newer
-	} else {
-		s.oldest = k.newer
-	}
-	if k.newer != nil {
-		k.newer.older = k.older
-	} else {
-		s.newest = k.older
-	}
-	k.older, k.newer = nil, nil
 }
 
 func (s *Stage) forget(k *key) {
-	s.unlink(k)
+	s.order.Remove(k.at)
 	delete(s.keys, k.name)
 }
 
@@ -86,7 +70,7 @@ func (s *Stage) sweep(ctx context.Context) {
 		}
 		side.dropped = side.dropped[:0]
 		side.store.Sweep(columns.Allocator(ctx), func(yield func(*columns.Ref) bool) {
-			for k := s.oldest; k != nil; k = k.newer {
+			for k := range s.byAge {
 				for i := range k.rows[at] {
 					if !yield(&k.rows[at][i].ref) {
 						return
@@ -111,7 +95,7 @@ func (s *Stage) Snapshot(w io.Writer) error {
 	}
 	out.Uint(uint64(len(s.keys)))
 	var refs [2][]columns.Ref
-	for k := s.oldest; k != nil; k = k.newer {
+	for k := range s.byAge {
 		out.String(k.name)
 		for at := range k.rows {
 			out.Uint(uint64(len(k.rows[at])))
@@ -169,7 +153,7 @@ func (s *Stage) Restore(r io.Reader) error {
 
 // load takes over what fresh has been told, with the rows.
 func (s *Stage) load(fresh *Stage, saved [2]rowstore.Saved) error {
-	s.keys, s.oldest, s.newest, s.queue, s.bytes, s.out = fresh.keys, fresh.oldest, fresh.newest, deadline.Queue[*key]{}, 0, nil
+	s.keys, s.order, s.queue, s.bytes, s.out = fresh.keys, fresh.order, deadline.Queue[*key]{}, 0, nil
 	for at := range s.sides {
 		s.sides[at].store.Release()
 		s.sides[at] = side{}
@@ -177,7 +161,7 @@ func (s *Stage) load(fresh *Stage, saved [2]rowstore.Saved) error {
 		if err != nil {
 			return fmt.Errorf("join: %w", err)
 		}
-		for k := s.oldest; k != nil; k = k.newer {
+		for k := range s.byAge {
 			if len(refs) < len(k.rows[at]) {
 				return errors.New("join: the snapshot has fewer rows than its keys have")
 			}
@@ -191,10 +175,8 @@ func (s *Stage) load(fresh *Stage, saved [2]rowstore.Saved) error {
 			return fmt.Errorf("join: %d rows of the snapshot are nobody's", len(refs))
 		}
 	}
-	for k := s.oldest; k != nil; {
-		next := k.newer // a key without rows is forgotten
-		s.schedule(k)
-		k = next
+	for k := range s.byAge {
+		s.schedule(k) // without rows it is forgotten
 	}
 	s.counts.keys.Store(int64(len(s.keys)))
 	s.counts.rows.Store(int64(s.sides[left].store.Len() + s.sides[right].store.Len()))
