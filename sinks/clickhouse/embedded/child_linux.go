@@ -1,6 +1,12 @@
 package embedded
 
-import "syscall"
+import (
+	"errors"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
 
 // dieWithParent has the kernel kill a process when the thread that started it ends.
 func dieWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
@@ -12,4 +18,25 @@ func diskSize(dir string) uint64 {
 		return 0
 	}
 	return fs.Blocks * uint64(fs.Bsize) // #nosec G115 -- the size of a block is positive
+}
+
+// synchronous is FS_SYNC_FL of linux/fs.h, the S of chattr: a write returns when it is on the disk. What is made in a
+// directory that has it has it too.
+const synchronous = 0x8
+
+// markSynchronous has a file or a directory written through from now on, and syncs what it holds.
+func markSynchronous(path string) error {
+	f, err := os.Open(path) // #nosec G304 -- a file of the engine's own data
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|synchronous))
+	}
+	if err != nil {
+		return os.NewSyscallError("ioctl", err)
+	}
+	return errors.Join(f.Sync(), f.Close())
 }

@@ -2,10 +2,16 @@
 
 package embedded
 
-import "syscall"
+import (
+	"errors"
+	"syscall"
+)
 
 // dieWithParent is what only Linux knows; elsewhere the server outlives a wrapper that is killed by force.
 func dieWithParent() *syscall.SysProcAttr { return nil }
 
 // diskSize is the size in bytes of the file system that a folder is on; 0: it is not asked here.
 func diskSize(string) uint64 { return 0 }
+
+// markSynchronous is done by a flag of files that only Linux knows.
+func markSynchronous(string) error { return errors.ErrUnsupported }

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+	"github.com/sourcegraph/conc"
 )
 
 // Server is a ClickHouse server in a child process. Its data, configuration and secrets are in Dir.
@@ -138,6 +139,11 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	ends.Engine = eng.path
+	ctx, cancel := context.WithCancel(ctx)
+	var wg conc.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { s.keepThrough(ctx) })
 	return s.supervise(ctx, eng, ends)
 }
 

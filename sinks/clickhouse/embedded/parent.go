@@ -45,6 +45,9 @@ func (s *Server) engine(ctx context.Context) (engine, error) {
 func (s *Server) supervise(ctx context.Context, eng engine, ends Endpoints) error {
 	var falls []time.Time
 	for {
+		if err := s.mendInsertLogs(); err != nil {
+			return err
+		}
 		served, err := s.runChild(ctx, eng, ends)
 		if err == nil || !served {
 			return err
