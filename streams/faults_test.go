@@ -3,6 +3,7 @@ package streams_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -92,6 +93,35 @@ func TestOnceUnderFaults(t *testing.T) {
 	}
 	if s.NewIDs > 0 {
 		t.Errorf("%d times the broker lost track of the producer", s.NewIDs)
+	}
+}
+
+// TestABrokerThatLags: a stream that was written, and that a broker does not know yet, is waited for; of one that nobody has written
+// the same answer is believed, and is the only one that is asked for.
+func TestABrokerThatLags(t *testing.T) {
+	cluster, addrs := startCluster(t, 1)
+	c := streamstest.Cluster{Brokers: addrs}.Dial(t)
+	written, other := streamstest.Stream(t, c, 1), streamstest.Stream(t, c, 1)
+	streamstest.Publish(t, c.NewProducer(), written, 0, 1, 0)
+	lag := func(stream string) {
+		cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: stream, Err: kerr.UnknownTopicOrPartition, Count: 3, When: func(r kmsg.Request) bool {
+			return len(r.(*kmsg.MetadataRequest).Topics) == 2 // not the client's look at the whole cluster
+		}})
+	}
+	for _, one := range []struct {
+		lags string
+		want []string
+		asks int64
+	}{{written, []string{written, other}, 4}, {other, []string{written}, 1}} {
+		lag(one.lags)
+		before := c.Stats().Metadata
+		got, err := c.Extents(streamstest.Context(t), []string{written}, []string{other})
+		if names := slices.Collect(maps.Keys(got)); err != nil || len(names) != len(one.want) || got[written].Next[0] != 1 {
+			t.Errorf("with a broker that does not know %s: %v, %v; want %v", one.lags, got, err, one.want)
+		}
+		if asked := c.Stats().Metadata - before; asked != one.asks {
+			t.Errorf("asked %d times while a broker did not know %s; want %d", asked, one.lags, one.asks)
+		}
 	}
 }
 

@@ -214,20 +214,38 @@ func (c *Client) Info(ctx context.Context, stream string) (Info, error) {
 	return infos[stream], err
 }
 
-// infos describes streams. One that was just made is not known to every broker at once: it is said to be missing when
-// it has been for a while.
+// infos describes streams, all of which are to exist.
 func (c *Client) infos(ctx context.Context, names []string) (map[string]Info, error) {
-	infos := make(map[string]Info, len(names))
+	infos, err := c.describe(ctx, names, nil)
+	if err != nil {
+		return infos, err
+	}
+	for _, name := range names {
+		if _, found := infos[name]; !found {
+			return infos, fmt.Errorf("describe streams: %w", noStream(name))
+		}
+	}
+	return infos, nil
+}
+
+// describe asks about streams by one request and gives those that exist. A stream that was just made is not known to every broker
+// at once: one of awaited is said to be missing when it has been for a while. One of others is when the broker that says so
+// knows all of awaited, and so does not lag behind what is known to exist.
+func (c *Client) describe(ctx context.Context, awaited, others []string) (infos map[string]Info, err error) {
+	names := slices.Concat(awaited, others)
 	begun := time.Now()
-	err := c.retry(ctx, "describe streams", func(ctx context.Context) error {
+	err = c.retry(ctx, "describe streams", func(ctx context.Context) error {
+		infos = make(map[string]Info, len(names))
 		known, err := c.metadata(ctx, names)
 		if err != nil {
 			return err
 		}
-		for _, name := range names {
-			switch t := known[name]; {
-			case t.code == kafka.UnknownTopicOrPartition && time.Since(begun) > missingMax:
-				return noStream(name)
+		for i, name := range names {
+			t, told := known[name]
+			switch {
+			case !told:
+				return fmt.Errorf("stream %s: the broker left it out of its answer", name)
+			case t.code == kafka.UnknownTopicOrPartition && (i >= len(awaited) || time.Since(begun) > missingMax):
 			case t.code != 0:
 				return fmt.Errorf("stream %s: %w", name, t.code)
 			default:
@@ -255,6 +273,47 @@ func (c *Client) Bounds(ctx context.Context, stream string, partition int32) (fi
 		return 0, 0, err
 	}
 	return lo[at], hi[at], nil
+}
+
+// Extent is a stream and what it holds.
+type Extent struct {
+	Info
+	First []int64 // by partition: the first offset that is kept
+	Next  []int64 // and the next that will be written
+}
+
+// Extents describes those of some streams that exist, by a few requests for all of them. Written are streams that somebody is known to
+// have written, or to have committed offsets of: one that a broker does not know is waited for, as [Client.Info] does, before it
+// is taken for missing. The others are taken for missing at once by a broker that knows all of those.
+func (c *Client) Extents(ctx context.Context, written, others []string) (map[string]Extent, error) {
+	infos, err := c.describe(ctx, written, others)
+	if err != nil {
+		return nil, err
+	}
+	var places []place
+	for stream, info := range infos {
+		for p := range info.Partitions {
+			places = append(places, place{stream, int32(p)})
+		}
+	}
+	first, err := c.offsets(ctx, timeEarliest, places)
+	if err != nil {
+		return nil, err
+	}
+	next, err := c.offsets(ctx, timeLatest, places)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]Extent, len(infos))
+	for stream, info := range infos {
+		e := Extent{Info: info, First: make([]int64, info.Partitions), Next: make([]int64, info.Partitions)}
+		for p := range e.Next {
+			at := place{stream, int32(p)}
+			e.First[p], e.Next[p] = first[at], next[at]
+		}
+		all[stream] = e
+	}
+	return all, nil
 }
 
 // Ends gives, for each stream and partition, the next offset that will be written.

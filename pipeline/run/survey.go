@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -110,63 +109,38 @@ func (r *Runner) readsForSource(group string) bool {
 
 // readStreams looks at every stream that is planned, was written, or is committed for.
 func (s *survey) readStreams(ctx context.Context) error {
-	names := map[string]bool{}
-	for name, st := range s.r.Plan.Streams {
-		// An edge inside of a unit may have been on Kafka before.
-		names[name] = st.OnKafka() || name != pipeline.Drop
+	// Those that a node which ran wrote to Kafka, or has taken from there; and those that may be there, too: an edge inside of a
+	// unit may have been on Kafka before, and what is new in the plan may be older than it.
+	written, others := map[string]bool{}, map[string]bool{}
+	for name := range s.r.Plan.Streams {
+		others[name] = true
 	}
 	for _, n := range s.notes {
+		for stream := range n.Schemas {
+			written[stream] = true
+		}
 		for _, node := range n.Nodes {
-			names[node.Dead] = true
+			written[node.Dead] = true
 			for _, stream := range node.To {
-				names[stream] = true
+				others[stream] = true
 			}
 		}
 	}
 	for _, g := range s.groups {
 		for stream := range g.committed {
-			names[stream] = true
+			written[stream] = true
 		}
 	}
-	delete(names, pipeline.Drop)
-	var mu sync.Mutex
-	all := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError().WithMaxGoroutines(looksMax)
-	for name := range names {
-		all.Go(func(ctx context.Context) error {
-			found, err := s.look(ctx, name)
-			if err == nil && found != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				s.streams[name] = found
-			}
-			return err
-		})
+	maps.DeleteFunc(others, func(name string, _ bool) bool { return name == pipeline.Drop || written[name] })
+	found, err := s.r.Client.Extents(ctx, slices.Collect(maps.Keys(written)), slices.Collect(maps.Keys(others)))
+	for name, e := range found {
+		s.streams[name] = &streamFound{id: e.ID, first: e.First, next: e.Next}
 	}
-	return all.Wait()
+	return err
 }
 
-// looksMax is how many streams, or groups, are looked at at once.
+// looksMax is how many groups are looked at at once.
 const looksMax = 8
-
-// look is a stream as it stands; nil when there is none.
-func (s *survey) look(ctx context.Context, name string) (*streamFound, error) {
-	info, err := s.r.Client.Info(ctx, name)
-	if errors.Is(err, streams.ErrNoStream) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	found := &streamFound{id: info.ID}
-	for p := range int32(info.Partitions) {
-		first, next, err := s.r.Client.Bounds(ctx, name, p)
-		if err != nil {
-			return nil, err
-		}
-		found.first, found.next = append(found.first, first), append(found.next, next)
-	}
-	return found, nil
-}
 
 // node gives what is noted of a stage or sink.
 func (s *survey) node(g *groupFound, id string) *NodeNote {

@@ -16,6 +16,7 @@ import (
 func Upkeep(t *testing.T, cl Cluster) {
 	t.Run("notes: the last of a key stands", func(t *testing.T) { notes(t, cl) })
 	t.Run("groups are seen, set and deleted from outside", func(t *testing.T) { groupsFromOutside(t, cl) })
+	t.Run("what streams hold is told by one question", func(t *testing.T) { extents(t, cl) })
 	t.Run("streams are deleted", func(t *testing.T) { streamsDeleted(t, cl) })
 }
 
@@ -121,6 +122,28 @@ func groupsFromOutside(t *testing.T, cl Cluster) {
 		}
 	}
 	see(map[string]map[int32]streams.Committed{})
+}
+
+func extents(t *testing.T, cl Cluster) {
+	c, ctx := cl.Dial(t), Context(t)
+	a, b, missing := Stream(t, c, 2), Stream(t, c, 1), Name("stream")
+	Publish(t, c.NewProducer(), a, 1, 1, 0, 1, 2)
+	info, err := c.Info(ctx, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Extents(ctx, []string{a, b}, []string{missing})
+	want := streams.Extent{Info: info, First: []int64{0, 0}, Next: []int64{0, 3}}
+	if d := cmp.Diff(want, got[a]); err != nil || d != "" || len(got) != 2 || !slices.Equal(got[b].Next, []int64{0}) {
+		t.Errorf("%v, %v\n%s", got, err, d)
+	}
+	before := c.Stats().Metadata
+	if got, err := c.Extents(ctx, nil, []string{missing}); err != nil || len(got) != 0 {
+		t.Errorf("of a stream that is not there: %v, %v", got, err)
+	}
+	if asked := c.Stats().Metadata - before; asked != 1 {
+		t.Errorf("asked %d times about a stream that nobody has written", asked)
+	}
 }
 
 func streamsDeleted(t *testing.T, cl Cluster) {
