@@ -15,6 +15,8 @@ import (
 // Memory is a file system of its own, in memory, that can be filled up.
 type Memory struct {
 	Dir string
+	// Gently is how many bytes, the last that are free, are filled at gentleRate; 0: all as fast as it goes.
+	Gently int64
 
 	t       testing.TB
 	ballast string
@@ -41,8 +43,10 @@ func NewMemory(t testing.TB, dir string, megabytes int) *Memory {
 	return &Memory{Dir: dir, t: t, ballast: filepath.Join(dir, "ballast")}
 }
 
-// fillStep is what is written to it at a time, in bytes.
-const fillStep = 16 << 10
+const (
+	fillStep   = 16 << 10 // bytes that are written to it at a time
+	gentleRate = 50 << 20 // bytes a second
+)
 
 // Fill leaves no room on it.
 func (d *Memory) Fill() {
@@ -62,6 +66,9 @@ func (d *Memory) fill(lasts time.Duration) error {
 	block := make([]byte, fillStep)
 	for begun := time.Now(); ; {
 		if _, err := f.Write(block); err == nil {
+			if d.Gently > 0 && d.free() < d.Gently {
+				time.Sleep(time.Second * fillStep / gentleRate)
+			}
 			continue
 		}
 		if time.Since(begun) >= lasts {
@@ -69,6 +76,15 @@ func (d *Memory) fill(lasts time.Duration) error {
 		}
 		time.Sleep(5 * time.Millisecond) // until others have freed something
 	}
+}
+
+// free is how many bytes can be written to it.
+func (d *Memory) free() int64 {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(d.Dir, &fs); err != nil {
+		return 0
+	}
+	return int64(fs.Bavail) * fs.Bsize // #nosec G115 -- a disk of a few megabytes
 }
 
 // Free makes room again.
