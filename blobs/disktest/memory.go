@@ -56,6 +56,21 @@ func (d *Memory) Fill() {
 	}
 }
 
+// FillBut leaves room for so many bytes on it.
+func (d *Memory) FillBut(bytes int64) {
+	d.t.Helper()
+	f, err := os.Create(d.ballast)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer f.Close()
+	for block := make([]byte, fillStep); d.free() > bytes; {
+		if _, err := f.Write(block); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+}
+
 // fill writes until there is no room, and then takes what is freed, for so long.
 func (d *Memory) fill(lasts time.Duration) error {
 	f, err := os.Create(d.ballast)

@@ -31,6 +31,11 @@ func TestFullDisk(t *testing.T) {
 	}
 	must("CREATE DATABASE d")
 	must("CREATE TABLE d.t (time DateTime64(6), k String, a UInt64, b Float64, c Float64, d Float64) ENGINE = MergeTree ORDER BY (k, time)")
+	disk.FillBut(48 << 20)
+	if code, body := ask(t, ends.HTTP, ends.Admin, "INSERT INTO d.t SELECT now64(6), 'x', 0, 0, 0, 0"); code == 200 || !strings.Contains(body, "Code: 243.") {
+		t.Errorf("an insert with 48 MiB left: %d %s; want NOT_ENOUGH_SPACE (243)", code, body)
+	}
+	disk.Free()
 	enough := disk.FillAgain(400*time.Millisecond, 700*time.Millisecond)
 	rows, refused := 0, map[string]int{}
 	for begun := time.Now(); time.Since(begun) < 20*time.Second; {
