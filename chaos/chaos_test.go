@@ -40,6 +40,7 @@ func TestChaos(t *testing.T) {
 		}
 		fmt.Println("NOT TESTED: full disks, which need root to mount disks of their own")
 	}
+	needPython(t)
 	begun, clean, longest := time.Now(), 0, 0
 	var failed []uint64
 	for i := range *countFlag {
@@ -104,7 +105,7 @@ func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fau
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, binary: path, begun: time.Now(), disks: map[string]string{}, homes: hubs(dice), keepClock: dice.IntN(2) == 0, static: dice.IntN(2) == 0}
+	w := &world{t: t, binary: path, begun: time.Now(), disks: map[string]string{}, homes: hubs(dice), keepClock: dice.IntN(2) == 0, static: dice.IntN(2) == 0, inSQL: dice.IntN(2) == 0}
 	if w.dir, err = os.MkdirTemp("", fmt.Sprintf("hearthline-chaos-%d-", seed)); err != nil {
 		t.Fatal(err)
 	}
@@ -113,8 +114,8 @@ func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fau
 		t.Fatal(err)
 	}
 	o := &outcome{}
-	w.logf("seed %d, broker %s, %d faults, %d homes, hub faults %v, gateways keep their clock: %v, lasting names: %v",
-		seed, kind, len(faults), w.homes.Homes, w.homes.Faults, w.keepClock, w.static)
+	w.logf("seed %d, broker %s, %d faults, %d homes, hub faults %v, gateways keep their clock: %v, lasting names: %v, in SQL: %v",
+		seed, kind, len(faults), w.homes.Homes, w.homes.Faults, w.keepClock, w.static, w.inSQL)
 	for _, f := range faults {
 		w.logf("  %v", f)
 	}
@@ -130,8 +131,8 @@ func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fau
 	if err != nil {
 		o.wrongf("%v", err)
 	}
-	fmt.Printf("seed %d: %s, %d faults (%s), %d lives, %d acknowledged, %d rows, %d windows, %d alerts, %d dead letters (%d for acknowledged rows), %d MB, %v%s\n",
-		seed, kind, len(faults), kinds(faults), o.lives, o.acknowledged, o.rows, o.windows, o.alerts, o.dead, o.excused, o.peakMB,
+	fmt.Printf("seed %d: %s, %d faults (%s), %d lives, %d acknowledged, %d rows, %d windows, %d %s over all homes (%d late), %d alerts, %d dead letters (%d for acknowledged rows), %d MB, %v%s\n",
+		seed, kind, len(faults), kinds(faults), o.lives, o.acknowledged, o.rows, o.windows, o.everywhere, map[bool]string{true: "windows", false: "numbers"}[w.inSQL], o.overdue, o.alerts, o.dead, o.excused, o.peakMB,
 		time.Since(w.begun).Round(100*time.Millisecond), verdict(o))
 	for _, wrong := range o.wrong {
 		w.logf("WRONG: %s", wrong)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,8 @@ type outcome struct {
 	acknowledged int64
 	excused      int // acknowledged readings that are dead letters and not readings
 	windows      int
+	everywhere   int // windows, or numbers, over all homes
+	overdue      int // rows that were late for these
 	alerts       int
 	rows         int // of all streams
 	dead         int
@@ -47,6 +50,13 @@ func (w *world) check(ctx context.Context, o *outcome) error {
 	want, err := w.undisturbed(ctx, c)
 	if err != nil {
 		return fmt.Errorf("undisturbed run: %w", err)
+	}
+	if w.inSQL {
+		again, err := w.asItStands(ctx, c)
+		if err != nil {
+			return fmt.Errorf("%s as it stands: %w", byMetric, err)
+		}
+		maps.Copy(want, again)
 	}
 	store, err := blobs.Dir(filepath.Join(w.data, "parquet"))
 	if err != nil {
@@ -76,6 +86,10 @@ func (w *world) check(ctx context.Context, o *outcome) error {
 			readings = table
 		case stream == "alerts":
 			w.checkAlerts(o, table)
+		case stream == everywhere:
+			o.everywhere = table.total()
+		case stream == "overdue":
+			o.overdue = table.total()
 		case stream == "features":
 			o.windows = table.total()
 		case strings.HasSuffix(stream, ".dead"):

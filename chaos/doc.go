@@ -14,6 +14,10 @@
 //     sequence, and nothing else is.
 //   - The gateways' stream, as it stands in Kafka, is played message for message through the same pipeline.yaml on a broker
 //     that nothing disturbs. Readings, windows, late rows, scores, alerts and dead letters are the same rows, bit for bit.
+//   - To the product's pipeline each run adds readings parted anew, by metric, and a stage that remembers behind them: by seed
+//     windows over all homes in SQL, or numbers in Python. The parted rows and the numbers are those of the undisturbed run. In
+//     which order the rows of several tasks come together in a partition is chance, and windows call rows late by it: they are
+//     held to a replay of the parted stream as it stands.
 //   - Every alert was posted; a receiver that drops the ids it has seen has it once, the same as ClickHouse.
 //   - Every process ends with 0 when it is told to, takes no more memory than memoryMax, and does not flood its log;
 //     nothing half written can be seen beside the Parquet files.
@@ -27,6 +31,8 @@
 //
 // A seed fixes what is done and when, not how the machine schedules it: a failing seed fails again often, not always.
 // What a failing one leaves (data, logs, the list of faults) stays in the folder that it prints.
+//
+// Stages in SQL and Python need python3; the first run makes their environment. Without it nothing is run.
 //
 // Clocks are stepped, and bugs planted (TestPlantedBugsAreFound, which shows that the harness can fail), by building the binary
 // with other versions of a few source lines laid over the product's (go build -overlay): the product has no seam for them.

@@ -27,6 +27,11 @@ var bugs = []bug{
 		victims: []string{"normalize", "score", "features"}, kind: "kill",
 	},
 	{
+		name: "what-comes-by-another-key-is-taken-again", says: everywhere + ": ",
+		changes: []change{{"pipeline/run/marks.go", "} else if !b.Lineage.Position.After(k.Position) {", "} else if !b.Lineage.Position.After(k.Position) && m.awaited == nil {"}},
+		victims: []string{regroup}, kind: "kill",
+	},
+	{
 		name: "acknowledged-before-it-is-kept", says: "lost",
 		changes: []change{{"ingest/gather.go", "\tif to != nil {\n\t\tg.waiters = append(g.waiters, waiting{to: to, token: token, since: now})\n\t}",
 			"\tif to != nil && to.durable(token) {\n\t\tto.settle()\n\t}"}},
@@ -53,6 +58,7 @@ var bugs = []bug{
 const triesMax = 5
 
 func TestPlantedBugsAreFound(t *testing.T) {
+	needPython(t)
 	for _, b := range bugs {
 		t.Run(b.name, func(t *testing.T) {
 			for try := range uint64(triesMax) {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"hearthline/ingest"
 	"hearthline/pipeline"
 	"hearthline/pipeline/run"
+	"hearthline/python"
 	"hearthline/sinks/clickhouse"
 	"hearthline/sinks/parquet"
 	"hearthline/sinks/webhook"
@@ -24,7 +27,7 @@ import (
 )
 
 // planOf reads a pipeline.yaml with an environment of its own.
-func planOf(text string, env []string) (*pipeline.Plan, error) {
+func (w *world) planOf(text string, env []string) (*pipeline.Plan, error) {
 	look := func(name string) (string, bool) {
 		for _, e := range env {
 			if v, ok := strings.CutPrefix(e, name+"="); ok {
@@ -37,9 +40,19 @@ func planOf(text string, env []string) (*pipeline.Plan, error) {
 	if pipeline.Failed(findings) {
 		return nil, fmt.Errorf("%v", findings)
 	}
+	workers := python.New("")
+	workers.Lock = w.lock
+	catalog, err := workers.Stages(filepath.Join(w.dir, "stages"))
+	if err != nil {
+		return nil, err
+	}
+	if catalog == nil {
+		catalog = map[string]func() flow.Stage{}
+	}
+	maps.Copy(catalog, stages.Catalog())
 	plan, findings := pipeline.NewPlan(context.Background(), spec, pipeline.Catalog{
 		Gateway: func() any { return ingest.New() },
-		Stages:  stages.Catalog(),
+		Stages:  catalog, SQL: workers.SQL,
 		Sinks: map[string]func() flow.Sink{
 			"clickhouse": func() flow.Sink { return clickhouse.New() },
 			"parquet":    func() flow.Sink { return parquet.New() },
@@ -57,6 +70,24 @@ const endOfReplay = "replay"
 // undisturbed plays the gateways' stream, as it stands, through the pipeline on a broker that nothing disturbs, and gives
 // what every stream that sinks keep holds then.
 func (w *world) undisturbed(ctx context.Context, from *streams.Client) (map[string]rows, error) {
+	units := slices.Clone(w.plan.Units)
+	if w.inSQL {
+		units = slices.DeleteFunc(units, func(u *pipeline.Unit) bool { return u.Name == everywhere }) // see asItStands
+	}
+	return w.replay(ctx, from, w.plan.Spec.Gateway.To, units, func(partition int32, latest flow.Micros) []flow.Batch {
+		return []flow.Batch{endOf("end", partition, latest)}
+	})
+}
+
+// endOf ends a stream for one that writes it.
+func endOf(producer string, partition int32, at flow.Micros) flow.Batch {
+	return flow.Batch{Kind: flow.KindEnd, Run: endOfReplay, Watermark: at, Lineage: flow.Lineage{
+		Source: flow.Source{Producer: producer, Partition: partition}, Position: flow.Position{Offset: 1}}}
+}
+
+// replay plays one stream, as it stands, through some units on a broker that nothing disturbs. ends gives what a partition of it
+// ends with, by the latest time that was told there.
+func (w *world) replay(ctx context.Context, from *streams.Client, stream string, units []*pipeline.Unit, ends func(int32, flow.Micros) []flow.Batch) (map[string]rows, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	addr := make(chan string, 1)
@@ -78,34 +109,32 @@ func (w *world) undisturbed(ctx context.Context, from *streams.Client) (map[stri
 		return nil, err
 	}
 	defer to.Close()
-	store, err := blobs.Dir(filepath.Join(w.dir, "undisturbed"))
-	if err != nil {
-		return nil, err
-	}
-	plan, err := planOf(w.yaml, w.env())
+	store, err := blobs.Dir(filepath.Join(w.dir, "undisturbed", stream))
 	if err != nil {
 		return nil, err
 	}
 	// Nothing shall disturb it, a slow machine neither.
-	plan.Spec.Kafka.SessionTimeout = time.Minute
-	r := &run.Runner{Plan: plan, Client: to, Store: store, Log: slog.New(slog.DiscardHandler), Meter: run.NewMeter(),
+	plan, spec := *w.plan, *w.plan.Spec
+	spec.Kafka.SessionTimeout = time.Minute
+	plan.Spec = &spec
+	r := &run.Runner{Plan: &plan, Client: to, Store: store, Log: slog.New(slog.DiscardHandler), Meter: run.NewMeter(),
 		Drain: run.Drain{Run: endOfReplay, Gateways: 1}}
 	if err := r.Ensure(ctx); err != nil {
 		return nil, err
 	}
-	if err := eachPartition(plan, func(p int32) error { return copyRaw(ctx, plan.Spec.Gateway.To, p, from, to) }); err != nil {
-		return nil, fmt.Errorf("copy the gateways' stream: %w", err)
+	if err := eachPartition(&plan, func(p int32) error { return copyRaw(ctx, stream, p, from, to, ends) }); err != nil {
+		return nil, fmt.Errorf("copy %s: %w", stream, err)
 	}
-	var units sync.WaitGroup
-	failed := make([]error, len(plan.Units))
-	for i, u := range plan.Units {
-		units.Go(func() { failed[i] = r.Unit(ctx, u.Name) })
+	var running sync.WaitGroup
+	failed := make([]error, len(units))
+	for i, u := range units {
+		running.Go(func() { failed[i] = r.Unit(ctx, u.Name) })
 	}
-	units.Wait()
+	running.Wait()
 	if err := errors.Join(failed...); err != nil {
 		return nil, err
 	}
-	return everything(ctx, plan, to)
+	return everything(ctx, &plan, units, to)
 }
 
 func eachPartition(plan *pipeline.Plan, do func(int32) error) error {
@@ -119,7 +148,7 @@ func eachPartition(plan *pipeline.Plan, do func(int32) error) error {
 }
 
 // copyRaw copies one partition message for message, and ends it.
-func copyRaw(ctx context.Context, stream string, partition int32, from, to *streams.Client) error {
+func copyRaw(ctx context.Context, stream string, partition int32, from, to *streams.Client, ends func(int32, flow.Micros) []flow.Batch) error {
 	out := to.NewProducer()
 	var held []flow.Batch
 	flush := func() error {
@@ -135,10 +164,9 @@ func copyRaw(ctx context.Context, stream string, partition int32, from, to *stre
 		held = held[:0]
 		return err
 	}
-	end := flow.Batch{Kind: flow.KindEnd, Run: endOfReplay, Lineage: flow.Lineage{
-		Source: flow.Source{Producer: "end", Partition: partition}, Position: flow.Position{Offset: 1}}}
+	latest := flow.Micros(0)
 	err := read(ctx, from, stream, partition, func(m streams.Message) error {
-		end.Watermark = max(end.Watermark, m.Batch.Watermark)
+		latest = max(latest, m.Batch.Watermark)
 		if held = append(held, m.Batch); len(held) < 200 {
 			return nil
 		}
@@ -150,7 +178,7 @@ func copyRaw(ctx context.Context, stream string, partition int32, from, to *stre
 	if err := flush(); err != nil {
 		return err
 	}
-	_, err = out.Publish(ctx, stream, partition, end)
+	_, err = out.Publish(ctx, stream, partition, ends(partition, latest)...)
 	return err
 }
 
@@ -175,11 +203,14 @@ func read(ctx context.Context, c *streams.Client, stream string, partition int32
 	return nil
 }
 
-// everything reads all streams that sinks keep.
-func everything(ctx context.Context, plan *pipeline.Plan, c *streams.Client) (map[string]rows, error) {
+// everything reads all streams that units have written and sinks keep.
+func everything(ctx context.Context, plan *pipeline.Plan, units []*pipeline.Unit, c *streams.Client) (map[string]rows, error) {
 	all := map[string]rows{}
 	var mu sync.Mutex
 	for _, stream := range kept(plan) {
+		if !slices.Contains(units, plan.Node(plan.Streams[stream].Writer)) {
+			continue
+		}
 		all[stream] = rows{}
 		err := eachPartition(plan, func(p int32) error {
 			taken := map[flow.Source]flow.Position{}

@@ -141,6 +141,10 @@ func (w *world) fromClickHouse(ctx context.Context, stream string, schema *arrow
 	if producer, ok := strings.CutSuffix(stream, ".dead"); ok {
 		table, where = "dead", " WHERE stage = '"+producer+"'"
 	}
+	r := rows{}
+	if there, err := w.query(ctx, "SELECT toString(count()) FROM system.tables WHERE database = currentDatabase() AND name = '"+table+"'"); err != nil || there[0][0] == "0" {
+		return r, err // the sink makes the table with its first row
+	}
 	names := columnsOf(schema)
 	var columns []string
 	for _, name := range names {
@@ -165,7 +169,6 @@ func (w *world) fromClickHouse(ctx context.Context, stream string, schema *arrow
 	if err != nil {
 		return nil, err
 	}
-	r := rows{}
 	for _, row := range found {
 		for i := range row {
 			row[i] = names[i] + "=" + row[i]

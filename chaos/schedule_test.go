@@ -29,8 +29,8 @@ func (f fault) String() string {
 // faultsFor is how long faults begin. Their ends may lie beyond.
 const faultsFor = 9 * time.Second
 
-// roles of the product's pipeline.yaml, as processes.
-var stagesAndSinks = []string{"normalize", "features", "score", "alert", "into-clickhouse", "into-parquet", "into-webhook"}
+// roles of the product's pipeline.yaml, and of what a run adds to it, as processes.
+var stagesAndSinks = []string{"normalize", "features", "score", "alert", regroup, everywhere, "into-clickhouse", "into-parquet", "into-webhook"}
 
 // schedule draws the faults of a seed.
 func schedule(dice *rand.Rand, kind string, disks bool) []fault {

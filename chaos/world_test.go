@@ -23,6 +23,7 @@ import (
 	"hearthline/cli/clitest"
 	"hearthline/ingest/identity"
 	"hearthline/pipeline"
+	"hearthline/python"
 	"hearthline/simulator"
 	clickhouse "hearthline/sinks/clickhouse/embedded"
 	"hearthline/streams"
@@ -51,12 +52,13 @@ type world struct {
 
 	keepClock bool // gateways keep their clock in a file
 	static    bool // stages and sinks have lasting names in their groups
+	inSQL     bool // the stage behind the stream with a key is in SQL, else in Python
 
 	port  int // the last that was given
 	ports struct{ chHTTP, chTCP string }
 	homes *simulator.Simulator
 	plan  *pipeline.Plan
-	yaml  string
+	lock  *python.Lock
 }
 
 // addr is an address that no other run takes, also while nobody listens on it: each run has a loopback host of its own.
@@ -105,7 +107,7 @@ func (w *world) process(name, path string, args []string, env ...string) *proces
 func (w *world) role(name string, args []string, env ...string) *process {
 	clock := w.clock(name)
 	args = append(args, "--pipeline", filepath.Join(w.dir, "pipeline.yaml"), "--data", w.data, "--ops", w.addr())
-	env = append(env, w.env()...)
+	env = append(append(env, w.env()...), interpreter(name)...)
 	if w.static {
 		env = append(env, "HEARTHLINE_INSTANCE="+name)
 	}
@@ -261,7 +263,9 @@ func (w *world) writePlan() error {
 	put("2s", "kafka", "request_timeout")
 	put("10ms", "gateway", "settings", "linger")
 	put("${HEARTHLINE_CHAOS_KEPT:-}", "gateway", "settings", "clock")
-	put([]string{"readings", "features", "late", "scores", "alerts", "*.dead"}, "sinks", "parquet", "from")
+	if err := w.rekeyed(put, []string{"readings", "features", "late", "scores", "alerts", "*.dead"}); err != nil {
+		return err
+	}
 	// A run is a few minutes of a home: scores and alerts are to come within it.
 	put(20, "stages", "score", "settings", "warmup")
 	for key, value := range map[string]any{"raise": 2.5, "critical": 4, "clear": 2, "clear_readings": 3, "clear_after": "30s"} {
@@ -272,13 +276,14 @@ func (w *world) writePlan() error {
 	if b, err = yaml.Marshal(doc); err != nil {
 		return err
 	}
-	text := string(b)
-	w.yaml = text
-	if err := os.WriteFile(filepath.Join(w.dir, "pipeline.yaml"), []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(w.dir, "pipeline.yaml"), b, 0o600); err != nil {
 		return err
 	}
-	w.plan, err = planOf(text, w.env())
-	return err
+	w.lock = new(python.Lock)
+	if w.plan, err = w.planOf(string(b), w.env()); err != nil {
+		return err
+	}
+	return w.writeLock()
 }
 
 // startRoles starts two gateways, every unit and every sink.
