@@ -32,11 +32,17 @@ it is a package, and a line in stages/catalog.go. Nothing that is there is chang
 	return cmd
 }
 
-var newStageName = regexp.MustCompile(`^[a-z][a-z0-9]{0,30}$`)
+// Names of new stages: a folder in Python and SQL, in Go a package.
+var (
+	newStageName   = regexp.MustCompile(`^[a-z][a-z0-9]*([-_][a-z0-9]+)*$`)
+	newPackageName = regexp.MustCompile(`^[a-z][a-z0-9]*$`)
+)
+
+const newStageNameMax = 40
 
 func beginStage(out io.Writer, root, name, lang string) error {
-	if !newStageName.MatchString(name) {
-		return usagef("%q is no name for a stage: want up to 31 small letters and digits, a letter first", name)
+	if lang == "go" && !newPackageName.MatchString(name) || !newStageName.MatchString(name) || len(name) > newStageNameMax {
+		return usagef("%q is no name for a stage: want up to %d small letters and digits, a letter first (in Python and SQL also - and _ between them)", name, newStageNameMax)
 	}
 	if newCatalog().Stages[name] != nil {
 		return usagef("there is a stage %s already; take another name", name)
@@ -70,11 +76,15 @@ func beginStage(out io.Writer, root, name, lang string) error {
 		}
 	}
 	if lang == "go" {
-		fmt.Fprintf(out, "%s: a stage in Go, and a case. Put it into stages/catalog.go, with its import:\n\n    %q: %s.New,\n\nand try it: go test ./stages/%s\n", dir, name, name, name)
+		fmt.Fprintf(out, "%s: a stage in Go, and a case. Put it into stages/catalog.go, with its import:\n\n    %q: %s.New,\n\nand try it: go test ./stages/%s (or, after make build: hearthline test %s)\n", dir, name, name, name, name)
 	} else {
 		fmt.Fprintf(out, "%s: a stage in %s, and a case. Try it: hearthline test %s\n", dir, map[string]string{"python": "Python", "sql": "SQL"}[lang], name)
 	}
-	fmt.Fprintf(out, "In pipeline.yaml:\n\n    stages:\n      %s: {from: readings, to: %s, settings: {above: 25}}\n    sinks:\n      clickhouse:\n        from: [%s, …]      # beside what stands there\n\n", name, name, name)
+	node, use := strings.ReplaceAll(name, "_", "-"), "" // names of nodes are also names on Kubernetes
+	if node != name {
+		use = "use: " + name + ", "
+	}
+	fmt.Fprintf(out, "In pipeline.yaml:\n\n    stages:\n      %s: {%sfrom: readings, to: %s, settings: {above: 25}}\n    sinks:\n      clickhouse:\n        from: [%s, …]      # beside what stands there\n\n", node, use, name, name)
 	fmt.Fprintln(out, "`hearthline lint` says whether it fits.")
 	return nil
 }

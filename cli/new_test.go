@@ -102,6 +102,7 @@ func TestNewStageInPython(t *testing.T) {
 	for _, c := range []struct{ args, says string }{
 		{"new stage warm", "is there already"}, {"new stage score", "there is a stage score already"}, {"new stage Warm!", "is no name for a stage"},
 		{"new stage x --lang cobol", "there are python, sql and go"}, {"new stage x --lang go", "in a checkout of Hearthline"}, {"test nobody", "there is no stage nobody"},
+		{"new stage warm_2 --lang go", "is no name for a stage"}, {"new stage warm-", "is no name for a stage"}, {"test --watch --update", "take one of both"}, {"test nobody --watch", "there is no stage nobody"},
 		{"test score", "has no cases"}, {"test warm --run nothing", "no case has a name like"}, {"test warm --run (", "--run: error parsing regexp"},
 	} {
 		if code, said := verb(t, dir, strings.Fields(c.args)...); code == 0 || !strings.Contains(said, c.says) {
@@ -245,6 +246,11 @@ func TestNewStageInGo(t *testing.T) {
 	}
 	if code, said := verb(t, dir, "new", "stage", "overheat", "--lang", "go"); code != 0 || !strings.Contains(said, `"overheat": overheat.New,`) {
 		t.Fatal(code, said)
+	}
+	for _, args := range [][]string{{"test"}, {"test", "overheat"}} { // not passed over in silence
+		if code, said := verb(t, dir, args...); code != exitUsage || !strings.Contains(said, "stages/overheat is a stage in Go, and not part of this binary: put it into stages/catalog.go, then make build") {
+			t.Error(args, code, said)
+		}
 	}
 	test := exec.Command("go", "test", "-mod=mod", "./stages/overheat")
 	test.Dir = dir

@@ -37,6 +37,7 @@ type replayVerb struct {
 	*process
 	dir      string
 	job      *replay.Job
+	goesOn   bool // it was begun before
 	progress *replay.Progress
 	ends     []func() // of what reading needs
 }
@@ -145,7 +146,7 @@ func (v *replayVerb) begin(ctx context.Context) error {
 		if old.Finished.IsZero() && old.Pipeline != hash {
 			return usagef("%s has changed since the replay %s was begun: rows of one and of the other would be mixed; delete it, or give this one another --name", v.pipeline, v.name)
 		}
-		v.job, v.Asked = old, old.Asked
+		v.job, v.Asked, v.goesOn = old, old.Asked, true
 		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -477,7 +478,7 @@ func (v *replayVerb) work(ctx context.Context, part *pipeline.Plan, out *screen)
 	if err != nil {
 		return fmt.Errorf("replay %s: %w; hearthline replay --name %s goes on where it stands", v.name, err, v.name)
 	}
-	watch.summary()
+	watch.summary(v.goesOn)
 	v.job.Finished = time.Now()
 	if err := v.job.Write(v.dir); err != nil {
 		return err

@@ -101,8 +101,8 @@ func (w *watchReplay) rowsOf(stream string) int64 {
 	return 0
 }
 
-// summary says what passed on every edge since this process began.
-func (w *watchReplay) summary() {
+// summary says what passed on every edge since this process began, which is not all where the replay was begun before.
+func (w *watchReplay) summary(goesOn bool) {
 	took := time.Since(w.begun)
 	w.out.say("%-14s %-24s %14s", "stage", "edge", "rows")
 	for _, u := range w.plan.Units {
@@ -121,7 +121,11 @@ func (w *watchReplay) summary() {
 			}
 		}
 	}
-	w.out.say("in %v; what was done before it was taken up again is not in these figures, but in those below", took.Round(time.Millisecond))
+	if goesOn {
+		w.out.say("in %v; what was done before it was taken up again is not in these figures, but in those below", took.Round(time.Millisecond))
+	} else {
+		w.out.say("in %v", took.Round(time.Millisecond))
+	}
 }
 
 // tellKept says what a replay has made, all in all.

@@ -27,6 +27,7 @@ var errCases = errors.New("cases failed")
 func newTest(o *options) *cobra.Command {
 	v := testVerb{}
 	var run string
+	var watch bool
 	cmd := &cobra.Command{
 		Use:   "test [STAGE…]",
 		Short: "Run the cases of stages: what goes in, what must come out",
@@ -37,25 +38,30 @@ batches, twice, and with no rows first: a stage whose results depend on how its 
 --update writes what came out into the cases that fail, as want and dead, and shows what it changed. Comments, order
 and what did not change stay. What is not the same each time it comes out is not written.
 
-Exit code 0: all pass. 1: some fail.`,
-		Example: "  hearthline test\n  hearthline test warm --run 'above.*limit'\n  hearthline test warm --update",
+--watch goes on: whenever a file of a stage is saved, its cases run again, until Ctrl-C.
+
+Exit code 0: all pass, or --watch was ended. 1: some fail.`,
+		Example: "  hearthline test\n  hearthline test warm --run 'above.*limit'\n  hearthline test warm --update\n  hearthline test warm --watch",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			var err error
 			if v.run, err = regexp.Compile(run); err != nil {
 				return usagef("--run: %s", err)
 			}
-			cat, err := o.catalogOf()
-			if err != nil {
-				return usageError{err}
+			v.out, v.folder = cmd.OutOrStdout(), o.stages()
+			if watch && v.update {
+				return usagef("--watch runs cases, --update writes them: take one of both")
 			}
-			if err := addLines(o.pipeline, &cat); err != nil {
-				return usageError{err}
+			if watch {
+				return v.watch(cmd.Context(), o, names)
 			}
-			v.out, v.folder, v.catalog = cmd.OutOrStdout(), o.stages(), cat.Stages
-			return v.stages(cmd.Context(), names)
+			if err := v.look(o); err != nil {
+				return err
+			}
+			return v.all(cmd.Context(), names)
 		},
 	}
 	cmd.Flags().StringVar(&run, "run", "", "only cases whose names match this regular expression")
+	cmd.Flags().BoolVar(&watch, "watch", false, "run the cases of a stage again whenever a file of it is saved")
 	cmd.Flags().BoolVar(&v.update, "update", false, "write what came out into the cases that fail")
 	return cmd
 }
@@ -68,6 +74,19 @@ type testVerb struct {
 	run     *regexp.Regexp // of names of cases
 	update  bool
 	seed    uint64
+}
+
+// look finds out which stages there are.
+func (v *testVerb) look(o *options) error {
+	cat, err := o.catalogOf()
+	if err == nil {
+		err = addLines(o.pipeline, &cat)
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	v.catalog = cat.Stages
+	return nil
 }
 
 // addLines puts the stages that pipeline.yaml has as SQL beside those of the catalogue: they have cases under their own names. A file
@@ -87,29 +106,46 @@ func addLines(file string, cat *pipeline.Catalog) error {
 	return nil
 }
 
-// stages runs the cases of some stages, or of all that have any.
-func (v *testVerb) stages(ctx context.Context, names []string) (err error) {
-	asked := len(names) > 0
-	if !asked {
-		names = slices.Sorted(maps.Keys(v.catalog))
+// all runs the cases of some stages, or of all that have any.
+func (v *testVerb) all(ctx context.Context, names []string) error {
+	if len(names) == 0 {
+		if err := v.unbuilt(); err != nil {
+			return err
+		}
+		for _, name := range slices.Sorted(maps.Keys(v.catalog)) {
+			if _, err := os.Stat(filepath.Join(v.folder, name, "cases")); err == nil {
+				names = append(names, name)
+			}
+		}
 	}
+	ran, err := v.stages(ctx, names)
+	switch {
+	case err != nil:
+		return err
+	case ran == 0 && v.run.String() != "":
+		return usagef("no case has a name like %q", v.run)
+	case ran == 0:
+		return usagef("no stage in %s has cases: they are .yaml files in %s", v.folder, filepath.Join(v.folder, "NAME", "cases"))
+	}
+	return nil
+}
+
+// stages runs the cases of stages, and says how many it ran.
+func (v *testVerb) stages(ctx context.Context, names []string) (ran int, err error) {
 	if v.seed, err = cases.Seed(); err != nil {
-		return usageError{err}
+		return 0, usageError{err}
 	}
-	ran, failed := 0, 0
+	failed := 0
 	for _, name := range names {
 		if v.catalog[name] == nil {
-			return usagef("there is no stage %s; there are %s", name, strings.Join(slices.Sorted(maps.Keys(v.catalog)), ", "))
+			return ran, v.unknown(name)
 		}
 		dir := filepath.Join(v.folder, name, "cases")
 		all, err := cases.Load(dir)
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && !asked:
-			continue
-		case errors.Is(err, fs.ErrNotExist):
-			return usagef("stage %s has no cases: put .yaml files into %s (`hearthline new stage` writes one to begin with)", name, dir)
-		case err != nil:
-			return usageError{err}
+		if errors.Is(err, fs.ErrNotExist) {
+			return ran, usagef("stage %s has no cases: put .yaml files into %s (`hearthline new stage` writes one to begin with)", name, dir)
+		} else if err != nil {
+			return ran, usageError{err}
 		}
 		all = slices.DeleteFunc(all, func(c *cases.Case) bool { return !v.run.MatchString(c.Name()) })
 		if len(all) == 0 {
@@ -117,20 +153,42 @@ func (v *testVerb) stages(ctx context.Context, names []string) (err error) {
 		}
 		bad, err := v.stage(ctx, name, dir, all)
 		if err != nil {
-			return err
+			return ran, err
 		}
 		ran, failed = ran+len(all), failed+bad
 	}
-	switch {
-	case ran == 0 && v.run.String() != "":
-		return usagef("no case has a name like %q", v.run)
-	case ran == 0:
-		return usagef("no stage in %s has cases: they are .yaml files in %s", v.folder, filepath.Join(v.folder, "NAME", "cases"))
-	case failed > 0:
+	if failed > 0 {
 		fmt.Fprintf(v.out, "%d of %d cases failed; FLOWTEST_SEED=%d cuts them in the same way again\n", failed, ran, v.seed)
-		return errCases
+		return ran, errCases
+	}
+	return ran, nil
+}
+
+// unbuilt says of a stage in Go whose cases would be left out in silence that it is to be built.
+func (v *testVerb) unbuilt() error {
+	folders, err := filepath.Glob(filepath.Join(v.folder, "*", "cases"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range folders {
+		if name := filepath.Base(filepath.Dir(dir)); v.catalog[name] == nil && v.inGo(name) {
+			return v.unknown(name)
+		}
 	}
 	return nil
+}
+
+func (v *testVerb) unknown(name string) error {
+	if v.inGo(name) {
+		return usagef("%s is a stage in Go, and not part of this binary: put it into stages/catalog.go, then make build", filepath.Join(v.folder, name))
+	}
+	return usagef("there is no stage %s; there are %s", name, strings.Join(slices.Sorted(maps.Keys(v.catalog)), ", "))
+}
+
+// inGo says whether a folder holds a package.
+func (v *testVerb) inGo(name string) bool {
+	files, err := filepath.Glob(filepath.Join(v.folder, name, "*.go"))
+	return err == nil && len(files) > 0
 }
 
 // stage runs cases of one stage, and says how many failed, and still do.

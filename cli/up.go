@@ -77,8 +77,8 @@ func newUp(o *options) *cobra.Command {
 		Use:   "up",
 		Short: "Run everything on this machine: broker, ClickHouse, gateway, stages, sinks, console",
 		Long: `Starts, in this one process and with one data folder: an embedded Kafka broker, ClickHouse (fetched at
-the first start, 178 MB), the gateway, every stage and sink of pipeline.yaml, and the console. A
-recorded rooms and simulated homes connect to the gateway over MQTT and TLS, like any hub.
+the first start, 178 MB), the gateway, every stage and sink of pipeline.yaml, and the console.
+Recorded rooms and simulated homes connect to the gateway over MQTT and TLS, like any hub.
 
 When pipeline.yaml is saved, stages and sinks go on with it within seconds; what would lose something, or needs
 a start, is said and left as it was.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // requirementsFile names what a stage needs beside pyarrow, one package a line, as pip reads it.
@@ -68,6 +69,9 @@ func (w *Workers) environment(ctx context.Context, python, version, needs string
 	if whole() {
 		return made, nil
 	}
+	if err := w.failedJustNow(dir); err != nil {
+		return "", err
+	}
 	w.Logger.Info("python: an environment is made; this is done once", "folder", dir, "packages", strings.Join(strings.Fields(always+" "+needs), " "))
 	if err := os.RemoveAll(dir); err != nil { // #nosec G703 -- likewise
 		return "", fmt.Errorf("python environment: %w", err)
@@ -80,9 +84,38 @@ func (w *Workers) environment(ctx context.Context, python, version, needs string
 		return "", fmt.Errorf("python environment: %w", err)
 	}
 	if err := quietly(ctx, made, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-q", "-r", list); err != nil {
-		return "", fmt.Errorf("%s cannot be installed: %w", requirementsFile, err)
+		err = fmt.Errorf("%s cannot be installed: %w", requirementsFile, err)
+		if ctx.Err() != nil {
+			return "", err
+		}
+		w.failed.Lock()
+		defer w.failed.Unlock()
+		if w.failed.by == nil {
+			w.failed.by = map[string]failedAt{}
+		}
+		w.failed.by[dir] = failedAt{err, time.Now()}
+		return "", err
 	}
 	return made, os.WriteFile(mark, nil, 0o600) // #nosec G703 -- likewise
+}
+
+// failedAt is why and when an environment could not be made.
+type failedAt struct {
+	err error
+	at  time.Time
+}
+
+// installAgain is how long what could not be installed is not tried again: lint asks for it several times at once, and batches that wait all the time.
+const installAgain = 10 * time.Second
+
+// failedJustNow is why an environment could not be made a moment ago.
+func (w *Workers) failedJustNow(dir string) error {
+	w.failed.Lock()
+	defer w.failed.Unlock()
+	if f := w.failed.by[dir]; time.Since(f.at) < installAgain {
+		return f.err
+	}
+	return nil
 }
 
 // quietly runs a command; its error has the last lines that it wrote.

@@ -45,6 +45,10 @@ type Workers struct {
 	// stops it there. Otherwise breakpoint() does nothing: one that was forgotten stops no pipeline.
 	Terminal bool
 
+	failed struct { // environments that could not be made, by folder
+		sync.Mutex
+		by map[string]failedAt
+	}
 	engine struct { // the interpreter of all SQL stages, once it was looked for
 		sync.Mutex
 		python string

@@ -556,7 +556,21 @@ func TestRequirementsThatCannotBeInstalled(t *testing.T) {
 	a := newAuthor(t)
 	a.workers.Cache = t.TempDir()
 	a.write("it/requirements.txt", "no-such-package-of-anybody==99.9\n")
-	if err := a.stage("def process(b):\n    return b\n", "").Open(t.Context()); err == nil || !strings.Contains(err.Error(), "requirements.txt cannot be installed") || !strings.Contains(err.Error(), "no-such-package-of-anybody") {
+	for range 3 { // whoever asks at once is told, and waits for no installation
+		if err := a.stage("def process(b):\n    return b\n", "").Open(t.Context()); err == nil || !strings.Contains(err.Error(), "it: requirements.txt cannot be installed") || !strings.Contains(err.Error(), "no-such-package-of-anybody") {
+			t.Error(err)
+		}
+	}
+	if n := strings.Count(a.log.String(), "an environment is made"); n != 1 {
+		t.Errorf("it was tried %d times at once", n)
+	}
+}
+
+// TestNeverReady: a stage that never ends its imports is told of as such, with the time that it had.
+func TestNeverReady(t *testing.T) {
+	a := newAuthor(t)
+	a.workers.StartTime = time.Second
+	if err := a.stage("while True: pass\n", "").Open(t.Context()); err == nil || errors.Is(err, flow.ErrBad) || !strings.Contains(err.Error(), "it: its worker did not come up: it was not ready within 1s: what it imports") {
 		t.Error(err)
 	}
 }

@@ -35,6 +35,7 @@ type worker struct {
 	once  sync.Once
 	ended error
 	used  atomic.Int64 // bytes of memory for which it was killed
+	early bool         // it is being told what to be
 }
 
 // errNotUp says that a worker died before it could work: of the world, or of what the stage does when it is loaded.
@@ -130,6 +131,7 @@ func (w *worker) open(ctx context.Context, describe bool) (*failure, error) {
 	if err != nil {
 		return nil, err
 	}
+	w.early = true
 	done := w.within(ctx, w.host.workers.StartTime)
 	defer done()
 	if err := writeFrame(w.wire, frameOpen, body); err != nil {
@@ -144,7 +146,7 @@ func (w *worker) open(ctx context.Context, describe bool) (*failure, error) {
 		if err := json.Unmarshal(body, &told); err != nil {
 			return nil, err
 		}
-		w.state = told.State
+		w.state, w.early = told.State, false
 		return nil, nil
 	case kind != frameFailed:
 		return nil, fmt.Errorf("frame %q; want to hear that it is ready", kind)
@@ -308,6 +310,9 @@ func (w *worker) waits() bool {
 func (w *worker) why(err error) error {
 	if used := w.used.Load(); used > 0 {
 		return fmt.Errorf("it used %d MiB of memory, and workers.memory_bytes_max is %d MiB", used>>20, w.host.use.MemoryBytesMax>>20)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) && w.early {
+		return fmt.Errorf("it was not ready within %v: what it imports, or does beside its functions, takes too long", w.host.workers.StartTime)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("it did not answer within %v (workers.timeout)", w.host.use.Timeout)

@@ -520,10 +520,14 @@ func (c *Case) diffDead(b *strings.Builder, s step, res result) {
 }
 
 func (c *Case) compare(r *runner, s step, res result) error {
-	if s.err != "" || res.err != nil {
-		if s.err == "" || res.err == nil || !strings.Contains(res.err.Error(), s.err) {
-			return fmt.Errorf("got the error %v; want one that holds %q", res.err, s.err)
-		}
+	switch {
+	case s.err == "" && res.err != nil:
+		return fmt.Errorf("it failed: %w", res.err)
+	case s.err != "" && res.err == nil:
+		return fmt.Errorf("it did not fail; want an error that holds %q", s.err)
+	case s.err != "" && !strings.Contains(res.err.Error(), s.err):
+		return fmt.Errorf("it failed: %w\nwant an error that holds %q", res.err, s.err)
+	case s.err != "":
 		return nil
 	}
 	var b strings.Builder

@@ -293,7 +293,7 @@ def main() -> None:
     except OSError:
         pass
     # What a stage prints is for its author to read: it must never get between the frames, and has its own way.
-    logging.basicConfig(level=logging.INFO, handlers=[_LogLines()])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LogLines()])  # level and logger stand beside it
     first = wire.read()
     if first is None:
         return
