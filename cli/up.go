@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -80,8 +81,8 @@ func newUp(o *options) *cobra.Command {
 the first start, 178 MB), the gateway, every stage and sink of pipeline.yaml, and the console.
 Recorded rooms and simulated homes connect to the gateway over MQTT and TLS, like any hub.
 
-When pipeline.yaml is saved, stages and sinks go on with it within seconds; what would lose something, or needs
-a start, is said and left as it was.
+When pipeline.yaml is saved, stages and sinks go on with it within two seconds: those that it changes start anew, the
+others do not notice. What would lose something, or needs a start, is said and left as it was.
 
 Ctrl-C drains: hubs stop, what they have sent flows through to the sinks, and the rows acknowledged,
 in ClickHouse and in Parquet are compared. Started again, it goes on where it stopped. A second
@@ -196,9 +197,7 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	if err := u.startServers(ctx, screen); err != nil {
 		return err
 	}
-	if err := u.startNodes(ctx); err != nil {
-		return err
-	}
+	u.startNodes(ctx, nil)
 	if err := u.startGateway(ctx); err != nil {
 		return err
 	}
@@ -307,26 +306,27 @@ func await[T any](ctx context.Context, ready <-chan T) (T, error) {
 	}
 }
 
-// startNodes starts every unit and sink, downstream first.
-func (u *up) startNodes(ctx context.Context) error {
+// startNodes starts every source, unit and sink, downstream first, but for those that run already and are kept.
+func (u *up) startNodes(ctx context.Context, kept map[string]*service) {
 	u.nodes, u.sources = nil, nil
-	r := u.runner(run.Drain{Run: u.run, Gateways: u.gateways}, u.taps.Offer)
-	node := func(name string, run func(context.Context, string) error) {
-		restarted := func() { u.meter.Node(name).Restarts.Add(1) }
-		u.nodes = append(u.nodes, u.supervise(ctx, name, restarted, func(ctx context.Context) error { return run(ctx, name) }))
+	p := u.process // who is kept outlives it
+	r := p.runner(run.Drain{Run: u.run, Gateways: u.gateways}, u.taps.Offer)
+	node := func(name string, run func(context.Context) error) *service {
+		if v := kept[name]; v != nil {
+			return v
+		}
+		return u.supervise(ctx, name, func() { p.meter.Node(name).Restarts.Add(1) }, run)
 	}
-	for i := range u.plan.Spec.Sources {
-		name := u.plan.Spec.Sources[i].Name
-		restarted := func() { u.meter.Node(name).Restarts.Add(1) }
-		u.sources = append(u.sources, u.supervise(ctx, name, restarted, func(ctx context.Context) error { return u.runSource(ctx, r, name) }))
+	for i := range p.plan.Spec.Sources {
+		name := p.plan.Spec.Sources[i].Name
+		u.sources = append(u.sources, node(name, func(ctx context.Context) error { return p.runSource(ctx, r, name) }))
 	}
-	for _, s := range u.plan.Sinks {
-		node(s.Name, r.Sink)
+	for _, s := range p.plan.Sinks {
+		u.nodes = append(u.nodes, node(s.Name, func(ctx context.Context) error { return r.Sink(ctx, s.Name) }))
 	}
-	for i := len(u.plan.Units) - 1; i >= 0; i-- {
-		node(u.plan.Units[i].Name, r.Unit)
+	for _, unit := range slices.Backward(p.plan.Units) {
+		u.nodes = append(u.nodes, node(unit.Name, func(ctx context.Context) error { return r.Unit(ctx, unit.Name) }))
 	}
-	return nil
 }
 
 // startHomes starts the simulated homes and the recorded rooms.

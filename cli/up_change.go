@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -40,10 +42,10 @@ func (u *up) edited() bool {
 	return now != u.file && !now.missing && time.Since(now.changed) > fileLookEvery/2
 }
 
-// change goes on with pipeline.yaml as it was saved: the stages and sinks stop, save their checkpoints, and start with the new plan;
-// the gateways, the broker and ClickHouse run on, so what comes in meanwhile waits on Kafka. What does not fit, what would lose
-// something, and what only a start can change, leaves all as it is, and is said. It is called by the goroutine that
-// draws the screen, and nothing else reads the plan while nodes and console are stopped.
+// change goes on with pipeline.yaml as it was saved: the stages and sinks that it changes stop, save their checkpoints, and start with the new
+// plan. The others, the gateways, the broker and ClickHouse run on; what comes in meanwhile waits on Kafka. What does not fit, what would
+// lose something, and what only a start can change, leaves all as it is, and is said. It is called by the goroutine that
+// draws the screen, and nobody else reads u's plan: nodes and console have that which they were started with.
 func (u *up) change(ctx context.Context, s *screen) {
 	begun := time.Now()
 	u.file = markOf(u.pipeline)
@@ -62,7 +64,8 @@ func (u *up) change(ctx context.Context, s *screen) {
 	}
 	next := u.with(plan)
 	next.configure(u.user)
-	changes, err := next.runner(run.Drain{}, nil).Changes(ctx, run.Consent{})
+	r := next.runner(run.Drain{}, nil)
+	changes, err := r.Changes(ctx, run.Consent{})
 	if err != nil {
 		s.say("%s was saved; what that changes could not be found out, and what runs goes on as it was: %v", u.pipeline, err)
 		return
@@ -76,30 +79,58 @@ func (u *up) change(ctx context.Context, s *screen) {
 			return
 		}
 	}
-	if err := u.swap(ctx, next); err != nil {
+	if err := r.Ensure(ctx); err != nil {
+		s.say("%s was saved; what runs goes on as it was: %v", u.pipeline, err)
+		return
+	}
+	kept := u.same(plan)
+	if err := u.swap(ctx, next, kept); err != nil {
 		u.fatal(fmt.Errorf("go on with %s as it was saved: %w", u.pipeline, err))
 		return
 	}
-	s.say("%s was saved: %d stages and %d sinks go on with it, after %v", u.pipeline, len(plan.Spec.Stages), len(plan.Sinks), time.Since(begun).Round(10*time.Millisecond))
+	s.say("%s was saved: %d stages and %d sinks go on with it, after %v%s", u.pipeline, len(plan.Spec.Stages), len(plan.Sinks),
+		time.Since(begun).Round(10*time.Millisecond), u.anew(kept))
 }
 
-// swap stops the nodes and the console, and starts those of the next plan.
-func (u *up) swap(ctx context.Context, next *process) error {
-	stopped := append(append([]*service{u.pages}, u.sources...), u.nodes...)
+// same gives the nodes that run, and have to do in another plan what they do.
+func (u *up) same(plan *pipeline.Plan) map[string]*service {
+	kept := map[string]*service{}
+	for _, v := range slices.Concat(u.sources, u.nodes) {
+		if plan.Same(u.plan, v.name) {
+			kept[v.name] = v
+		}
+	}
+	return kept
+}
+
+// anew names the nodes that were started, beside those that were kept.
+func (u *up) anew(kept map[string]*service) string {
+	var names []string
+	for _, v := range slices.Concat(u.sources, u.nodes) {
+		if kept[v.name] == nil {
+			names = append(names, v.name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return "; started: " + strings.Join(names, ", ")
+}
+
+// swap stops the nodes that are not kept, and starts those of the next plan; then the console, which knows the graph, too.
+func (u *up) swap(ctx context.Context, next *process, kept map[string]*service) error {
+	stopped := slices.DeleteFunc(slices.Concat(u.sources, u.nodes), func(v *service) bool { return kept[v.name] == v })
+	u.pages.stop()
 	for _, v := range stopped {
 		v.stop() // all at once
 	}
 	for _, v := range stopped {
 		v.end()
 	}
-	u.books.close()
 	u.process = next
-	if err := u.runner(run.Drain{}, nil).Ensure(ctx); err != nil {
-		return err
-	}
-	if err := u.startNodes(ctx); err != nil {
-		return err
-	}
+	u.startNodes(ctx, kept)
+	u.pages.end()
+	u.books.close()
 	return u.startConsole(ctx)
 }
 
