@@ -66,9 +66,13 @@ func (o *options) stages() string {
 }
 
 // atTerminal gives what makes one of the Python stages of the folder stages, with workers that have this process's terminal and take as
-// long as their author looks at them; nil where it is no stage in Python.
-func (o *options) atTerminal(name string) (func() flow.Stage, error) {
+// long as their author looks at them; nil where it is no stage in Python. debugger is where an editor attaches; "" for pdb.
+func (o *options) atTerminal(name, debugger string) (func() flow.Stage, error) {
 	workers := python.New("")
+	workers.Debugger = debugger
+	if o.log != nil {
+		workers.Logger = o.log
+	}
 	workers.Terminal, workers.Max, workers.Attempts, workers.Timeout, workers.StartTime = true, 1, 1, debugTime, debugTime
 	found, err := workers.Stages(o.stages())
 	return found[name], err

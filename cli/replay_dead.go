@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -32,6 +33,7 @@ type deadVerb struct {
 	offset string
 	save   string
 	debug  bool
+	attach string // where an editor attaches to a stage in Python
 	rows   int
 
 	*process
@@ -54,7 +56,8 @@ through the gateway again, or replay the history into tables of its own.
 Where the stage runs together with others, those before it are run first. A stage that remembers begins without memory.
 
 With --debug a stage in Python has this terminal: write breakpoint() where you want to look. (Without it, and in the
-pipeline, breakpoint() does nothing.) A stage in Go: dlv exec bin/hearthline -- replay dead STAGE.
+pipeline, breakpoint() does nothing.) With --debugpy it waits until an editor attaches (VS Code: "Python Debugger: Remote Attach",
+localhost, port 5678), and stops at its breakpoints. A stage in Go: dlv exec bin/hearthline -- replay dead STAGE.
 
 Exit code 0: the stage refuses none of the rows any more. 3: it refuses some. 1: Kafka does not answer, or no longer has the batch.`,
 		Example: `  hearthline replay dead normalize
@@ -68,6 +71,8 @@ Exit code 0: the stage refuses none of the rows any more. 3: it refuses some. 1:
 	f.StringVar(&v.offset, "offset", "", "only those of this batch: STREAM/PARTITION/OFFSET, as the dead letters have it")
 	f.StringVar(&v.save, "save-case", "", "write the rows that were refused as a case for hearthline test, which fails until the stage takes them")
 	f.BoolVar(&v.debug, "debug", false, "a stage in Python has this terminal, for breakpoint()")
+	f.StringVar(&v.attach, "debugpy", "", "a stage in Python waits at this address of this machine for an editor that attaches by debugpy, which is installed for it")
+	f.Lookup("debugpy").NoOptDefVal = "127.0.0.1:5678"
 	f.IntVarP(&v.rows, "rows", "n", 20, "rows of each output that are shown; 0 = all")
 	return cmd
 }
@@ -83,6 +88,9 @@ type letters struct {
 func (v *deadVerb) run(cmd *cobra.Command, stage string) error {
 	ctx := cmd.Context()
 	v.out = cmd.OutOrStdout()
+	if err := onThisMachine(v.attach); err != nil {
+		return err
+	}
 	if err := os.Setenv("HEARTHLINE_DATA", v.data); err != nil {
 		return err
 	}
@@ -366,20 +374,35 @@ func inputOf(s *pipeline.StageNode, stream string) string {
 	return ""
 }
 
+// onThisMachine refuses other addresses for a debugger: whoever reaches it runs what they like.
+func onThisMachine(addr string) error {
+	if addr == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return usagef("--debugpy is %q; want an address of this machine, as 127.0.0.1:5678 (from another one: ssh -L)", addr)
+	}
+	return nil
+}
+
 // stage makes the instance that is looked at.
 func (v *deadVerb) stage() (flow.Stage, error) {
-	if !v.debug {
+	if !v.debug && v.attach == "" {
 		return v.node.New(), nil
 	}
-	made, err := v.atTerminal(v.node.Use)
+	if v.attach != "" {
+		fmt.Fprintf(v.out, "%s waits for a debugger at %s\n", v.node.Name, v.attach)
+	}
+	made, err := v.atTerminal(v.node.Use, v.attach)
 	if err != nil {
 		return nil, err
 	}
 	if made == nil {
-		return nil, usagef("--debug: %s is no stage in Python; one in Go is looked into by: dlv exec %s -- replay dead %s", v.node.Name, os.Args[0], v.node.Name)
+		return nil, usagef("%s is no stage in Python, to be looked into by --debug or --debugpy; one in Go is looked into by: dlv exec %s -- replay dead %s", v.node.Name, os.Args[0], v.node.Name)
 	}
 	if v.node.Window != nil {
-		return nil, usagef("--debug: %s is given whole windows, which one batch does not fill: write a case of it, and use hearthline test", v.node.Name)
+		return nil, usagef("%s is given whole windows, which one batch does not fill: write a case of it, and use hearthline test", v.node.Name)
 	}
 	stage := made()
 	if u, ok := stage.(yaml.Unmarshaler); ok {

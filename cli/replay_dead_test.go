@@ -78,6 +78,9 @@ func TestDeadLettersAreGivenToTheirStageAgain(t *testing.T) {
 		t.Errorf("exit code %d; the debugger said:\n%s", code, out)
 	}
 
+	// Or with an editor, which sets its breakpoint without a change of the file.
+	lookedIntoByAnEditor(t, i, file)
+
 	// A case of it fails until the stage is mended.
 	written := filepath.Join(filepath.Dir(file), "cases", "light.yaml")
 	r = i.Start("replay", "dead", "picky", "--save-case", written)

@@ -20,6 +20,9 @@ const (
 	tapTimeoutMax = 10 * time.Minute
 	tapFlush      = 256 // rows that are written before the next flush, at most
 
+	// tapRowsPerSecond bounds what a looker takes of the processor, which stages need.
+	tapRowsPerSecond = 100_000
+
 	arrowStream = "application/vnd.apache.arrow.stream"
 	ndjson      = "application/x-ndjson"
 )
@@ -27,7 +30,7 @@ const (
 // serveTap gives the next rows that pass on a stream: /api/tap?stream=NAME&rows=N, as NDJSON, or as an Arrow IPC
 // stream to whoever accepts application/vnd.apache.arrow.stream. It ends after N rows, after ten minutes, or when
 // the schema changes. The trailer Hearthline-Dropped counts the rows that passed and were not shown because the
-// reader was slow; Hearthline-Error says why it ended early.
+// reader was slow, or they were more than a looker gets (100,000 a second); Hearthline-Error says why it ended early.
 func (s *Server) serveTap(w http.ResponseWriter, r *http.Request) {
 	stream, rows, status, err := s.tapRequest(r)
 	if err != nil {
@@ -54,7 +57,7 @@ func (s *Server) serveTap(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", ndjson)
 	}
 	if t.flush() == nil { // the headers: whoever waits for rows knows that it may wait
-		t.copy(records)
+		t.copy(ctx, records)
 	}
 	cancel()
 	for rec := range records {
@@ -141,8 +144,8 @@ func (t *tapWriter) flush() error {
 	return t.out.Flush()
 }
 
-// copy writes records (and releases them) until enough rows are written, the records end or nobody reads.
-func (t *tapWriter) copy(records <-chan arrow.Record) {
+// copy writes records (and releases them), at its pace, until enough rows are written, the records end or nobody reads.
+func (t *tapWriter) copy(ctx context.Context, records <-chan arrow.Record) {
 	defer func() {
 		if t.ipc != nil {
 			_ = t.ipc.Close() // of who is gone
@@ -153,9 +156,15 @@ func (t *tapWriter) copy(records <-chan arrow.Record) {
 		if !ok {
 			return
 		}
+		before := t.left
 		err := t.write(rec)
 		rec.Release()
 		if err != nil {
+			return
+		}
+		select {
+		case <-time.After(time.Duration(before-t.left) * time.Second / tapRowsPerSecond): // what passes meanwhile finds a full queue, and is counted
+		case <-ctx.Done():
 			return
 		}
 	}

@@ -261,6 +261,35 @@ func TestTapAsArrow(t *testing.T) {
 	}
 }
 
+// Whoever looks at an edge on which millions of rows pass has a small part of the processor, however fast it reads, and asks again.
+func TestTapHasAPace(t *testing.T) {
+	s := demo(newWorld(homesPlan()))
+	base := serve(t, s)
+	offering(t, s.Taps, "clean", eventRecord(t, memory.DefaultAllocator, 20_000, "d"))
+	begun := time.Now()
+	for range 2 {
+		r, err := http.NewRequest("GET", base+"/api/tap?stream=clean&rows=50000", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Accept", arrowStream)
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, res.Body); err != nil || n < 100_000 {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		res.Body.Close()
+		if res.Trailer.Get("Hearthline-Dropped") == "0" {
+			t.Error("nothing is said of the rows that were not shown")
+		}
+	}
+	if took := time.Since(begun); took < time.Second {
+		t.Errorf("100,000 rows in %v; want a second at least", took)
+	}
+}
+
 func TestTapRefusals(t *testing.T) {
 	base := serve(t, demo(newWorld(homesPlan())))
 	for query, want := range map[string]string{

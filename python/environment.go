@@ -27,6 +27,9 @@ func (w *Workers) interpreter(ctx context.Context, folder string) (string, error
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
+	if w.Debugger != "" {
+		needs = append(needs, "\ndebugpy>=1.8,<2\n"...)
+	}
 	python, version, err := w.installed(ctx)
 	if err != nil {
 		return "", err

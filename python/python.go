@@ -44,6 +44,8 @@ type Workers struct {
 	// Terminal gives workers stdin, stdout and stderr of this process, so that the author can look into a stage at work: breakpoint()
 	// stops it there. Otherwise breakpoint() does nothing: one that was forgotten stops no pipeline.
 	Terminal bool
+	// Debugger is an address of this machine at which a worker waits for an editor to attach, by debugpy, before it loads the stage. Terminal is set, too.
+	Debugger string
 
 	failed struct { // environments that could not be made, by folder
 		sync.Mutex

@@ -84,8 +84,11 @@ func (h *host) launch(ctx context.Context, print string) (*worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket pair: %w", err)
 	}
-	const fd = "3"                                               // the first of ExtraFiles
-	cmd := exec.Command(interpreter, "-u", "-m", h.module(), fd) // #nosec G204 -- the operator's interpreter
+	args := []string{"-u", "-m", h.module(), "3"} // the first of ExtraFiles
+	if h.workers.Debugger != "" {
+		args = append([]string{"-Xfrozen_modules=off", "-m", "debugpy", "--listen", h.workers.Debugger, "--wait-for-client"}, args[1:]...)
+	}
+	cmd := exec.Command(interpreter, args...) // #nosec G204 -- the operator's interpreter
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+library, "PYTHONDONTWRITEBYTECODE=1")
 	cmd.ExtraFiles = []*os.File{theirs}
 	w := &worker{host: h, print: print, cmd: cmd, wire: wire, said: &said{}}
