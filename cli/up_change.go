@@ -83,13 +83,19 @@ func (u *up) change(ctx context.Context, s *screen) {
 		s.say("%s was saved; what runs goes on as it was: %v", u.pipeline, err)
 		return
 	}
-	kept := u.same(plan)
+	kept, ran := u.same(plan), u.nodes
 	if err := u.swap(ctx, next, kept); err != nil {
 		u.fatal(fmt.Errorf("go on with %s as it was saved: %w", u.pipeline, err))
 		return
 	}
 	s.say("%s was saved: %d stages and %d sinks go on with it, after %v%s", u.pipeline, len(plan.Spec.Stages), len(plan.Sinks),
 		time.Since(begun).Round(10*time.Millisecond), u.anew(kept))
+	for _, c := range changes {
+		if c.Sign == "-" && !slices.ContainsFunc(ran, func(v *service) bool { return strings.HasSuffix(c.What, " "+v.name) }) {
+			continue // it went long ago, and could be put back
+		}
+		s.say("  %s %s: %s", c.Sign, c.What, strings.Join(c.Says, "; "))
+	}
 }
 
 // same gives the nodes that run, and have to do in another plan what they do.

@@ -77,7 +77,7 @@ func TestUpFollowsItsFile(t *testing.T) {
 	added := edit(t, file, "  alert: ", stage+"  alert: ")
 	added = edit(t, added, "alerts, commands, \"*.dead\"]", "alerts, commands, again, \"*.dead\"]")
 	const goesOn = "sinks go on with it"
-	saved(added, goesOn, "again clickhouse")
+	saved(added, "+ stage again: begins at the oldest batch kept of readings", "again clickhouse")
 	saved(edit(t, added, "    to: again", "    to: agian"), "does not fit together", "")
 	saved(edit(t, added, "linger: 25ms", "linger: 30ms"), "another gateway, which takes effect at the next start", "")
 	saved(edit(t, added, "token_env: HEARTHLINE_CONSOLE_TOKEN", "insecure: true"), "another console, which takes effect at the next start", "")
@@ -93,7 +93,7 @@ func TestUpFollowsItsFile(t *testing.T) {
 	if err != nil || !strings.Contains(string(page), "again") {
 		t.Errorf("the console does not know the new stage: %v, %s", err, page)
 	}
-	saved(file, goesOn, "clickhouse")
+	saved(file, "keeps again no more; batches of it that it has not taken", "clickhouse")
 	saved(changed, goesOn, "again clickhouse") // put back, it goes on where it was
 	saved("# one line more\n"+changed, goesOn, "")
 	// The machine may be busy with other tests: who waits for something waits each time.
