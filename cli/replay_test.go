@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +53,11 @@ func TestReplayMakesWhatWasMadeLive(t *testing.T) {
 	if rows := i.Query("SELECT count() FROM hearthline_replay_live.scores")[0]; rows != fmt.Sprint(made) || made < 1000 {
 		t.Errorf("%d scores in files, %s in the replay's own table", made, rows)
 	}
+	half := i.Query("SELECT formatDateTime(quantileExact(0.5)(time), '%Y-%m-%dT%H:%i:%S', 'UTC') FROM readings")[0]
+	since, err := strconv.ParseInt(i.Query("SELECT count() FROM readings WHERE time >= parseDateTime64BestEffort('" + half + "Z', 6, 'UTC')")[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
 	up.Stop()
 
 	// Windows that were open at the end of the live run are closed, so that there is more in the replay, and nothing else.
@@ -78,8 +84,26 @@ func TestReplayMakesWhatWasMadeLive(t *testing.T) {
 	if n := kept(t, i, "stream", "readings"); n < 1000 {
 		t.Errorf("%d readings from the stream", n)
 	}
+	// From a time, from the first offset, and from a later one.
+	for _, c := range []struct {
+		name        string
+		flags       []string
+		least, most int64
+	}{
+		{"since", []string{"--from", "raw", "--since", half + "Z"}, since, since},
+		{"first", []string{"--from", "raw@0"}, kept(t, i, "stream", "readings"), kept(t, i, "stream", "readings")},
+		{"offset", []string{"--from", "raw@10"}, 1, kept(t, i, "stream", "readings") - 10},
+	} {
+		r = i.Start(append([]string{"replay", "--name", c.name, "--stage", "normalize", "--stage", "dedupe", "--stage", "enrich"}, c.flags...)...)
+		if code := r.Exit(2 * time.Minute); code != 0 {
+			t.Fatalf("%s: exit code %d", c.name, code)
+		}
+		if n := kept(t, i, c.name, "readings"); n < c.least || n > c.most {
+			t.Errorf("%q: %d readings, want %d to %d", c.flags, n, c.least, c.most)
+		}
+	}
 	listed := i.Start("replay", "list")
-	if code := listed.Exit(time.Minute); code != 0 || strings.Count(listed.Out.String(), "finished") != 3 {
+	if code := listed.Exit(time.Minute); code != 0 || strings.Count(listed.Out.String(), "finished") != 6 {
 		t.Errorf("exit code %d, list:\n%s", code, listed.Out.String())
 	}
 	gone := i.Start("replay", "delete", "stream")
