@@ -197,7 +197,7 @@ func (u *up) main(cmd *cobra.Command) (err error) {
 	if err := u.startServers(ctx, screen); err != nil {
 		return err
 	}
-	u.startNodes(ctx, nil)
+	u.startNodes(ctx, nil, nil)
 	if err := u.startGateway(ctx); err != nil {
 		return err
 	}
@@ -306,8 +306,9 @@ func await[T any](ctx context.Context, ready <-chan T) (T, error) {
 	}
 }
 
-// startNodes starts every source, unit and sink, downstream first, but for those that run already and are kept.
-func (u *up) startNodes(ctx context.Context, kept map[string]*service) {
+// startNodes starts every source, unit and sink, downstream first, but for those that run already and are kept. One whose predecessor is
+// leaving waits for it.
+func (u *up) startNodes(ctx context.Context, kept, leaving map[string]*service) {
 	u.nodes, u.sources = nil, nil
 	p := u.process // who is kept outlives it
 	r := p.runner(run.Drain{Run: u.run, Gateways: u.gateways}, u.taps.Offer)
@@ -315,7 +316,12 @@ func (u *up) startNodes(ctx context.Context, kept map[string]*service) {
 		if v := kept[name]; v != nil {
 			return v
 		}
-		return u.supervise(ctx, name, func() { p.meter.Node(name).Restarts.Add(1) }, run)
+		return u.supervise(ctx, name, func() { p.meter.Node(name).Restarts.Add(1) }, func(ctx context.Context) error {
+			if before := leaving[name]; before != nil {
+				before.end()
+			}
+			return run(ctx)
+		})
 	}
 	for i := range p.plan.Spec.Sources {
 		name := p.plan.Spec.Sources[i].Name

@@ -123,18 +123,29 @@ func (u *up) anew(kept map[string]*service) string {
 	return "; started: " + strings.Join(names, ", ")
 }
 
-// swap stops the nodes that are not kept, and starts those of the next plan; then the console, which knows the graph, too.
+// swap stops the nodes that are not kept, and starts those of the next plan; then the console, which knows the graph, too. A sink may take
+// seconds to write what it has in hand: only its successor waits for that.
 func (u *up) swap(ctx context.Context, next *process, kept map[string]*service) error {
-	stopped := slices.DeleteFunc(slices.Concat(u.sources, u.nodes), func(v *service) bool { return kept[v.name] == v })
-	u.pages.stop()
-	for _, v := range stopped {
-		v.stop() // all at once
+	gone := func(v *service) bool { return kept[v.name] != v }
+	isSink := func(v *service) bool {
+		return slices.ContainsFunc(u.plan.Sinks, func(s *pipeline.SinkNode) bool { return s.Name == v.name })
 	}
-	for _, v := range stopped {
-		v.end()
+	leaving := map[string]*service{}
+	u.pages.stop()
+	for _, v := range slices.Concat(u.sources, u.nodes) {
+		if gone(v) {
+			v.stop() // all at once
+		}
+	}
+	for _, v := range slices.Concat(u.sources, u.nodes) {
+		if gone(v) && isSink(v) {
+			leaving[v.name] = v
+		} else if gone(v) {
+			v.end()
+		}
 	}
 	u.process = next
-	u.startNodes(ctx, kept)
+	u.startNodes(ctx, kept, leaving)
 	u.pages.end()
 	u.books.close()
 	return u.startConsole(ctx)
