@@ -105,7 +105,7 @@ func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fau
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, binary: path, begun: time.Now(), disks: map[string]string{}, homes: hubs(dice), keepClock: dice.IntN(2) == 0, static: dice.IntN(2) == 0, inSQL: dice.IntN(2) == 0}
+	w := &world{t: t, binary: path, begun: time.Now(), disks: map[string]string{}, homes: hubs(dice), keepClock: dice.IntN(2) == 0, static: dice.IntN(2) == 0, inSQL: dice.IntN(2) == 0, stepped: farStepped(faults)}
 	if w.dir, err = os.MkdirTemp("", fmt.Sprintf("hearthline-chaos-%d-", seed)); err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +190,9 @@ func (w *world) run(ctx context.Context, kind string, faults []fault, o *outcome
 		return err
 	}
 	defer c.Close()
+	if err := w.passTime(ctx, c); err != nil {
+		return err
+	}
 	late, cancel := context.WithTimeout(ctx, drainMax)
 	defer cancel()
 	if err := w.drained(late, c); err != nil {

@@ -51,7 +51,7 @@ func (w *world) check(ctx context.Context, o *outcome) error {
 	if err != nil {
 		return fmt.Errorf("undisturbed run: %w", err)
 	}
-	if w.inSQL {
+	if w.inSQL && w.stepped {
 		again, err := w.asItStands(ctx, c)
 		if err != nil {
 			return fmt.Errorf("%s as it stands: %w", byMetric, err)

@@ -15,9 +15,9 @@
 //   - The gateways' stream, as it stands in Kafka, is played message for message through the same pipeline.yaml on a broker
 //     that nothing disturbs. Readings, windows, late rows, scores, alerts and dead letters are the same rows, bit for bit.
 //   - To the product's pipeline each run adds readings parted anew, by metric, and a stage that remembers behind them: by seed
-//     windows over all homes in SQL, or numbers in Python. The parted rows and the numbers are those of the undisturbed run. In
-//     which order the rows of several tasks come together in a partition is chance, and windows call rows late by it: they are
-//     held to a replay of the parted stream as it stands.
+//     windows over all homes in SQL, or numbers in Python. The parted rows, the windows with what is late for them and the
+//     numbers are those of the undisturbed run. Where a gateway's clock is set by 40 s or more, in which order the rows of several
+//     tasks come is chance, and windows call rows late by it: they are held to a replay of the parted stream as it stands.
 //   - Every alert was posted; a receiver that drops the ids it has seen has it once, the same as ClickHouse.
 //   - Every process ends with 0 when it is told to, takes no more memory than memoryMax, and does not flood its log;
 //     nothing half written can be seen beside the Parquet files.

@@ -71,7 +71,7 @@ const endOfReplay = "replay"
 // what every stream that sinks keep holds then.
 func (w *world) undisturbed(ctx context.Context, from *streams.Client) (map[string]rows, error) {
 	units := slices.Clone(w.plan.Units)
-	if w.inSQL {
+	if w.inSQL && w.stepped {
 		units = slices.DeleteFunc(units, func(u *pipeline.Unit) bool { return u.Name == everywhere }) // see asItStands
 	}
 	return w.replay(ctx, from, w.plan.Spec.Gateway.To, units, func(partition int32, latest flow.Micros) []flow.Batch {

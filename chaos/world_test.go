@@ -52,6 +52,7 @@ type world struct {
 
 	keepClock bool // gateways keep their clock in a file
 	static    bool // stages and sinks have lasting names in their groups
+	stepped   bool // a gateway's clock is set so far that others are not waited for
 	inSQL     bool // the stage behind the stream with a key is in SQL, else in Python
 
 	port  int // the last that was given

@@ -1,7 +1,10 @@
 package pipeline
 
 import (
+	"slices"
+
 	"hearthline/flow"
+	"hearthline/flow/arrival"
 	"hearthline/flow/window"
 )
 
@@ -16,7 +19,19 @@ func (p *planner) window(node *StageNode) {
 		return
 	}
 	_, late := node.To[window.OutputLate]
-	node.New = func() flow.Stage { return window.New(config, late, inner()) }
+	inOrder := slices.ContainsFunc(node.Stage.From, p.keyed)
+	node.New = func() flow.Stage {
+		windows := window.New(config, late, inner())
+		if inOrder {
+			return arrival.New(windows)
+		}
+		return windows
+	}
+}
+
+// keyed says whether some stage parts the rows of a stream by a key: batches of several tasks then come together in it by chance.
+func (p *planner) keyed(stream string) bool {
+	return slices.ContainsFunc(p.spec.Stages, func(s Stage) bool { return s.Keys[stream] != nil })
 }
 
 // oneSchema refuses inputs of several schemas for a window, which holds rows of one.

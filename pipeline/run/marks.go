@@ -13,6 +13,9 @@ import (
 const (
 	// A producer this far behind the others no longer holds the watermark back: it is taken for gone.
 	producerSilent = time.Minute
+	// One of the tasks that write a stream with a key holds it for longer, for as long as it is heard of: where they catch up each at
+	// its pace, the others' time goes on by hours between two of its batches. One that is not heard of is taken for gone.
+	taskSilent = time.Hour
 	// A producer that was not heard of while the others' time went on by this much is forgotten. Should it come back with
 	// batches that were already taken, they would count again; a replay reaches back to a checkpoint, seconds or
 	// minutes, never this far. What it says the time is does not matter: one that lags by days (old data
@@ -30,7 +33,7 @@ type marks struct {
 	watermark flow.Micros // of the whole partition; only rises
 	begun     flow.Micros // what the first batch that was taken told
 	// awaited is who must have been heard before the partition has a watermark: tasks that all write to it. Who is not
-	// heard of while the others' time goes on by producerSilent is not waited for.
+	// heard of while the others' time goes on by taskSilent is not waited for.
 	awaited []teller
 }
 
@@ -110,14 +113,22 @@ func (m *marks) advance(heard teller) {
 			// catch up with days of data, each at its pace, the time of one says nothing of when another was last heard.
 		case newest.Sub(k.Heard) > producerForgotten, k.Replaced && newest.Sub(k.Heard) > replacedForgotten:
 			delete(m.of, s)
-		case newest.Sub(k.Watermark) <= producerSilent && k.Ended == "" && !k.Replaced:
+		case m.live(k, newest) && k.Ended == "" && !k.Replaced:
 			low = min(low, k.Watermark)
 		}
 	}
-	if newest.Sub(m.begun) <= producerSilent && m.awaits() {
+	if newest.Sub(m.begun) <= taskSilent && m.awaits() {
 		return
 	}
 	m.watermark = max(m.watermark, low)
+}
+
+// live says whether a producer holds the watermark back.
+func (m *marks) live(k *mark, newest flow.Micros) bool {
+	if m.awaited != nil {
+		return newest.Sub(k.Heard) <= taskSilent
+	}
+	return newest.Sub(k.Watermark) <= producerSilent
 }
 
 // awaits says whether somebody is waited for who has not been heard.

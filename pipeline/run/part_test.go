@@ -212,19 +212,23 @@ func TestTheTasksOfAStreamWithAKeyAreAwaited(t *testing.T) {
 	is(990 * second)
 	say(2, 2, 1005*second)
 	is(1000 * second)
-	say(0, 2, 1500*second)
-	is(1500 * second) // the others are silent
-	say(0, 3, 1_000_000*second)
+	say(0, 2, 4500*second)
+	is(1005 * second) // the others lag, or catch up
+	say(2, 3, 1020*second)
+	is(1010 * second)
+	say(0, 3, 4611*second)
+	is(1020 * second) // the second has not been heard of for more than an hour
+	say(0, 4, 1_000_000*second)
 	if say(1, 1, 1010*second) {
 		t.Error("a batch was taken twice: how far its task had come was forgotten")
 	}
 	m = newMarks()
 	m.awaited = []teller{{"spread", 0}, {"spread", 1}}
 	say(0, 1, 1000*second)
-	say(0, 2, 1059*second)
+	say(0, 2, 4599*second)
 	is(0)
-	say(0, 3, 1061*second)
-	is(1061 * second) // a task that never spoke is not waited for, for ever
+	say(0, 3, 4601*second)
+	is(4601 * second) // a task that never spoke is not waited for, for ever
 }
 
 // A task that begins anew may find batches of the other tasks in a stream with a key, but none of its own.
