@@ -575,6 +575,20 @@ func TestNeverReady(t *testing.T) {
 	}
 }
 
+// TestCancelledWhileItStarts: where the partition goes, or the process is to end, while a worker still imports, that is not the
+// stage's fault: the runtime must know it for what it is, or the process ends with an error.
+func TestCancelledWhileItStarts(t *testing.T) {
+	a := newAuthor(t)
+	a.workers.StartTime = 20 * time.Second
+	a.write("it/stage.py", "while True: pass\n")
+	all := &hosts{workers: a.workers, name: "it", folder: filepath.Join(a.dir, "it"), by: map[string]*host{}}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(time.Second, cancel)
+	if _, err := (&host{hosts: all, print: all.filesPrint()}).start(ctx, all.filesPrint(), true); !errors.Is(err, context.Canceled) || errors.Is(err, errNotUp) {
+		t.Error(err)
+	}
+}
+
 func TestNoPython(t *testing.T) {
 	w := New(t.TempDir())
 	w.Interpreter = "python-that-is-not-there"

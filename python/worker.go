@@ -2,6 +2,7 @@ package python
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -47,7 +48,7 @@ func (h *host) start(ctx context.Context, print string, describe bool) (*worker,
 	if w == nil {
 		var err error
 		if w, err = h.launch(ctx, print); err != nil {
-			return nil, fmt.Errorf("%s: %w", h.name, err)
+			return nil, fmt.Errorf("%s: %w", h.name, cmp.Or(ctx.Err(), err))
 		}
 	}
 	failed, err := w.open(ctx, describe)
@@ -55,6 +56,9 @@ func (h *host) start(ctx context.Context, print string, describe bool) (*worker,
 		return w, nil
 	}
 	w.end()
+	if ctx.Err() != nil { // nobody waits for it any more: that says nothing of the stage
+		return nil, fmt.Errorf("%s: %w", h.name, ctx.Err())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", h.name, errNotUp, w.why(err))
 	}
