@@ -20,9 +20,8 @@ import (
 const (
 	// For one range, by how many partitions the process has: a few hundred thousand readings, or some fifty thousand.
 	rangeBytesMax, rangeBytesMin = 32 << 20, 4 << 20
-	// For all ranges of a sink in one process, gathered or being written. What a sink encodes takes as much again, its
-	// connections keep buffers of that size, and readers hold what they fetched ahead: measured after an outage of ten
-	// minutes, 44 streams and partitions take 560 MiB with 128 MiB here, and a pod is given 512.
+	// For all ranges of a sink in one process, gathered or being written. Sinks hold what they encode besides, and readers
+	// what they fetched ahead; a pod is given 512 MiB (TestOutage holds a sink to that).
 	sinkBytesMax = 64 << 20
 )
 

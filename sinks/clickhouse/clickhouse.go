@@ -33,6 +33,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/sync/semaphore"
 
 	"hearthline/flow/secret"
 )
@@ -75,6 +76,9 @@ type Sink struct {
 
 	answer  time.Duration // how long one insert may take
 	inserts *chpool.Pool
+	// inserting is of insertBytesMax bytes.
+	inserting *semaphore.Weighted
+
 	queries driver.Conn
 	plans   plans
 	down    atomic.Bool
@@ -96,6 +100,7 @@ func New() *Sink {
 		Connections: 8,
 		Logger:      slog.New(slog.DiscardHandler),
 		answer:      answerWait,
+		inserting:   semaphore.NewWeighted(insertBytesMax),
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/util"
 
 	"hearthline/flow"
 )
@@ -20,6 +21,13 @@ import (
 const (
 	blockRows  = 1_000_000
 	blockBytes = 128 << 20 // of strings
+)
+
+// A connection keeps buffers for its largest block, as columns and compressed: measured after an outage, eight that had had
+// blocks of four megabytes each held 160 MB.
+const (
+	insertBytesMax = 16 << 20 // in memory, of all that is being inserted at once; a block that is larger goes alone
+	keptBytesMax   = 1 << 20  // of a block whose connection is used again: the next one makes smaller buffers anew
 )
 
 // Write inserts a range, in one block as a rule.
@@ -66,6 +74,11 @@ func (s *Sink) write(ctx context.Context, r flow.Range, recs []arrow.Record) (ro
 
 // insert sends rows as one block. The server has them on disk when it answers.
 func (s *Sink) insert(ctx context.Context, p *plan, token string, piece []part) (rows int, err error) {
+	weight := min(sizeOf(piece), insertBytesMax)
+	if err := s.inserting.Acquire(ctx, weight); err != nil {
+		return 0, err
+	}
+	defer s.inserting.Release(weight)
 	input := make(proto.Input, len(p.fields))
 	for i, f := range p.fields {
 		chunks := make([]chunk, len(piece))
@@ -80,7 +93,16 @@ func (s *Sink) insert(ctx context.Context, p *plan, token string, piece []part) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.answer)
 	defer cancel()
-	if err := s.inserts.Do(ctx, ch.Query{Body: p.query, Input: input, Settings: insertSettings(token)}); err != nil {
+	conn, err := s.inserts.Acquire(ctx)
+	if err == nil {
+		done := conn.Release
+		if weight > keptBytesMax {
+			done = func() { _ = conn.Close() } // what it had to say was said
+		}
+		defer done()
+		err = conn.Do(ctx, ch.Query{Body: p.query, Input: input, Settings: insertSettings(token)})
+	}
+	if err != nil {
 		return 0, fmt.Errorf("insert: %w", err) // wrapped, or a log would hold ch-go's stack trace
 	}
 	return rows, nil
@@ -109,6 +131,15 @@ func insertSettings(token string) []ch.Setting {
 type part struct {
 	rec      arrow.Record
 	from, to int
+}
+
+// sizeOf is what rows take in memory, in bytes.
+func sizeOf(piece []part) int64 {
+	var n int64
+	for _, p := range piece {
+		n += util.TotalRecordSize(p.rec) * int64(p.to-p.from) / p.rec.NumRows()
+	}
+	return n
 }
 
 // cut makes blocks of recs that hold at most rowsMax rows and, where a row does not exceed it alone, about bytesMax bytes of
