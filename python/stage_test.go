@@ -580,6 +580,9 @@ func TestNeverReady(t *testing.T) {
 func TestCancelledWhileItStarts(t *testing.T) {
 	a := newAuthor(t)
 	a.workers.StartTime = 20 * time.Second
+	if err := a.workers.findCache(); err != nil {
+		t.Fatal(err)
+	}
 	a.write("it/stage.py", "while True: pass\n")
 	all := &hosts{workers: a.workers, name: "it", folder: filepath.Join(a.dir, "it"), by: map[string]*host{}}
 	ctx, cancel := context.WithCancel(t.Context())
