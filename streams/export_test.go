@@ -5,3 +5,6 @@ func (g GroupConfig) Eager() GroupConfig {
 	g.assignors = []string{eager}
 	return g
 }
+
+// RetryMax is how long a question about streams is asked again before its error is handed on.
+const RetryMax = retryMax

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,6 +94,44 @@ func TestOnceUnderFaults(t *testing.T) {
 	}
 	if s.NewIDs > 0 {
 		t.Errorf("%d times the broker lost track of the producer", s.NewIDs)
+	}
+}
+
+// TestColumnsAreWaitedFor: a broker that gives a reader messages, and cannot for a while be asked for their columns, is waited for
+// as long as one that gives no messages.
+func TestColumnsAreWaitedFor(t *testing.T) {
+	t.Parallel()
+	cluster, addrs := startCluster(t, 1)
+	cl := streamstest.Cluster{Brokers: addrs}
+	writer := cl.Dial(t)
+	stream := streamstest.Stream(t, writer, 1)
+	streamstest.Publish(t, writer.NewProducer(), stream, 0, 3, 0)
+	var refused atomic.Int64
+	begun := time.Now()
+	cluster.Fault(kfake.Fault{
+		Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: streams.SchemaStream, Err: kerr.RequestTimedOut, Count: -1,
+		When: func(kmsg.Request) bool {
+			if time.Since(begun) > streams.RetryMax+2*time.Second {
+				return false
+			}
+			refused.Add(1)
+			return true
+		},
+	})
+	r := cl.Dial(t).NewReader(stream, 0, 0)
+	defer r.Close()
+	wait, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := r.Next(wait); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while the broker cannot be asked, a second's reading ended with %v", err)
+	}
+	m, err := r.Next(streamstest.Context(t))
+	if err != nil {
+		t.Fatalf("after %d refusals in %v: %v", refused.Load(), time.Since(begun), err)
+	}
+	defer m.Batch.Record.Release()
+	if m.Batch.Record.NumRows() != 3 || refused.Load() < 5 || time.Since(begun) < streams.RetryMax {
+		t.Errorf("%d rows after %d refusals in %v", m.Batch.Record.NumRows(), refused.Load(), time.Since(begun))
 	}
 }
 

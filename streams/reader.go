@@ -79,7 +79,8 @@ func (r *Reader) fetchAhead(ctx context.Context, f *fetcher) error {
 	}
 }
 
-// Next gives the next message. It blocks until there is one, ctx ends, or reading cannot go on.
+// Next gives the next message. It blocks until there is one, ctx ends, or reading cannot go on; a broker that is away is waited
+// for, also where it is asked for the columns of a message.
 //
 // A [*DecodeError] is one message that cannot be understood: the next call gives the one after it. An error that Is
 // [ErrOutOfRange], [ErrNoStream] or [ErrClosed] comes again on every call. After any other error the same message is
@@ -89,10 +90,10 @@ func (r *Reader) Next(ctx context.Context) (Message, error) {
 	if err != nil {
 		return Message{}, err
 	}
-	batch, err := r.decode(ctx, it)
+	batch, err := r.decodeWaiting(ctx, it)
 	var last final
 	if err != nil && !errors.As(err, &last) {
-		return Message{}, fmt.Errorf("read %s/%d at offset %d: %w", r.at.stream, r.at.partition, it.offset, err)
+		return Message{}, err
 	}
 	m := Message{Stream: r.at.stream, Partition: r.at.partition, Offset: it.offset, Bytes: it.bytes, Batch: batch}
 	r.i++
@@ -130,6 +131,31 @@ func (r *Reader) closedError() error {
 		return fmt.Errorf("read %s/%d: %w", r.at.stream, r.at.partition, ErrClosed)
 	}
 	return r.failed
+}
+
+// decodeWaiting decodes an item. A broker that cannot be asked for its columns now is asked again until ctx ends.
+func (r *Reader) decodeWaiting(ctx context.Context, it *item) (flow.Batch, error) {
+	batch, err := r.decode(ctx, it)
+	var last final
+	if err == nil || errors.As(err, &last) {
+		return batch, err
+	}
+	what := fmt.Sprintf("read %s/%d at offset %d", r.at.stream, r.at.partition, it.offset)
+	if errors.Is(err, ErrNewer) {
+		return batch, fmt.Errorf("%s: %w", what, err)
+	}
+	trouble := trouble{c: r.c, what: what}
+	for err != nil && !errors.As(err, &last) {
+		if r.closed.Load() {
+			return batch, r.closedError()
+		}
+		if err := trouble.met(ctx, err); err != nil {
+			return batch, err
+		}
+		batch, err = r.decode(ctx, it)
+	}
+	trouble.over()
+	return batch, err
 }
 
 // decode errors that are final are the message's own fault.
