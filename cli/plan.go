@@ -232,9 +232,7 @@ func tables(ctx context.Context, plan *pipeline.Plan) []run.Change {
 				changes = append(changes, run.Change{Sign: "~", What: "sink " + node.Name, Refused: err.Error(), Way: "give the stream a table of its own, or alter the table"})
 			}
 		}
-		if c, ok := sink.(flow.Closer); ok {
-			_ = c.Close() // it was never opened
-		}
+		_ = flow.Close(sink) // it was never opened
 	}
 	return changes
 }

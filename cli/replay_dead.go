@@ -247,14 +247,10 @@ func (v *deadVerb) again(ctx context.Context, l *letters) (err error) {
 	if err != nil {
 		return err
 	}
-	if o, ok := stage.(flow.Opener); ok {
-		if err := o.Open(ctx); err != nil {
-			return fmt.Errorf("open stage %s: %w", v.node.Name, err)
-		}
+	if err := flow.Open(ctx, stage); err != nil {
+		return fmt.Errorf("open stage %s: %w", v.node.Name, err)
 	}
-	if c, ok := stage.(flow.Closer); ok {
-		defer func() { err = errors.Join(err, c.Close()) }()
-	}
+	defer func() { err = errors.Join(err, flow.Close(stage)) }()
 	if _, remembers := stage.(flow.Stateful); remembers {
 		fmt.Fprintf(v.out, "%s begins without what it remembered then\n", v.node.Name)
 	}
@@ -341,14 +337,10 @@ func (v *deadVerb) before(ctx context.Context, stream string, batch arrow.Record
 // through gives a record to a fresh instance of a stage. What it refuses is left out.
 func through(ctx context.Context, s *pipeline.StageNode, g given) (made []given, err error) {
 	stage := s.New()
-	if o, ok := stage.(flow.Opener); ok {
-		if err := o.Open(ctx); err != nil {
-			return nil, fmt.Errorf("open stage %s: %w", s.Name, err)
-		}
+	if err := flow.Open(ctx, stage); err != nil {
+		return nil, fmt.Errorf("open stage %s: %w", s.Name, err)
 	}
-	if c, ok := stage.(flow.Closer); ok {
-		defer func() { err = errors.Join(err, c.Close()) }()
-	}
+	defer func() { err = errors.Join(err, flow.Close(stage)) }()
 	outputs, err := flow.Give(ctx, stage, inputOf(s, g.stream), g.rec)
 	if err != nil && !errors.Is(err, flow.ErrBad) {
 		flow.ReleaseOutputs(outputs)

@@ -42,13 +42,10 @@ func (p *planner) schemas() {
 		if node.New == nil {
 			continue
 		}
-		checker, ok := any(node.New()).(flow.Checker)
-		if !ok {
-			continue
-		}
+		sink := node.New()
 		for _, stream := range node.Streams {
 			if s := p.plan.Streams[stream]; s != nil && s.Schema != nil {
-				p.check(checker, s, asked{"sink", node.Name, node.Use, &node.Settings, node.at, nil})
+				p.check(sink, s, asked{"sink", node.Name, node.Use, &node.Settings, node.at, nil})
 			}
 		}
 	}
@@ -66,8 +63,8 @@ type asked struct {
 
 // check asks a stage or sink what it thinks of a stream. What it says of columns is shown at the stream, the rest at
 // the setting it names, or at the node.
-func (p *planner) check(c flow.Checker, s *Stream, n asked) bool {
-	err := safely(func() error { return c.Check(s.Name, s.Schema) })
+func (p *planner) check(stageOrSink any, s *Stream, n asked) bool {
+	err := safely(func() error { return flow.Check(stageOrSink, s.Name, s.Schema) })
 	if err == nil {
 		return true
 	}
@@ -137,7 +134,7 @@ func (p *planner) outputs(node *StageNode) (outputs []output, ok bool) {
 			return nil, false
 		}
 		at := node.at.of("from/"+stream, "from")
-		if c, is := node.New().(flow.Checker); is && !p.check(c, s, asked{"stage", node.Name, node.Use, &node.Settings, node.at, node.SQL}) {
+		if !p.check(node.New(), s, asked{"stage", node.Name, node.Use, &node.Settings, node.at, node.SQL}) {
 			return nil, false
 		}
 		found, err := p.run(node, func(stage flow.Stage) ([]output, error) { return p.process(stage, s.Schema) })
@@ -169,7 +166,7 @@ func (p *planner) outputsOfInputs(node *StageNode, named flow.Inputs) (found []o
 		if s == nil || s.Schema == nil {
 			return nil, false
 		}
-		if c, is := node.New().(flow.Checker); is && !p.check(c, s, asked{"stage", node.Name, node.Use, &node.Settings, node.at, node.SQL}) {
+		if !p.check(node.New(), s, asked{"stage", node.Name, node.Use, &node.Settings, node.at, node.SQL}) {
 			return nil, false
 		}
 		last = s
@@ -237,10 +234,7 @@ func (p *planner) run(node *StageNode, give func(flow.Stage) ([]output, error)) 
 		return nil, &notOpened{openErr}
 	}
 	found, err = give(stage)
-	if closer, ok := stage.(flow.Closer); ok {
-		err = errors.Join(err, safely(closer.Close))
-	}
-	return found, err
+	return found, errors.Join(err, safely(func() error { return flow.Close(stage) }))
 }
 
 // notOpened is what a stage said when lint had to open it.

@@ -108,10 +108,8 @@ func TestCatalog(t *testing.T) {
 			t.Errorf("%s: two instances are one", o.stage)
 		}
 		s := make()
-		if opener, ok := s.(flow.Opener); ok {
-			if err := opener.Open(t.Context()); err != nil {
-				t.Errorf("%s: the defaults are refused: %v", o.stage, err)
-			}
+		if err := flow.Open(t.Context(), s); err != nil {
+			t.Errorf("%s: the defaults are refused: %v", o.stage, err)
 		}
 		if _, ok := s.(interface{ Counters() map[string]int64 }); !ok {
 			t.Errorf("%s has no Counters", o.stage)

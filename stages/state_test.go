@@ -58,10 +58,8 @@ func stageOf(t *testing.T, name, registry string) flow.Stage {
 			t.Fatal(err)
 		}
 	}
-	if o, ok := s.(flow.Opener); ok {
-		if err := o.Open(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	if err := flow.Open(t.Context(), s); err != nil {
+		t.Fatal(err)
 	}
 	return s
 }

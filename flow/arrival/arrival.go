@@ -79,12 +79,7 @@ var errAnother = errors.New("arrival: after an error, the same watermark is to c
 func New(inner flow.Stage) *Stage { return &Stage{inner: inner, max: BytesMax} }
 
 // Open implements flow.Opener.
-func (s *Stage) Open(ctx context.Context) error {
-	if o, ok := s.inner.(flow.Opener); ok {
-		return o.Open(ctx)
-	}
-	return nil
-}
+func (s *Stage) Open(ctx context.Context) error { return flow.Open(ctx, s.inner) }
 
 // Close implements flow.Closer.
 func (s *Stage) Close() error {
@@ -94,10 +89,7 @@ func (s *Stage) Close() error {
 		s.under = nil
 	}
 	s.store.Release()
-	if c, ok := s.inner.(flow.Closer); ok {
-		return c.Close()
-	}
-	return nil
+	return flow.Close(s.inner)
 }
 
 func (u *underway) release() {
@@ -117,18 +109,12 @@ func (s *Stage) Check(stream string, schema *arrow.Schema) error {
 	if err := rowstore.Check(schema); err != nil {
 		return flow.Badf("arrival: %v", err)
 	}
-	if c, ok := s.inner.(flow.Checker); ok {
-		return c.Check(stream, schema)
-	}
-	return nil
+	return flow.Check(s.inner, stream, schema)
 }
 
 // Counters implements flow.Counting.
 func (s *Stage) Counters() map[string]int64 {
-	all := map[string]int64{}
-	if c, ok := s.inner.(flow.Counting); ok {
-		all = c.Counters()
-	}
+	all := flow.Counters(s.inner)
 	all["arrival_rows"], all["arrival_rows_hurried"] = s.rows.Load(), s.hurried.Load()
 	return all
 }

@@ -53,7 +53,7 @@ func (c *Case) Check(ctx context.Context, newStage func() flow.Stage, seed uint6
 	if err != nil {
 		return err
 	}
-	return errors.Join(c.check(ctx, newStage, seed), shut(kept))
+	return errors.Join(c.check(ctx, newStage, seed), flow.Close(kept))
 }
 
 func (c *Case) check(ctx context.Context, newStage func() flow.Stage, seed uint64) (err error) {
@@ -120,35 +120,24 @@ func (c *Case) open(ctx context.Context, newStage func() flow.Stage) (flow.Stage
 	if c.window != nil {
 		s = window.New(c.window, true, s)
 	}
-	if o, ok := s.(flow.Opener); ok {
-		if err := o.Open(ctx); err != nil {
-			if c.settings != nil {
-				return nil, fmt.Errorf("line %d: open: %w", c.settings.Line, err)
-			}
-			return nil, fmt.Errorf("open: %w", err)
+	if err := flow.Open(ctx, s); err != nil {
+		if c.settings != nil {
+			return nil, fmt.Errorf("line %d: open: %w", c.settings.Line, err)
 		}
+		return nil, fmt.Errorf("open: %w", err)
 	}
 	return s, nil
-}
-
-func shut(s flow.Stage) error {
-	if c, ok := s.(flow.Closer); ok {
-		return c.Close()
-	}
-	return nil
 }
 
 func (c *Case) checkRefuses(made func() (flow.Stage, error)) error {
 	s, err := made()
 	if err == nil {
-		if checker, ok := s.(flow.Checker); ok {
-			for _, input := range c.inputNames() {
-				if err == nil {
-					err = checker.Check("input", c.schemaOf(input))
-				}
+		for _, input := range c.inputNames() {
+			if err == nil {
+				err = flow.Check(s, "input", c.schemaOf(input))
 			}
 		}
-		if err := shut(s); err != nil {
+		if err := flow.Close(s); err != nil {
 			return err
 		}
 	}
@@ -370,7 +359,7 @@ func (r *runner) restore(snap []byte) error {
 	if _, ok := r.stage.(flow.Stateful); !ok {
 		return nil
 	}
-	if err := shut(r.stage); err != nil {
+	if err := flow.Close(r.stage); err != nil {
 		return fmt.Errorf("close: %w", err)
 	}
 	var err error
@@ -395,7 +384,7 @@ func (r *runner) restore(snap []byte) error {
 
 // close ends the stage and counts what is still allocated.
 func (r *runner) close() error {
-	err := shut(r.stage)
+	err := flow.Close(r.stage)
 	if n := r.mem.CurrentAlloc(); n != 0 {
 		err = errors.Join(err, fmt.Errorf("%d bytes of Arrow memory were not given back: a Release is missing", n))
 	}

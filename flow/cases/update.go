@@ -79,7 +79,7 @@ func (u *updating) run(ctx context.Context, newStage func() flow.Stage) error {
 		return err
 	}
 	made := func() (flow.Stage, error) { return u.c.open(ctx, newStage) }
-	return errors.Join(watched.asWritten(ctx, made, false), shut(kept))
+	return errors.Join(watched.asWritten(ctx, made, false), flow.Close(kept))
 }
 
 // step writes what came of a step, where it is not what was wanted.

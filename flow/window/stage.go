@@ -63,12 +63,7 @@ func New(config *Config, late bool, inner flow.Stage) *Stage {
 func (s *Stage) Unwrap() flow.Stage { return s.inner }
 
 // Open implements flow.Opener.
-func (s *Stage) Open(ctx context.Context) error {
-	if o, ok := s.inner.(flow.Opener); ok {
-		return o.Open(ctx)
-	}
-	return nil
-}
+func (s *Stage) Open(ctx context.Context) error { return flow.Open(ctx, s.inner) }
 
 // Close implements flow.Closer.
 func (s *Stage) Close() error {
@@ -77,10 +72,7 @@ func (s *Stage) Close() error {
 		s.under = nil
 	}
 	s.store.Release()
-	if c, ok := s.inner.(flow.Closer); ok {
-		return c.Close()
-	}
-	return nil
+	return flow.Close(s.inner)
 }
 
 // Check implements flow.Checker: it says what the input lacks for windows, and then asks the author's stage.
@@ -91,10 +83,7 @@ func (s *Stage) Check(stream string, schema *arrow.Schema) error {
 	if err := s.takes(schema); err != nil {
 		return err
 	}
-	if c, ok := s.inner.(flow.Checker); ok {
-		return c.Check(stream, Schema(schema))
-	}
-	return nil
+	return flow.Check(s.inner, stream, Schema(schema))
 }
 
 func (s *Stage) takes(schema *arrow.Schema) error {
@@ -119,10 +108,7 @@ func (s *Stage) takes(schema *arrow.Schema) error {
 
 // Counters implements flow.Counting.
 func (s *Stage) Counters() map[string]int64 {
-	all := map[string]int64{}
-	if c, ok := s.inner.(flow.Counting); ok {
-		all = c.Counters()
-	}
+	all := flow.Counters(s.inner)
 	for name, n := range map[string]*atomic.Int64{
 		"late": &s.counts.late, "windows": &s.counts.windows, "window_silences": &s.counts.silences, "window_keys": &s.counts.keys,
 		"window_keys_expired": &s.counts.expired, "window_keys_crowded": &s.counts.crowded, "window_rows": &s.counts.rows, "window_rows_refused": &s.counts.refused,

@@ -142,10 +142,8 @@ func (c *chain) prime(ctx context.Context, node *pipeline.StageNode, stage flow.
 
 // openStage makes a stage ready, with its section of the states if there is one. It gives the size of that.
 func (c *chain) openStage(ctx context.Context, name string, stage flow.Stage, meter *NodeMeter, states map[string][]byte, section string) (int, error) {
-	if o, ok := stage.(flow.Opener); ok {
-		if err := o.Open(ctx); err != nil {
-			return 0, fmt.Errorf("open stage %s: %w", name, err)
-		}
+	if err := flow.Open(ctx, stage); err != nil {
+		return 0, fmt.Errorf("open stage %s: %w", name, err)
 	}
 	c.opened = append(c.opened, stage)
 	if n, ok := stage.(flow.Counting); ok {
@@ -169,9 +167,7 @@ func (c *chain) close() error {
 	}
 	var errs []error
 	for _, stage := range c.opened {
-		if o, ok := stage.(flow.Closer); ok {
-			errs = append(errs, o.Close())
-		}
+		errs = append(errs, flow.Close(stage))
 	}
 	return errors.Join(errs...)
 }

@@ -194,17 +194,13 @@ func (r *Runner) Sink(ctx context.Context, name string) (err error) {
 		return err
 	}
 	sink := node.New()
-	if o, ok := sink.(flow.Opener); ok {
-		connected := r.Meter.Node(name).waitsFor(fmt.Errorf("sink %s is not connected yet; its log says to what", name))
-		err := o.Open(ctx)
-		connected()
-		if err != nil {
-			return fmt.Errorf("open sink %s: %w", name, err)
-		}
+	connected := r.Meter.Node(name).waitsFor(fmt.Errorf("sink %s is not connected yet; its log says to what", name))
+	err = flow.Open(ctx, sink)
+	connected()
+	if err != nil {
+		return fmt.Errorf("open sink %s: %w", name, err)
 	}
-	if c, ok := sink.(flow.Closer); ok {
-		defer func() { err = errors.Join(err, c.Close()) }()
-	}
+	defer func() { err = errors.Join(err, flow.Close(sink)) }()
 	return r.join(ctx, node.Name, node.Streams, newBudget(sinkBytesMax), func(ctx context.Context, g *generation) (bool, error) {
 		type place struct {
 			stream    string

@@ -269,14 +269,10 @@ func fitsInto(ctx context.Context, states map[string][]byte, node *pipeline.Stag
 	if !ok {
 		return nil // what it remembered is not asked for any more
 	}
-	if o, ok := stage.(flow.Opener); ok {
-		if err := o.Open(ctx); err != nil {
-			return fmt.Errorf("open stage %s: %w", node.Name, err)
-		}
+	if err := flow.Open(ctx, stage); err != nil {
+		return fmt.Errorf("open stage %s: %w", node.Name, err)
 	}
-	if c, ok := stage.(flow.Closer); ok {
-		defer func() { err = errors.Join(err, c.Close()) }()
-	}
+	defer func() { err = errors.Join(err, flow.Close(stage)) }()
 	return panicIsError(func() error {
 		if err := stateful.Restore(bytes.NewReader(state)); err != nil {
 			return err

@@ -106,19 +106,15 @@ func newBench(ctx context.Context, p Place, mem memory.Allocator, seed uint64) (
 // fresh goes on with a new sink, as after a crash: the old one is not closed.
 func (b *bench) fresh() error {
 	b.sink = b.Sink()
-	if o, ok := b.sink.(flow.Opener); ok {
-		if err := o.Open(b.ctx); err != nil {
-			return fmt.Errorf("open: %w", err)
-		}
+	if err := flow.Open(b.ctx, b.sink); err != nil {
+		return fmt.Errorf("open: %w", err)
 	}
 	return nil
 }
 
 func (b *bench) close() error {
-	if c, ok := b.sink.(flow.Closer); ok {
-		if err := c.Close(); err != nil {
-			return fmt.Errorf("close: %w", err)
-		}
+	if err := flow.Close(b.sink); err != nil {
+		return fmt.Errorf("close: %w", err)
 	}
 	return nil
 }
