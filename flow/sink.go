@@ -20,8 +20,10 @@ type Sink interface {
 	// When it returns nil they are durable. It is called by several goroutines at once, each for a partition of
 	// its own.
 	//
-	// An error that Is [ErrBad] says that the rows can never be stored: they go to dead letters. Any other
-	// error is the world's: the same range is written again until it succeeds.
+	// A [*BadRows] names rows that can never be stored, counted through recs from 0: they go to dead letters, and the
+	// others are durable. Another error that Is [ErrBad] says that of all rows, none of which is stored. Any other error
+	// is the world's: the same range is written again until it succeeds. Which rows are bad depends on the rows, and on
+	// what somebody has made of the place where they are kept; a second time it must be the same.
 	Write(ctx context.Context, r Range, recs []arrow.Record) error
 }
 

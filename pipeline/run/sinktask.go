@@ -273,7 +273,7 @@ func (t *sinkTask) write(ctx context.Context, b *batchRange, announce bool) erro
 	return nil
 }
 
-// store gives the rows to the sink; what the sink can never take goes to its dead letters.
+// store gives the rows to the sink; those that the sink can never take go to its dead letters.
 func (t *sinkTask) store(ctx context.Context, r flow.Range, b *batchRange) error {
 	var bad error
 	if b.rows > 0 {
@@ -305,24 +305,52 @@ func (t *sinkTask) trace(r flow.Range, b *batchRange) (end func(error)) {
 	return end
 }
 
-// setAside publishes dead letters for a range: messages nobody could read, rows the sink refused. Their lineage is
-// the range's, so that a second writing of the range makes none that count.
+// setAside publishes dead letters for a range: messages nobody could read, rows the sink refused.
 func (t *sinkTask) setAside(ctx context.Context, r flow.Range, b *batchRange, bad error) error {
 	from := flow.Origin{Stream: r.Stream, Partition: r.Partition, Offset: r.First, Watermark: b.marks.watermark}
 	if err := t.setAsideBroken(ctx, r, from, b.broken); err != nil || bad == nil {
 		return err
 	}
-	k := int32(len(b.broken))
-	for _, rec := range b.records {
-		letters, err := deadLetters(t.r.mem(), rec, t.node.Name, from, flow.BadRows{Reasons: []string{bad.Error()}})
-		if err != nil {
-			return err
-		}
-		if err := t.publishDead(ctx, r, from, &k, letters); err != nil {
-			return err
-		}
+	if named := (*flow.BadRows)(nil); errors.As(bad, &named) {
+		named.Sort() // a sink may have gathered them out of order
 	}
-	return nil
+	var letters []letter
+	waiting, first := 0, 0
+	for _, rec := range b.records {
+		n := int(rec.NumRows())
+		refused := refusedOf(bad, first, n)
+		for some := range slices.Chunk(refused.Rows, deadRowsMax) {
+			made, err := flow.DeadLetters(t.r.mem(), rec, t.node.Name, from, flow.BadRows{Rows: some, Reasons: refused.Reasons[:len(some)]})
+			if err != nil {
+				releaseLetters(letters)
+				return err
+			}
+			refused.Reasons = refused.Reasons[len(some):]
+			// Their place is that of the last row, not how many there were before: should the sink refuse other rows the
+			// second time, then none of those that were set aside neither now nor before takes the place of one that was.
+			letters = append(letters, letter{int32(len(b.broken) + first + some[len(some)-1]), made})
+			if waiting += len(some); waiting < deadRowsMax {
+				continue
+			}
+			if err := t.publishDead(ctx, r, from, letters); err != nil {
+				return err
+			}
+			letters, waiting = nil, 0
+		}
+		first += n
+	}
+	return t.publishDead(ctx, r, from, letters)
+}
+
+// refusedOf gives those of n rows, beginning with row first of a range, that a sink has refused.
+func refusedOf(bad error, first, n int) flow.BadRows {
+	var some *flow.BadRows
+	if errors.As(bad, &some) {
+		return some.Within(first, n)
+	}
+	all := flow.BadRows{}
+	all.AddAll(0, n, bad.Error())
+	return all
 }
 
 // setAsideBroken publishes the dead letters of messages that nobody could read.
@@ -336,30 +364,46 @@ func (t *sinkTask) setAsideBroken(ctx context.Context, r flow.Range, from flow.O
 			at.Offset = broken.Offset
 			d.Message(t.node.Name, at, broken.Err.Error())
 		}
-		if err := t.publishDead(ctx, r, from, &k, []arrow.Record{d.Record()}); err != nil {
+		if err := t.publishDead(ctx, r, from, []letter{{k, d.Record()}}); err != nil {
 			return err
 		}
+		k++
 	}
 	return nil
 }
 
-// publishDead publishes dead letters of range r (given away), each as the next of those made of it.
-func (t *sinkTask) publishDead(ctx context.Context, r flow.Range, from flow.Origin, k *int32, letters []arrow.Record) error {
+// letter is a batch of dead letters of a range, and its place among them.
+type letter struct {
+	k   int32
+	rec arrow.Record
+}
+
+func releaseLetters(all []letter) {
+	for _, l := range all {
+		l.rec.Release()
+	}
+}
+
+// publishDead publishes dead letters of range r (given away). Their lineage is the range's, so that a second writing of the range
+// makes none that count.
+func (t *sinkTask) publishDead(ctx context.Context, r flow.Range, from flow.Origin, letters []letter) error {
+	if len(letters) == 0 {
+		return nil
+	}
+	defer releaseLetters(letters)
 	edge := t.meter.Out(t.node.Dead)
 	var batches []flow.Batch
-	for _, rec := range letters {
-		defer rec.Release()
-		t.meter.Bad.Add(rec.NumRows())
-		edge.Rows.Add(rec.NumRows())
+	for _, l := range letters {
+		t.meter.Bad.Add(l.rec.NumRows())
+		edge.Rows.Add(l.rec.NumRows())
 		edge.Batches.Add(1)
 		batches = append(batches, flow.Batch{
 			Lineage: flow.Lineage{
 				Source:   flow.Source{Producer: t.node.ID(), Stream: r.Stream, Partition: r.Partition},
-				Position: flow.Position{Offset: r.Last, K: *k},
+				Position: flow.Position{Offset: r.Last, K: l.k},
 			},
-			Bounds: boundsOf(rec), Watermark: from.Watermark, Record: rec,
+			Bounds: boundsOf(l.rec), Watermark: from.Watermark, Record: l.rec,
 		})
-		*k++
 	}
 	return publishAll(ctx, t.r.road, t.node.Dead, t.partition, batches)
 }

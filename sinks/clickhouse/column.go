@@ -146,18 +146,3 @@ func (c *nullableColumn) EncodeColumn(b *proto.Buffer) {
 	}
 	c.values.EncodeColumn(b)
 }
-
-// hasNulls says whether a chunk holds a null where the server's column cannot.
-func hasNulls(chunks []chunk) bool {
-	for _, k := range chunks {
-		if k.a.NullN() == 0 {
-			continue
-		}
-		for i := k.from; i < k.to; i++ {
-			if k.a.IsNull(i) {
-				return true
-			}
-		}
-	}
-	return false
-}

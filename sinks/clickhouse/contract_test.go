@@ -24,8 +24,9 @@ func TestContractOfSinks(t *testing.T) {
 func contractPlace(t *testing.T, stream string, schema *arrow.Schema) sinktest.Place {
 	first := openSink(t)
 	return sinktest.Place{
-		Stream: stream,
-		Schema: schema,
+		Stream:    stream,
+		Schema:    schema,
+		NeedsTime: true,
 		Sink: func() flow.Sink {
 			s := newSink(t)
 			s.Database = first.Database

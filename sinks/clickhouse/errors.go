@@ -5,6 +5,7 @@ import (
 	"net"
 	"regexp"
 	"slices"
+	"strconv"
 	"syscall"
 
 	"github.com/ClickHouse/ch-go"
@@ -72,6 +73,19 @@ func badOrWorld(err error) error {
 		return flow.Badf("%v", err)
 	}
 	return err
+}
+
+// violating is how the server says which row of an insert breaks a constraint, counted from 1.
+var violating = regexp.MustCompile(`is violated at row (\d+)\.`)
+
+// violatedRow is the row of an insert, from 0, that breaks a constraint of its table; -1 if err names none.
+func violatedRow(err error) int {
+	if m := violating.FindStringSubmatch(err.Error()); m != nil {
+		if n, err := strconv.Atoi(m[1]); err == nil {
+			return n - 1
+		}
+	}
+	return -1
 }
 
 // lacking is how the server names the right that a user lacks.

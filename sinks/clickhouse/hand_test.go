@@ -3,12 +3,17 @@ package clickhouse
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
+
+	"hearthline/flow"
 )
 
 // Somebody changes tables by hand while rows flow. What differs is said, with what mends it; the rows wait; and when it
@@ -74,6 +79,75 @@ func TestTablesChangedByHand(t *testing.T) {
 					t.Errorf("%s rows; want %s", got, want)
 				}
 			})
+		}
+	}
+}
+
+// A constraint that somebody added is broken by some rows: they are named, and the others stored, once however often the range
+// comes, and also where the constraint is dropped in between. Where it is broken by many, their block is refused as a whole.
+func TestConstraintAddedByHand(t *testing.T) {
+	s := openSink(t)
+	rec := readings(t, checkedMem(t), 5, 100, testDay)
+	var recs []arrow.Record
+	for _, k := range [][2]int64{{0, 41}, {41, 42}, {42, 100}} {
+		piece := rec.NewSlice(k[0], k[1])
+		defer piece.Release()
+		recs = append(recs, piece)
+	}
+	exec := func(sql string) {
+		t.Helper()
+		if err := s.queries.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	named := func(first int64) []int {
+		t.Helper()
+		err := s.Write(t.Context(), rangeOf("readings", 0, first, first+9), recs)
+		for deadline := time.Now().Add(time.Minute); err != nil && !errors.Is(err, flow.ErrBad) && time.Now().Before(deadline); {
+			time.Sleep(200 * time.Millisecond) // other tests make the engine fall
+			err = s.Write(t.Context(), rangeOf("readings", 0, first, first+9), recs)
+		}
+		var rows *flow.BadRows
+		if !errors.As(err, &rows) {
+			t.Fatalf("error %v; want rows by number", err)
+		}
+		if !strings.Contains(rows.Reasons[0], "strange") {
+			t.Errorf("the reason %q does not name the constraint", rows.Reasons[0])
+		}
+		return rows.Rows
+	}
+	const stored = "SELECT concat(toString(count()), ' ', toString(uniqExact(time)), ' ', toString(countIf(seq IN (3, 40, 41, 99)))) FROM readings"
+	for _, c := range []struct {
+		check string
+		want  []int
+		says  string
+	}{
+		{"seq IS NULL OR seq NOT IN (3, 40, 41, 99)", []int{3, 40, 41, 99}, "96 96 0"},
+		{"seq IS NULL OR seq < 20", slices.Collect(func(yield func(int) bool) {
+			for i := range 100 {
+				if !yield(i) {
+					return
+				}
+			}
+		}), "0 0 0"},
+	} {
+		exec("TRUNCATE TABLE readings")
+		exec("ALTER TABLE readings ADD CONSTRAINT strange CHECK " + c.check)
+		first := int64(len(c.want)) * 100
+		for range 2 {
+			if got := slices.Sorted(slices.Values(named(first))); !slices.Equal(got, c.want) {
+				t.Errorf("%s: rows %v are refused; want %v", c.check, got, c.want)
+			}
+			if got := scalar(t, s, stored); got != c.says {
+				t.Errorf("%s: the table holds %s; want %s (rows, times, rows that break it)", c.check, got, c.says)
+			}
+		}
+		exec("ALTER TABLE readings DROP CONSTRAINT strange")
+		if len(c.want) < 100 {
+			until(t, s, rangeOf("readings", 0, first, first+9), recs...)
+			if got := scalar(t, s, stored); got != c.says {
+				t.Errorf("written again without the constraint, the table holds %s; want %s", got, c.says)
+			}
 		}
 	}
 }

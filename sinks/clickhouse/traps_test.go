@@ -134,25 +134,30 @@ func TestCut(t *testing.T) {
 	defer b.Release()
 	for range 200 {
 		var recs []arrow.Record
+		var parts []part
 		total := 0
 		for range 1 + rng.IntN(5) {
 			n := rng.IntN(50)
 			for range n {
 				b.Field(0).(*array.StringBuilder).Append(string(make([]byte, rng.IntN(40))))
 			}
-			recs = append(recs, b.NewRecord())
+			rec := b.NewRecord()
+			recs = append(recs, rec)
+			if n > 0 {
+				parts = append(parts, part{rec, 0, n, total})
+			}
 			total += n
 		}
 		rowsMax, bytesMax := 1+rng.IntN(60), int64(1+rng.IntN(1000))
-		blocks := cut(recs, rowsMax, bytesMax)
-		if again := cut(recs, rowsMax, bytesMax); !slices.EqualFunc(blocks, again, slices.Equal) {
+		blocks := cut(parts, rowsMax, bytesMax)
+		if again := cut(parts, rowsMax, bytesMax); !slices.EqualFunc(blocks, again, slices.Equal) {
 			t.Errorf("seed %d: cut twice, two ways", seed)
 		}
 		rows, last := 0, part{}
 		for i, block := range blocks {
 			n := 0
 			for _, p := range block {
-				if p.rec == last.rec && p.from != last.to || p.from >= p.to {
+				if p.rec == last.rec && p.from != last.to || p.from >= p.to || p.place != rows+n {
 					t.Errorf("seed %d: part %v after %v", seed, p, last)
 				}
 				n, last = n+p.to-p.from, p

@@ -3,6 +3,7 @@ package clickhouse
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -35,41 +36,128 @@ func (s *Sink) Write(ctx context.Context, r flow.Range, recs []arrow.Record) err
 	begun := time.Now()
 	rows, blocks, err := s.write(ctx, r, recs)
 	s.tell(ctx, err)
+	s.stats.rows.Add(rows)
+	s.stats.inserts.Add(blocks)
 	if err != nil {
 		s.stats.failed.Add(1)
 		return fmt.Errorf("clickhouse at %s: write %s: %w%s", s.Address, r, err, hint(err))
 	}
-	s.stats.rows.Add(rows)
-	s.stats.inserts.Add(blocks)
 	s.stats.nanos.Add(int64(time.Since(begun)))
 	return nil
 }
 
+// write gives how many rows and blocks the server has now, as far as it came.
 func (s *Sink) write(ctx context.Context, r flow.Range, recs []arrow.Record) (rows, blocks int64, err error) {
 	p, err := s.planFor(ctx, r.Stream, recs[0].Schema())
 	if err != nil {
 		return 0, 0, badOrWorld(err)
 	}
-	pieces := cut(recs, blockRows, blockBytes)
+	rows, blocks, err = s.writeBy(ctx, p, r, recs)
+	if staleTable(err) {
+		// Somebody changed the table since we looked: look again, once. What is there already counts once.
+		s.plans.forget(r.Stream)
+		if p, err = s.planFor(ctx, r.Stream, recs[0].Schema()); err == nil {
+			rows, blocks, err = s.writeBy(ctx, p, r, recs)
+		}
+	}
+	return rows, blocks, badOrWorld(err)
+}
+
+func (s *Sink) writeBy(ctx context.Context, p *plan, r flow.Range, recs []arrow.Record) (rows, blocks int64, err error) {
+	all, bad := p.storable(recs)
+	pieces := cut(all, blockRows, blockBytes)
 	for i, piece := range pieces {
 		token := r.String()
 		if len(pieces) > 1 {
 			token = fmt.Sprintf("%s-%dof%d", token, i+1, len(pieces))
 		}
+		n, err := s.insertSome(ctx, p, token, piece, &bad)
+		if err != nil {
+			return rows, blocks, err
+		}
+		if n > 0 {
+			rows += int64(n)
+			blocks++
+		}
+	}
+	return rows, blocks, bad.Err()
+}
+
+// insertSome inserts a block without the rows that the server refuses. It takes a block or leaves it, and names one row that
+// breaks a constraint, so that a block is sent again without it. Of refusals that name none, or too many, all rows are bad.
+func (s *Sink) insertSome(ctx context.Context, p *plan, token string, piece []part, bad *flow.BadRows) (rows int, err error) {
+	for named := 0; len(piece) > 0; named++ {
 		n, err := s.insert(ctx, p, token, piece)
-		if staleTable(err) {
-			// Somebody changed the table since we looked: look again, once.
-			s.plans.forget(r.Stream)
-			if p, err = s.planFor(ctx, r.Stream, recs[0].Schema()); err == nil {
-				n, err = s.insert(ctx, p, token, piece)
+		if err = badOrWorld(err); !isBad(err) {
+			return n, err
+		}
+		at, rest, ok := without(piece, violatedRow(err))
+		if !ok || named == violationsMax {
+			for _, k := range piece {
+				bad.AddAll(k.place, k.to-k.from, err.Error())
+			}
+			return 0, nil
+		}
+		bad.Add(at, err.Error())
+		piece = rest
+	}
+	return 0, nil
+}
+
+// violationsMax is how many rows of one block are found out one by one. Each costs a sending of the block.
+const violationsMax = 32
+
+// without takes the nth row (from 0) out of a block, and gives its place in the range.
+func without(piece []part, nth int) (place int, rest []part, ok bool) {
+	for i, k := range piece {
+		if n := k.to - k.from; nth >= n {
+			nth -= n
+			continue
+		}
+		if nth < 0 {
+			break
+		}
+		rest = append(rest, piece[:i]...)
+		if nth > 0 {
+			rest = append(rest, part{k.rec, k.from, k.from + nth, k.place})
+		}
+		if from := k.from + nth + 1; from < k.to {
+			rest = append(rest, part{k.rec, from, k.to, k.place + nth + 1})
+		}
+		return k.place + nth, append(rest, piece[i+1:]...), true
+	}
+	return 0, nil, false
+}
+
+// storable leaves out the rows that are null where the table takes no null.
+func (p *plan) storable(recs []arrow.Record) (all []part, bad flow.BadRows) {
+	place := 0
+	for _, rec := range recs {
+		n := int(rec.NumRows())
+		var strict []planField
+		for _, f := range p.fields {
+			if f.nullFree && rec.Column(f.at).NullN() > 0 {
+				strict = append(strict, f)
 			}
 		}
-		if err != nil {
-			return 0, 0, badOrWorld(err)
+		from := 0
+		for row := 0; row < n && len(strict) > 0; row++ {
+			at := slices.IndexFunc(strict, func(f planField) bool { return rec.Column(f.at).IsNull(row) })
+			if at < 0 {
+				continue
+			}
+			bad.Add(place+row, fmt.Sprintf("column %q holds a null, and is not nullable in table %s", strict[at].name, p.table))
+			if row > from {
+				all = append(all, part{rec, from, row, place + from})
+			}
+			from = row + 1
 		}
-		rows += int64(n)
+		if n > from {
+			all = append(all, part{rec, from, n, place + from})
+		}
+		place += n
 	}
-	return rows, int64(len(pieces)), nil
+	return all, bad
 }
 
 // insert sends rows as one block. The server has them on disk when it answers.
@@ -84,9 +172,6 @@ func (s *Sink) insert(ctx context.Context, p *plan, token string, piece []part) 
 		chunks := make([]chunk, len(piece))
 		for j, k := range piece {
 			chunks[j] = chunk{k.rec.Column(f.at), k.from, k.to}
-		}
-		if f.nullFree && hasNulls(chunks) {
-			return 0, flow.Badf("column %q holds a null, and is not nullable", f.name)
 		}
 		input[i] = proto.InputColumn{Name: f.name, Data: f.fill(chunks)}
 		rows = rowsOf(chunks)
@@ -127,10 +212,11 @@ func insertSettings(token string) []ch.Setting {
 	}
 }
 
-// part is the rows [from, to) of a record.
+// part is the rows [from, to) of a record. place is that of the first in the range.
 type part struct {
 	rec      arrow.Record
 	from, to int
+	place    int
 }
 
 // sizeOf is what rows take in memory, in bytes.
@@ -142,30 +228,29 @@ func sizeOf(piece []part) int64 {
 	return n
 }
 
-// cut makes blocks of recs that hold at most rowsMax rows and, where a row does not exceed it alone, about bytesMax bytes of
+// cut makes blocks of parts that hold at most rowsMax rows and, where a row does not exceed it alone, about bytesMax bytes of
 // strings. It looks at nothing but the rows.
-func cut(recs []arrow.Record, rowsMax int, bytesMax int64) [][]part {
+func cut(all []part, rowsMax int, bytesMax int64) [][]part {
 	var blocks [][]part
 	var block []part
 	rows, bytes := 0, int64(0)
-	for _, rec := range recs {
-		n := int(rec.NumRows())
-		if n == 0 {
-			continue
-		}
-		mean := max(1, stringBytes(rec)/int64(n)) // bytes a row
-		for from := 0; from < n; {
+	for _, of := range all {
+		mean := max(1, stringBytes(of.rec)/of.rec.NumRows()) // bytes a row
+		for from := of.from; from < of.to; {
 			room := min(rowsMax-rows, int((bytesMax-bytes)/mean))
 			if room <= 0 && rows > 0 {
 				blocks, block, rows, bytes = append(blocks, block), nil, 0, 0
 				continue
 			}
-			take := min(max(room, 1), n-from)
-			block = append(block, part{rec, from, from + take})
+			take := min(max(room, 1), of.to-from)
+			block = append(block, part{of.rec, from, from + take, of.place + from - of.from})
 			from, rows, bytes = from+take, rows+take, bytes+int64(take)*mean
 		}
 	}
-	return append(blocks, block)
+	if len(block) > 0 {
+		blocks = append(blocks, block)
+	}
+	return blocks
 }
 
 // stringBytes is the size of a record's strings that are not in dictionaries.

@@ -48,23 +48,28 @@ type run struct {
 }
 
 // splitHours gives the parts of a range in the order of their hours. Its memory is bounded by the rows, 24 bytes each
-// at worst, however many hours there are.
-func splitHours(recs []arrow.Record) ([]part, error) {
+// at worst, however many hours there are. Rows without a time are in no part; positions count those that are.
+func splitHours(recs []arrow.Record) (parts []part, bad flow.BadRows, err error) {
 	at := make(map[hour]int)
-	var parts []part
-	position := int64(0)
+	position, seen := int64(0), 0
 	for i, rec := range recs {
 		times, err := flow.Instants(rec, flow.ColTime)
 		if err != nil {
-			return nil, err
+			return nil, bad, err
 		}
-		if n := rec.Column(rec.Schema().FieldIndices(flow.ColTime)[0]).NullN(); n > 0 {
-			return nil, flow.Badf("%d rows have no %s: there is no hour to put them in", n, flow.ColTime)
+		isNull := func(int) bool { return false }
+		if col := rec.Column(rec.Schema().FieldIndices(flow.ColTime)[0]); col.NullN() > 0 {
+			isNull = col.IsNull
 		}
 		for from := 0; from < len(times); {
+			if isNull(from) {
+				bad.Add(seen+from, "the row has no "+flow.ColTime+": there is no hour to put it in")
+				from++
+				continue
+			}
 			h := hourOf(times[from])
 			to := from + 1
-			for to < len(times) && hourOf(times[to]) == h {
+			for to < len(times) && !isNull(to) && hourOf(times[to]) == h {
 				to++
 			}
 			p, ok := at[h]
@@ -74,13 +79,14 @@ func splitHours(recs []arrow.Record) ([]part, error) {
 				parts = append(parts, part{hour: h})
 			}
 			parts[p].rows += int64(to - from)
-			parts[p].runs = append(parts[p].runs, run{rec: int32(i), from: int32(from), to: int32(to), position: position + int64(from)})
+			parts[p].runs = append(parts[p].runs, run{rec: int32(i), from: int32(from), to: int32(to), position: position})
+			position += int64(to - from)
 			from = to
 		}
-		position += int64(len(times))
+		seen += len(times)
 	}
 	slices.SortFunc(parts, func(a, b part) int { return cmp.Compare(a.hour, b.hour) })
-	return parts, nil
+	return parts, bad, nil
 }
 
 // span is a stretch of the rows of a range.

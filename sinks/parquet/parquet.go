@@ -152,9 +152,13 @@ func (s *Sink) Write(ctx context.Context, r flow.Range, recs []arrow.Record) err
 	if err != nil {
 		return fmt.Errorf("parquet sink: %s: %w: %w", r, flow.ErrBad, err)
 	}
-	parts, err := splitHours(recs)
+	parts, bad, err := splitHours(recs)
 	if err != nil {
 		return fmt.Errorf("parquet sink: %s: %w", r, err)
+	}
+	total := int64(0)
+	for _, p := range parts {
+		total += p.rows
 	}
 	buf := s.buffers.Get().(*bytes.Buffer)
 	defer func() {
@@ -167,7 +171,7 @@ func (s *Sink) Write(ctx context.Context, r flow.Range, recs []arrow.Record) err
 			return fmt.Errorf("parquet sink: %s: %w", r, err)
 		}
 		buf.Reset()
-		f := file{layout: l, codec: s.codec, rowGroupRows: s.RowGroupRows, metadata: metadataOf(r, l, p, len(parts) > 1, recs)}
+		f := file{layout: l, codec: s.codec, rowGroupRows: s.RowGroupRows, metadata: metadataOf(r, l, p, len(parts) > 1, total)}
 		if err := f.write(buf, recs, p.runs); err != nil {
 			return fmt.Errorf("parquet sink: %s: %w", r, err)
 		}
@@ -178,6 +182,9 @@ func (s *Sink) Write(ctx context.Context, r flow.Range, recs []arrow.Record) err
 		s.stats.files.Add(1)
 		s.stats.rows.Add(p.rows)
 		s.stats.bytes.Add(size)
+	}
+	if err := bad.Err(); err != nil {
+		return fmt.Errorf("parquet sink: %s: %w", r, err)
 	}
 	return nil
 }

@@ -449,12 +449,6 @@ func TestRefused(t *testing.T) {
 			t.Errorf("write with %q: %v; want bad data", want, err)
 		}
 	}
-	nullTime := arrow.NewSchema([]arrow.Field{{Name: flow.ColTime, Type: flow.InstantType, Nullable: true}}, nil)
-	b := array.NewRecordBuilder(memory.DefaultAllocator, nullTime)
-	b.Field(0).AppendNull()
-	if err := opened(t, newDirectory(t)).Write(t.Context(), rangeOf(0, 0), []arrow.Record{b.NewRecord()}); !errors.Is(err, flow.ErrBad) {
-		t.Errorf("write without a time: %v; want bad data", err)
-	}
 }
 
 func columnsOf(schema *arrow.Schema) []arrow.Array {

@@ -62,7 +62,8 @@ func TestContract(t *testing.T) {
 						}
 						return rows, err
 					},
-					Break: store.breakAt,
+					NeedsTime: true,
+					Break:     store.breakAt,
 				}
 			})
 		})

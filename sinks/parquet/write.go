@@ -22,15 +22,11 @@ const (
 	metaStreamID    = "hearthline.stream_id"  // incarnation
 	metaPartition   = "hearthline.partition"  // number
 	metaOffsets     = "hearthline.offsets"    // first-last
-	metaRangeRows   = "hearthline.range_rows" // rows of the whole range
+	metaRangeRows   = "hearthline.range_rows" // rows of the whole range that are stored
 	metaSpans       = "hearthline.spans"      // which of them are here; left out where all are
 )
 
-func metadataOf(r flow.Range, l *layout, p part, several bool, recs []arrow.Record) map[string]string {
-	total := int64(0)
-	for _, rec := range recs {
-		total += rec.NumRows()
-	}
+func metadataOf(r flow.Range, l *layout, p part, several bool, total int64) map[string]string {
 	m := map[string]string{
 		metaArrow:       l.ipc,
 		metaFingerprint: l.fingerprint,

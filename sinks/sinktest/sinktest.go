@@ -36,6 +36,10 @@ type Place struct {
 	// leaves out, a null it keeps as ""). Nil: the row itself. It may change row.
 	Stored func(row Row) Row
 
+	// NeedsTime says that a row without flow.ColTime cannot be stored. Such rows are to be refused by number, and the others
+	// of their range stored.
+	NeedsTime bool
+
 	// Break makes the storage fail at its nth operation from now, counted from 0, and ever after; Break(-1) mends it.
 	// Nil where the storage cannot be made to fail.
 	Break func(n int)
@@ -87,6 +91,7 @@ var Checks = []Check{
 	{"partitions at once", partitionsAtOnce},
 	{"two incarnations with the same offsets", incarnations},
 	{"a large range", largeRange},
+	{"rows that can never be stored", someBad},
 }
 
 // bench is one check at work.

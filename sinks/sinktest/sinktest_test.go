@@ -78,7 +78,31 @@ func (m *memorySink) Write(ctx context.Context, r flow.Range, recs []arrow.Recor
 	case "leaks":
 		recs[0].Retain()
 	}
-	return m.store.put(key, rows, m.fault == "appends")
+	rows, bad := withTime(rows)
+	switch m.fault {
+	case "refuses good rows, too":
+		rows = nil
+	case "stores bad rows":
+		bad = flow.BadRows{}
+	case "names other rows":
+		bad.AddAll(0, len(bad.Rows), "")
+	}
+	if err := m.store.put(key, rows, m.fault == "appends"); err != nil {
+		return err
+	}
+	return bad.Err()
+}
+
+// withTime gives the rows that have a time, and names the others.
+func withTime(rows []Row) (good []Row, bad flow.BadRows) {
+	for i, row := range rows {
+		if row[flow.ColTime] == nil {
+			bad.Add(i, "no time")
+		} else {
+			good = append(good, row)
+		}
+	}
+	return good, bad
 }
 
 func place(fault string) Place {
@@ -90,6 +114,7 @@ func place(fault string) Place {
 		Rows: func(context.Context) ([]Row, error) {
 			return slices.Concat(slices.Collect(maps.Values(store.ranges))...), nil
 		},
+		NeedsTime: true,
 		Break: func(n int) {
 			store.mu.Lock()
 			defer store.mu.Unlock()
@@ -110,6 +135,9 @@ func TestFaultsAreFound(t *testing.T) {
 		"forgets the partition":     "partitions at once",
 		"loses empty strings":       "each row once",
 		"leaks":                     "each row once",
+		"refuses good rows, too":    "rows that can never be stored",
+		"stores bad rows":           "rows that can never be stored",
+		"names other rows":          "rows that can never be stored",
 	} {
 		i := slices.IndexFunc(Checks, func(c Check) bool { return c.Name == wantCheck })
 		mem := memory.NewCheckedAllocator(memory.NewGoAllocator())

@@ -19,21 +19,19 @@ import (
 )
 
 // Write posts the rows, a request after the other. A request that the receiver refuses for good does not keep the others
-// back; the range is then bad, and the error says how many rows of it were refused.
+// back: the error is a [*flow.BadRows] with its rows.
 func (s *Sink) Write(ctx context.Context, r flow.Range, recs []arrow.Record) error {
 	size := s.BatchMax
 	if s.Single {
 		size = 1
 	}
-	var refused, total int64
-	var bad error
+	var bad flow.BadRows
 	b := batch{stream: r.Stream, single: s.Single, id: func(first int64) string { return messageID(r, first) }}
 	send := func() error {
-		total += b.rows
 		err := s.deliver(ctx, &b)
 		if errors.Is(err, flow.ErrBad) {
-			refused += b.rows
-			bad, err = err, nil
+			bad.AddAll(int(b.first), int(b.rows), err.Error())
+			err = nil
 		}
 		b.next()
 		return err
@@ -57,9 +55,9 @@ func (s *Sink) Write(ctx context.Context, r flow.Range, recs []arrow.Record) err
 			return fmt.Errorf("webhook: %s: %w", r, err)
 		}
 	}
-	s.stats.refused.Add(refused)
-	if bad != nil {
-		return fmt.Errorf("webhook: %s: %d of %d rows were refused, the others delivered: %w", r, refused, total, bad)
+	s.stats.refused.Add(int64(len(bad.Rows)))
+	if err := bad.Err(); err != nil {
+		return fmt.Errorf("webhook: %s: %w", r, err)
 	}
 	return nil
 }

@@ -317,7 +317,7 @@ func TestAnswers(t *testing.T) {
 	}{
 		{name: "created", answers: []int{201}, wantPosts: 1},
 		{name: "no content", answers: []int{204}, wantPosts: 1},
-		{name: "bad request", answers: []int{400}, bad: true, wantErr: "1 of 1 rows were refused", wantPosts: 1},
+		{name: "bad request", answers: []int{400}, bad: true, wantErr: "1 rows, the first (row 0)", wantPosts: 1},
 		{name: "gone", answers: []int{410}, bad: true, wantErr: "410 Gone", wantPosts: 1},
 		{name: "once too many", answers: []int{429, 200}, wantPosts: 2},
 		{name: "request timeout", answers: []int{408, 200}, wantPosts: 2},
@@ -371,7 +371,7 @@ func TestOneRefused(t *testing.T) {
 	s.BatchMax = 2
 	opened(t, s)
 	err := s.Write(t.Context(), aRange, some(7))
-	if !errors.Is(err, flow.ErrBad) || !strings.Contains(err.Error(), "2 of 7 rows were refused") {
+	if !errors.Is(err, flow.ErrBad) || !strings.Contains(err.Error(), "2 rows, the first (row 2)") {
 		t.Errorf("error %v", err)
 	}
 	if st := s.Stats(); st.Rows != 5 || st.Refused != 2 || len(r.bodies) != 3 {
