@@ -2,6 +2,9 @@ module hearthline
 
 go 1.26.0
 
+// Of 1.26.8 and before, what net/http and crypto/tls do for strangers has known holes (docs/threat-model.md).
+toolchain go1.26.11
+
 require (
 	github.com/ClickHouse/ch-go v0.74.0
 	github.com/ClickHouse/clickhouse-go/v2 v2.50.0

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sourcegraph/conc"
+	"golang.org/x/net/http2"
 
 	"hearthline/ingest/wire"
 )
@@ -74,6 +75,11 @@ func (g *Gateway) Serve(doors *conc.WaitGroup, mqtt, web net.Listener) *http.Ser
 		MaxHeaderBytes:    16 << 10,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 64},
 		ErrorLog:          log.New(quiet{g.Logger}, "", 0),
+	}
+	// HTTP/2 of golang.org/x/net, whose version go.mod says: that within net/http is as old as whoever builds this has let Go
+	// become, and strangers have stopped servers by it (GO-2026-6617).
+	if err := http2.ConfigureServer(server, nil); err != nil {
+		g.Logger.Error("gateway: HTTP/2 is that of Go itself", "error", err) // over ciphers that it cannot have, which ours are not
 	}
 	shaken := newHanded(web.Addr())
 	doors.Go(func() {
