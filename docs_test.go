@@ -13,20 +13,21 @@ import (
 var (
 	// link is a Markdown link to a file of the project: [text](path) or [text](path#anchor).
 	link = regexp.MustCompile(`\[([^\]]*)\]\(([^)\s]+)\)`)
-	// testName is a link's text that names a test: what is promised is only as good as the test behind it.
-	testName = regexp.MustCompile("^`?((?:Test|Fuzz|Benchmark)\\w+)(?:/[^`]*)?`?$")
+	// testName is a test that a link's text names, alone, among others or with words beside it: what is promised is only
+	// as good as the test behind it.
+	testName = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z]\w*`)
 	// makeTarget is a `make target` that a document tells its reader to run.
 	makeTarget = regexp.MustCompile("`(?:[A-Z_]+=\\S+ )*make ([a-z][a-z0-9-]*)")
 )
 
-// Every link of every document leads to a file that is there; a link that names a test leads to the file that has
-// it; and every `make` target that a document names exists. A promise whose test was renamed or removed fails here.
+// Every link of every document leads to a file that is there; a link that names tests leads to the file, or the folder,
+// that has each of them; and every `make` target that a document names exists. A promise whose test was renamed or removed fails here.
 func TestDocumentsLinkToWhatExists(t *testing.T) {
 	makefile, err := os.ReadFile("Makefile")
 	if err != nil {
 		t.Fatal(err)
 	}
-	tests := 0
+	tests := map[string]int{}
 	err = filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -47,15 +48,15 @@ func TestDocumentsLinkToWhatExists(t *testing.T) {
 				continue
 			}
 			file := filepath.Join(filepath.Dir(path), filepath.FromSlash(target))
-			source, err := os.ReadFile(file)
-			if info, statErr := os.Stat(file); statErr != nil || err != nil && !info.IsDir() {
-				t.Errorf("%s: the link %s leads nowhere", path, m[0])
+			source, err := testsOf(file)
+			if err != nil {
+				t.Errorf("%s: the link %s leads nowhere: %v", path, m[0], err)
 				continue
 			}
-			if name := testName.FindStringSubmatch(m[1]); name != nil {
-				tests++
-				if !strings.Contains(string(source), "func "+name[1]+"(") {
-					t.Errorf("%s: %s has no %s", path, target, name[1])
+			for _, name := range testName.FindAllString(m[1], -1) {
+				tests[path]++
+				if !strings.Contains(source, "\nfunc "+name+"(") {
+					t.Errorf("%s: %s has no %s", path, target, name)
 				}
 			}
 		}
@@ -82,7 +83,30 @@ func TestDocumentsLinkToWhatExists(t *testing.T) {
 			t.Errorf("%s: the %d. decision; its file and its title begin with that number", path, i+1)
 		}
 	}
-	if guarantees, err := os.ReadFile("docs/guarantees.md"); err != nil || tests == 0 {
-		t.Errorf("docs/guarantees.md links to no test: %d bytes, %v", len(guarantees), err)
+	if tests["docs/guarantees.md"] == 0 {
+		t.Error("docs/guarantees.md links to no test")
 	}
+}
+
+// testsOf gives the text of what a link leads to: a file's, or that of all tests in a folder.
+func testsOf(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	files := []string{path}
+	if info.IsDir() {
+		if files, err = filepath.Glob(filepath.Join(path, "*_test.go")); err != nil {
+			return "", err
+		}
+	}
+	var text strings.Builder
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		text.Write(b)
+	}
+	return text.String(), nil
 }
