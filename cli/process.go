@@ -20,6 +20,7 @@ import (
 	"hearthline/pipeline"
 	"hearthline/pipeline/run"
 	"hearthline/sinks/clickhouse"
+	"hearthline/sinks/clickhouse/embedded"
 	"hearthline/sinks/webhook"
 	"hearthline/stages/enrich"
 	"hearthline/streams"
@@ -134,7 +135,7 @@ func (p *process) brokers() []string {
 }
 
 // configure gives the plan's instances what settings cannot hold: loggers, and where the embedded servers are.
-func (p *process) configure(ch *clickhouseUser) {
+func (p *process) configure(ch *embedded.Endpoints) {
 	for _, s := range p.plan.Sinks {
 		made := s.New
 		s.New = func() flow.Sink {
@@ -142,7 +143,8 @@ func (p *process) configure(ch *clickhouseUser) {
 			if c, ok := sink.(*clickhouse.Sink); ok {
 				c.Logger = p.log.With("node", s.Name)
 				if ch != nil && c.Address == clickhouse.AddressEmbedded {
-					c.Address, c.User, c.Password = ch.address, ch.user, ch.password
+					c.Address, c.User, c.Password = ch.TCP, ch.Writer.Name, ch.Writer.Password
+					c.Keeper, c.KeeperPassword = ch.Admin.Name, ch.Admin.Password
 					c.PasswordEnv, c.PasswordFile = "", "" // those are for the server of the settings, which this is not
 				}
 			}
@@ -165,9 +167,6 @@ func (p *process) configure(ch *clickhouseUser) {
 		}
 	}
 }
-
-// clickhouseUser is how sinks reach the embedded ClickHouse.
-type clickhouseUser struct{ address, user, password string }
 
 // gateway gives the plan's gateway, ready but for its credentials and certificates.
 func (p *process) gateway(instance string) *ingest.Gateway { return p.gatewayOf(p.plan, instance) }

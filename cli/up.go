@@ -57,11 +57,11 @@ type up struct {
 	books      *ledger
 	nodes      []*service // units and sinks
 	sources    []*service
-	gws        []*service // gateways
-	pages      *service   // the console
-	user       *clickhouseUser
-	file       fileMark // of pipeline.yaml as it runs
-	follow     bool     // it, when it is saved
+	gws        []*service          // gateways
+	pages      *service            // the console
+	engine     *embedded.Endpoints // nil: none runs here
+	file       fileMark            // of pipeline.yaml as it runs
+	follow     bool                // it, when it is saved
 	simRun     *service
 	started    time.Time
 	again      func(context.Context) (*pipeline.Plan, error) // reads the plan afresh
@@ -279,9 +279,9 @@ func (u *up) startServers(ctx context.Context, screen *screen) error {
 		if u.clickhouse, err = await(ctx, engineReady); err != nil {
 			return err
 		}
-		u.user = &clickhouseUser{address: u.clickhouse.TCP, user: u.clickhouse.Writer.Name, password: u.clickhouse.Writer.Password}
+		u.engine = &u.clickhouse
 	}
-	u.configure(u.user)
+	u.configure(u.engine)
 	return nil
 }
 

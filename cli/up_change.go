@@ -58,12 +58,12 @@ func (u *up) change(ctx context.Context, s *screen) {
 		s.say("%s was saved with another %s, which takes effect at the next start; what runs goes on as it was", u.pipeline, key)
 		return
 	}
-	if u.user == nil && usesEmbeddedClickHouse(plan) {
+	if u.engine == nil && usesEmbeddedClickHouse(plan) {
 		s.say("%s was saved with the embedded ClickHouse, which is started at the next start; what runs goes on as it was", u.pipeline)
 		return
 	}
 	next := u.with(plan)
-	next.configure(u.user)
+	next.configure(u.engine)
 	r := next.runner(run.Drain{}, nil)
 	changes, err := r.Changes(ctx, run.Consent{})
 	if err != nil {

@@ -61,7 +61,7 @@ type Sink struct {
 	// Tables says into which table a stream goes, for streams that do not go into the table of their own name.
 	Tables map[string]string `yaml:"tables"`
 	// RetentionDays is how long rows are kept, in days by event time; 0 is for ever. Rollups, latest states and
-	// alerts are kept for ever.
+	// alerts are kept for ever. Whoever sets it needs ALTER TTL, by which rows can be made to go at once.
 	RetentionDays int `yaml:"retention_days"`
 	// FlushRows and FlushWait are the wish about ranges: cut at so many rows, or when the first row has waited so long.
 	FlushRows int64         `yaml:"flush_rows"`
@@ -71,6 +71,9 @@ type Sink struct {
 
 	// Password is the password itself, for callers that made it; no setting, since plans are no place for secrets.
 	Password string `yaml:"-"`
+	// Keeper, with KeeperPassword, is the user that sets RetentionDays; "" is User.
+	Keeper         string `yaml:"-"`
+	KeeperPassword string `yaml:"-"`
 	// Logger hears of a server that is gone or back, and of tables made or changed.
 	Logger *slog.Logger `yaml:"-"`
 

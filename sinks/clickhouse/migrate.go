@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 )
 
@@ -216,6 +217,17 @@ func (s *Sink) retain(ctx context.Context, conn driver.Conn, table string, colum
 		change = "MODIFY TTL " + ttl
 	default:
 		return nil
+	}
+	if s.Keeper != "" {
+		opt, err := s.options()
+		if err != nil {
+			return err
+		}
+		opt.Auth.Username, opt.Auth.Password = s.Keeper, s.KeeperPassword
+		if conn, err = clickhouse.Open(&opt); err != nil {
+			return fmt.Errorf("retention of %s: %w", table, err)
+		}
+		defer conn.Close()
 	}
 	if err := conn.Exec(ctx, "ALTER TABLE "+quote(table)+" "+change); err != nil {
 		return fmt.Errorf("retention of %s: %w", table, err)

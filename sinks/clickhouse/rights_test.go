@@ -15,7 +15,7 @@ import (
 )
 
 // The embedded engine's writer has the rights that docs/operations.md grants the sink on a server of one's own: with them
-// it does all that a sink ever does.
+// it does all that a sink ever does, but for the retention, which another user sets.
 func TestRightsOfAWriter(t *testing.T) {
 	for _, dropped := range []bool{false, true} {
 		s := New()
@@ -25,6 +25,14 @@ func TestRightsOfAWriter(t *testing.T) {
 			drop(t, s.Database)
 		}
 		s.RetentionDays = map[bool]int{false: 3650, true: 0}[dropped]
+		if err := s.Open(t.Context()); err == nil || !strings.Contains(err.Error(), "GRANT ALTER TTL ON "+s.Database+".readings") {
+			t.Errorf("retention set by the writer: error %v; want one that says what it takes", err)
+		}
+		s = New()
+		s.Address, s.Database = engine.ends.TCP, engine.ends.Database
+		s.User, s.Password = engine.ends.Writer.Name, engine.ends.Writer.Password
+		s.RetentionDays = map[bool]int{false: 3650, true: 0}[dropped]
+		s.Keeper, s.KeeperPassword = engine.ends.Admin.Name, engine.ends.Admin.Password
 		open(t, s)
 		mem := checkedMem(t)
 		first := arrow.NewSchema([]arrow.Field{at("time"), key("home")}, nil)

@@ -179,7 +179,7 @@ var usersXML = xmlTemplate(usersFile, `<clickhouse>
       <networks><ip>::/0</ip></networks>
       <profile>default</profile><quota>default</quota>
       <grants>
-        <query>GRANT SELECT, INSERT, CREATE DATABASE, CREATE TABLE, CREATE VIEW, ALTER ADD COLUMN, ALTER TTL ON {{x .Database}}.*</query>
+        <query>GRANT SELECT, INSERT, CREATE DATABASE, CREATE TABLE, CREATE VIEW, ALTER ADD COLUMN ON {{x .Database}}.*</query>
         <query>GRANT SELECT ON system.parts</query>
         <query>GRANT TABLE ENGINE ON MergeTree, TABLE ENGINE ON AggregatingMergeTree, TABLE ENGINE ON ReplacingMergeTree</query>
       </grants>
