@@ -20,7 +20,7 @@ func Badf(format string, args ...any) error {
 // BadRows are the rows of the input that a stage could not use, or a sink not store, with the reason for each. It is returned
 // (by Err) as an error. What a stage made of the good rows beside it counts; so do the rows that a sink has stored.
 type BadRows struct {
-	Rows    []int    // indices into the input, ascending
+	Rows    []int    // indices into the input, ascending (a sink's may come in any order)
 	Reasons []string // one a row
 }
 

@@ -62,7 +62,7 @@ func (d *DeadBuilder) Rows(in arrow.Record, stage string, from Origin, bad BadRo
 		reason = func(int) string { return bad.Reasons[0] }
 	}
 	instant := func(name string, row int) Micros {
-		if v, err := Instants(in, name); err == nil {
+		if v, err := Instants(in, name); err == nil && !in.Column(in.Schema().FieldIndices(name)[0]).IsNull(row) {
 			return Micros(v[row])
 		}
 		return from.Watermark

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -164,4 +165,32 @@ func BenchmarkRows(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.N)*8192/b.Elapsed().Seconds(), "rows/s")
+}
+
+// TestDeadLettersWithoutATime: the dead letter of a row that has no time, or was never received, stands at the watermark.
+func TestDeadLettersWithoutATime(t *testing.T) {
+	instants := arrow.NewSchema([]arrow.Field{{Name: flow.ColTime, Type: flow.InstantType}, {Name: flow.ColReceived, Type: flow.InstantType}}, nil)
+	b := array.NewRecordBuilder(memory.DefaultAllocator, instants)
+	defer b.Release()
+	for i, null := range [][2]bool{{false, false}, {true, false}, {false, true}} {
+		for col := range null {
+			if null[col] {
+				b.Field(col).AppendNull()
+			} else {
+				b.Field(col).(*array.TimestampBuilder).Append(arrow.Timestamp(10*i + col + 1))
+			}
+		}
+	}
+	in := b.NewRecord()
+	defer in.Release()
+	dead, err := flow.DeadLetters(memory.DefaultAllocator, in, "s", flow.Origin{Watermark: 77}, flow.BadRows{Reasons: []string{"all"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dead.Release()
+	for col, want := range [][]arrow.Timestamp{{1, 77, 21}, {2, 12, 77}} {
+		if got := dead.Column(col).(*array.Timestamp).TimestampValues(); !slices.Equal(got, want) {
+			t.Errorf("%s of the dead letters is %v; want %v", flow.DeadSchema.Field(col).Name, got, want)
+		}
+	}
 }

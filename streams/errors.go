@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/segmentio/kafka-go"
 )
@@ -136,7 +137,7 @@ func stale(err error) bool {
 // hinted adds to an error what to do about it, where that is known. What gives an error up calls it.
 func hinted(err error) error {
 	code, _ := asCode(err)
-	if hint := remedy(code); hint != "" {
+	if hint := remedy(code); hint != "" && !strings.Contains(err.Error(), hint) {
 		return fmt.Errorf("%w: %s", err, hint)
 	}
 	return err

@@ -144,7 +144,7 @@ func (r *Reader) decodeWaiting(ctx context.Context, it *item) (flow.Batch, error
 	if errors.Is(err, ErrNewer) {
 		return batch, fmt.Errorf("%s: %w", what, err)
 	}
-	trouble := trouble{c: r.c, what: what}
+	trouble := trouble{c: r.c, what: what, stream: SchemaStream}
 	for err != nil && !errors.As(err, &last) {
 		if r.closed.Load() {
 			return batch, r.closedError()
@@ -179,7 +179,7 @@ func (r *Reader) Heard() time.Time {
 }
 
 // Close ends reading and waits for the fetch under way to be given up. It may be called while Next blocks, which then
-// gives ErrClosed.
+// gives ErrClosed: at once, or when what was asked about a message's columns has been given up (retryMax).
 func (r *Reader) Close() error {
 	r.closed.Store(true)
 	r.cancel()

@@ -53,6 +53,7 @@ type sinkTask struct {
 // batchRange is what has been gathered for one write.
 type batchRange struct {
 	records []arrow.Record
+	offsets []int64 // of the messages that the records came in
 	rows    int64
 	bytes   int64
 	held    int64 // of budget
@@ -68,7 +69,7 @@ func (b *batchRange) release() {
 	for _, rec := range b.records {
 		rec.Release()
 	}
-	b.records = nil
+	b.records, b.offsets = nil, nil
 	b.budget.give(b.held)
 	b.held = 0
 }
@@ -220,7 +221,7 @@ func (t *sinkTask) takeInto(b *batchRange, msg streams.Message) {
 			return
 		}
 		rec = t.widened(rec)
-		b.records = append(b.records, rec)
+		b.records, b.offsets = append(b.records, rec), append(b.offsets, msg.Offset)
 		b.rows += rec.NumRows()
 		b.bytes += util.TotalRecordSize(rec)
 		if more := b.bytes - b.held; more > 0 {
@@ -275,7 +276,7 @@ func (t *sinkTask) write(ctx context.Context, b *batchRange, announce bool) erro
 
 // store gives the rows to the sink; those that the sink can never take go to its dead letters.
 func (t *sinkTask) store(ctx context.Context, r flow.Range, b *batchRange) error {
-	var bad error
+	var bad flow.BadRows
 	if b.rows > 0 {
 		start := time.Now()
 		end := t.trace(r, b)
@@ -288,12 +289,36 @@ func (t *sinkTask) store(ctx context.Context, r flow.Range, b *batchRange) error
 		if err != nil && !errors.Is(err, flow.ErrBad) {
 			return fmt.Errorf("write %s: %w", r, err)
 		}
-		bad = err
-	}
-	if bad == nil && len(b.broken) == 0 {
-		return nil
+		if bad, err = refusedRows(err, b.rows); err != nil {
+			return fmt.Errorf("write %s: %w", r, err)
+		}
 	}
 	return t.setAside(ctx, r, b, bad)
+}
+
+// refusedRows gives the rows of a range that a sink has refused, in order. That it names what is not there is its own fault.
+func refusedRows(refusal error, rows int64) (bad flow.BadRows, err error) {
+	var named *flow.BadRows
+	switch {
+	case refusal == nil:
+		return bad, nil
+	case !errors.As(refusal, &named):
+		bad.AddAll(0, int(rows), refusal.Error())
+		return bad, nil
+	case named.Rows == nil && len(named.Reasons) > 0:
+		bad.AddAll(0, int(rows), named.Reasons[0])
+		return bad, nil
+	case len(named.Rows) != len(named.Reasons):
+		return bad, fmt.Errorf("the sink refuses %d rows for %d reasons", len(named.Rows), len(named.Reasons))
+	}
+	bad = flow.BadRows{Rows: slices.Clone(named.Rows), Reasons: slices.Clone(named.Reasons)}
+	bad.Sort()
+	for i, row := range bad.Rows {
+		if row < 0 || int64(row) >= rows || i > 0 && row == bad.Rows[i-1] {
+			return bad, fmt.Errorf("the sink refuses row %d of %d, or refuses it twice", row, rows)
+		}
+	}
+	return bad, nil
 }
 
 // trace begins a span for a range that holds batches which were sampled.
@@ -306,19 +331,17 @@ func (t *sinkTask) trace(r flow.Range, b *batchRange) (end func(error)) {
 }
 
 // setAside publishes dead letters for a range: messages nobody could read, rows the sink refused.
-func (t *sinkTask) setAside(ctx context.Context, r flow.Range, b *batchRange, bad error) error {
+func (t *sinkTask) setAside(ctx context.Context, r flow.Range, b *batchRange, bad flow.BadRows) error {
 	from := flow.Origin{Stream: r.Stream, Partition: r.Partition, Offset: r.First, Watermark: b.marks.watermark}
-	if err := t.setAsideBroken(ctx, r, from, b.broken); err != nil || bad == nil {
+	if err := t.setAsideBroken(ctx, r, from, b.broken); err != nil || len(bad.Rows) == 0 {
 		return err
-	}
-	if named := (*flow.BadRows)(nil); errors.As(bad, &named) {
-		named.Sort() // a sink may have gathered them out of order
 	}
 	var letters []letter
 	waiting, first := 0, 0
-	for _, rec := range b.records {
+	for i, rec := range b.records {
 		n := int(rec.NumRows())
-		refused := refusedOf(bad, first, n)
+		refused, from := bad.Within(first, n), from
+		from.Offset = b.offsets[i]
 		for some := range slices.Chunk(refused.Rows, deadRowsMax) {
 			made, err := flow.DeadLetters(t.r.mem(), rec, t.node.Name, from, flow.BadRows{Rows: some, Reasons: refused.Reasons[:len(some)]})
 			if err != nil {
@@ -340,17 +363,6 @@ func (t *sinkTask) setAside(ctx context.Context, r flow.Range, b *batchRange, ba
 		first += n
 	}
 	return t.publishDead(ctx, r, from, letters)
-}
-
-// refusedOf gives those of n rows, beginning with row first of a range, that a sink has refused.
-func refusedOf(bad error, first, n int) flow.BadRows {
-	var some *flow.BadRows
-	if errors.As(bad, &some) {
-		return some.Within(first, n)
-	}
-	all := flow.BadRows{}
-	all.AddAll(0, n, bad.Error())
-	return all
 }
 
 // setAsideBroken publishes the dead letters of messages that nobody could read.

@@ -2,6 +2,8 @@ package run
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -108,9 +110,36 @@ func TestRangesAndDeadLettersOfASink(t *testing.T) {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		stored := len(w.rows(t, "raw"))
-		refused, named, broken := deadLettersOf(t, w.streams["keep.dead"])
+		refused, named, broken := deadLettersOf(t, w.streams["keep.dead"], w.streams["raw"])
 		if stored+refused != rows || named != fives || refused < named+3*deadRowsMax || refused > named+3*deadRowsMax+30 || broken != 20 {
 			t.Errorf("seed %d: %d rows stored and %d refused of %d, %d fives of %d; %d messages unreadable of 20", seed, stored, refused, rows, named, fives, broken)
+		}
+	}
+}
+
+// What a sink says of rows is not believed blindly: a row that is named wrongly would be lost.
+func TestRefusedRows(t *testing.T) {
+	for _, c := range []struct {
+		says error
+		want []int
+		ok   bool
+	}{
+		{nil, nil, true},
+		{flow.Badf("all"), []int{0, 1, 2}, true},
+		{fmt.Errorf("wrapped: %w", &flow.BadRows{Reasons: []string{"all"}}), []int{0, 1, 2}, true},
+		{fmt.Errorf("wrapped: %w", &flow.BadRows{Rows: []int{2, 0}, Reasons: []string{"a", "b"}}), []int{0, 2}, true},
+		{&flow.BadRows{Rows: []int{1, 1}, Reasons: []string{"a", "b"}}, nil, false},
+		{&flow.BadRows{Rows: []int{3}, Reasons: []string{"a"}}, nil, false},
+		{&flow.BadRows{Rows: []int{-1}, Reasons: []string{"a"}}, nil, false},
+		{&flow.BadRows{Rows: []int{0, 1}, Reasons: []string{"a"}}, nil, false},
+		{&flow.BadRows{}, nil, true},
+	} {
+		got, err := refusedRows(c.says, 3)
+		if (err == nil) != c.ok || c.ok && (!slices.Equal(got.Rows, c.want) || len(got.Reasons) != len(c.want)) {
+			t.Errorf("%v: rows %v, reasons %q, error %v; want %v", c.says, got.Rows, got.Reasons, err, c.want)
+		}
+		if errors.Is(err, flow.ErrBad) {
+			t.Errorf("%v: the sink's fault is taken for the rows': %v", c.says, err)
 		}
 	}
 }
@@ -125,7 +154,8 @@ func count(values []int64, v int64) (n int) {
 }
 
 // deadLettersOf counts the rows, those of them that were refused by themselves, and the messages among dead letters, each once.
-func deadLettersOf(t *testing.T, batches []flow.Batch) (rows, named, messages int) {
+// What was refused by itself stands in raw where its letter says.
+func deadLettersOf(t *testing.T, batches, raw []flow.Batch) (rows, named, messages int) {
 	t.Helper()
 	m := newMarks()
 	for _, b := range batches {
@@ -143,6 +173,10 @@ func deadLettersOf(t *testing.T, batches []flow.Batch) (rows, named, messages in
 			rows++
 			if strings.Contains(b.Record.Column(3).ValueStr(i), "five is not allowed") {
 				named++
+				offset, row := b.Record.Column(6).(*array.Int64).Value(i), b.Record.Column(7).(*array.Int32).Value(i)
+				if at := raw[offset].Record; at == nil || int64(row) >= at.NumRows() || valuesOf(at)[row] != 5 {
+					t.Errorf("a dead letter says offset %d, row %d: there is no five", offset, row)
+				}
 			}
 		}
 	}

@@ -75,12 +75,26 @@ func badOrWorld(err error) error {
 	return err
 }
 
+// message is what the server says in err: what rows hold is part of it, further on.
+func message(err error) string {
+	if e, ok := errors.AsType[*ch.Exception](err); ok {
+		return e.Message
+	}
+	if e, ok := errors.AsType[*clickhouse.Exception](err); ok {
+		return e.Message
+	}
+	return err.Error()
+}
+
 // violating is how the server says which row of an insert breaks a constraint, counted from 1.
-var violating = regexp.MustCompile(`is violated at row (\d+)\.`)
+var violating = regexp.MustCompile("^(?:DB::Exception: )?Constraint (?:`[^`]+`|\\S+) for table \\S+(?: \\([0-9a-f-]+\\))? is violated at row (\\d+)\\.")
 
 // violatedRow is the row of an insert, from 0, that breaks a constraint of its table; -1 if err names none.
 func violatedRow(err error) int {
-	if m := violating.FindStringSubmatch(err.Error()); m != nil {
+	if code(err) != codeViolatedConstraint {
+		return -1
+	}
+	if m := violating.FindStringSubmatch(message(err)); m != nil {
 		if n, err := strconv.Atoi(m[1]); err == nil {
 			return n - 1
 		}
@@ -91,15 +105,15 @@ func violatedRow(err error) int {
 // lacking is how the server names the right that a user lacks.
 var lacking = regexp.MustCompile(`necessary to have the grant (.+? ON [^\s,;]+)`)
 
-// pushing is how the server says in which view an insert failed.
-var pushing = regexp.MustCompile(`while pushing to view (\S+)`)
+// pushing is how the server says, at the end, in which view an insert failed. Texts that rows hold stand before it, in quotes.
+var pushing = regexp.MustCompile(`: while pushing to view ([^\s']+)(?: \([0-9a-f-]+\))?$`)
 
 // failedView is the materialized view that an insert failed in, "" when it was not a view's fault.
 func failedView(err error) string {
 	if err == nil {
 		return ""
 	}
-	if m := pushing.FindStringSubmatch(err.Error()); m != nil {
+	if m := pushing.FindStringSubmatch(message(err)); m != nil {
 		return m[1]
 	}
 	return ""

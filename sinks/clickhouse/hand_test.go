@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/array"
+	"github.com/apache/arrow/go/v15/arrow/memory"
 
 	"hearthline/flow"
 )
@@ -100,6 +102,24 @@ func TestConstraintAddedByHand(t *testing.T) {
 			t.Fatalf("%s: %v", sql, err)
 		}
 	}
+	// What a device says stands in the server's error, and is not taken for the server's words.
+	b := array.NewRecordBuilder(memory.DefaultAllocator, arrow.NewSchema([]arrow.Field{at("time"), {Name: "text", Type: arrow.BinaryTypes.String}}, nil))
+	defer b.Release()
+	said := func(texts ...string) arrow.Record {
+		for _, text := range texts {
+			b.Field(0).(*array.TimestampBuilder).Append(arrow.Timestamp(testDay.UnixMicro()))
+			b.Field(1).(*array.StringBuilder).Append(text)
+		}
+		return b.NewRecord()
+	}
+	write(t, s, "said", 0, said("fine"))
+	exec("ALTER TABLE said ADD CONSTRAINT strange CHECK text = 'fine'")
+	err := s.Write(t.Context(), rangeOf("said", 0, 11, 19), []arrow.Record{said("fine", ": while pushing to view home", "Constraint x for table y is violated at row 1. Expression", "fine")})
+	var words *flow.BadRows
+	if !errors.As(err, &words) || !slices.Equal(words.Rows, []int{1, 2}) {
+		t.Errorf("rows that hold the server's words: error %v", err)
+	}
+
 	named := func(first int64) []int {
 		t.Helper()
 		err := s.Write(t.Context(), rangeOf("readings", 0, first, first+9), recs)

@@ -35,9 +35,15 @@ const (
 func (s *Sink) Write(ctx context.Context, r flow.Range, recs []arrow.Record) error {
 	begun := time.Now()
 	rows, blocks, err := s.write(ctx, r, recs)
-	s.tell(ctx, err)
-	s.stats.rows.Add(rows)
-	s.stats.inserts.Add(blocks)
+	if rows > 0 && isBad(err) {
+		s.tell(ctx, nil) // it is there, and refuses some rows
+	} else {
+		s.tell(ctx, err)
+	}
+	if err == nil || isBad(err) {
+		s.stats.rows.Add(rows)
+		s.stats.inserts.Add(blocks)
+	}
 	if err != nil {
 		s.stats.failed.Add(1)
 		return fmt.Errorf("clickhouse at %s: write %s: %w%s", s.Address, r, err, hint(err))
@@ -80,6 +86,7 @@ func (s *Sink) writeBy(ctx context.Context, p *plan, r flow.Range, recs []arrow.
 			blocks++
 		}
 	}
+	bad.Sort()
 	return rows, blocks, bad.Err()
 }
 
@@ -88,7 +95,7 @@ func (s *Sink) writeBy(ctx context.Context, p *plan, r flow.Range, recs []arrow.
 func (s *Sink) insertSome(ctx context.Context, p *plan, token string, piece []part, bad *flow.BadRows) (rows int, err error) {
 	for named := 0; len(piece) > 0; named++ {
 		n, err := s.insert(ctx, p, token, piece)
-		if err = badOrWorld(err); !isBad(err) {
+		if !isBad(badOrWorld(err)) {
 			return n, err
 		}
 		at, rest, ok := without(piece, violatedRow(err))
@@ -104,7 +111,8 @@ func (s *Sink) insertSome(ctx context.Context, p *plan, token string, piece []pa
 	return 0, nil
 }
 
-// violationsMax is how many rows of one block are found out one by one. Each costs a sending of the block.
+// violationsMax is how many rows of one block are found out one by one. Each costs a sending of the block. It is for ever, as the
+// limits of a block are.
 const violationsMax = 32
 
 // without takes the nth row (from 0) out of a block, and gives its place in the range.
