@@ -33,7 +33,7 @@ import (
 // expels a member; the gateways say the next thing, or repeat themselves; time passes. So a seed gives one order of all
 // that happens.
 //
-// After a schedule: the sinks hold exactly the rows of an undisturbed run, in order in each partition; their ranges do
+// After a schedule: the sinks hold exactly the rows of an undisturbed run, which are those that the gateways said, in order in each partition; their ranges do
 // not overlap, and one that was written again held the same rows; a batch published again under a lineage says the same;
 // the stages' states equal those of the undisturbed run; no goroutine and no memory of Arrow's is left; and it has
 // ended, within a number of steps after the last fault.
@@ -136,21 +136,26 @@ func inOrderOfEach(rows []keptRow) error {
 func (o outcome) refused(a at) (rows []keptRow) {
 	for _, k := range o.rows[at{"keep.dead", a.partition}] {
 		if before, body, ok := strings.Cut(k.text, " {"); ok && strings.HasSuffix(before, " "+a.String()) {
-			var row struct {
-				N        int64
-				Received string
-			}
-			if err := json.Unmarshal([]byte("{"+body), &row); err != nil {
-				panic(err)
-			}
-			received, err := time.Parse("2006-01-02 15:04:05.999999999", row.Received)
-			if err != nil {
-				panic(err)
-			}
-			rows = append(rows, keptRow{n: row.N, received: received.UnixMicro()})
+			rows = append(rows, rowIn(body))
 		}
 	}
 	return rows
+}
+
+// rowIn is the row of a dead letter: the text behind the brace that its body begins with.
+func rowIn(body string) keptRow {
+	var row struct {
+		N        int64
+		Received string
+	}
+	if err := json.NewDecoder(strings.NewReader("{" + body)).Decode(&row); err != nil {
+		panic(err)
+	}
+	received, err := time.Parse("2006-01-02 15:04:05.999999999", row.Received)
+	if err != nil {
+		panic(err)
+	}
+	return keptRow{n: row.N, received: received.UnixMicro()}
 }
 
 func sorted(rows []keptRow) []keptRow {
@@ -207,7 +212,13 @@ func (c *campaign) tell(story uint64) error {
 	var err error
 	c.want, err = s.outcome()
 	s.release()
-	return err
+	if err == nil {
+		err = c.want.fits(c.base.kind, c.texts)
+	}
+	if err != nil {
+		return fmt.Errorf("the undisturbed run: %w", err)
+	}
+	return nil
 }
 
 func (c *campaign) forget() {
@@ -225,7 +236,7 @@ func (c *campaign) draw(dice *rand.Rand) settings {
 	set.workers = 1 + dice.IntN(3)
 	set.checkpoint = []time.Duration{time.Microsecond, 100 * time.Microsecond, 2 * time.Millisecond, 50 * time.Millisecond, time.Second}[dice.IntN(5)]
 	set.flushRows = int64(1 + dice.IntN(12))
-	set.flushWait = []time.Duration{time.Microsecond, time.Millisecond, 100 * time.Millisecond, time.Hour}[dice.IntN(3)]
+	set.flushWait = []time.Duration{time.Microsecond, time.Millisecond, 100 * time.Millisecond, time.Hour}[dice.IntN(4)]
 	set.faultsMax = dice.IntN(25)
 	set.faultRate = float64(set.faultsMax) / 400 * []float64{0.5, 1, 3}[dice.IntN(3)]
 	set.ills = []ills{kills, freezes, cuts, freezes, stops, kills | freezes, kills | freezes | cuts | stops}[dice.IntN(7)]
