@@ -39,6 +39,7 @@ else
 	go test -race -timeout 40m ./...
 endif
 	go test -count=1 -run 'TestSimulation|TestASeed' ./pipeline/run # thousands of schedules, for which the race detector is too slow
+	go test -count=1 -run TestBuffersComeBack ./streams # pools, which the race detector has lose things
 	go test -run '^$$' -bench . -benchtime 1x ./flow/... ./stages/... ./ingest/payload >/dev/null # benchmarks that need no servers still run
 
 .PHONY: chaos

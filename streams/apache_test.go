@@ -36,6 +36,7 @@ func TestApacheKafka(t *testing.T) {
 	t.Run("foreign messages", func(t *testing.T) { foreignMessages(t, between.addr) })
 	t.Run("aborted transactions", func(t *testing.T) { abortedTransactions(t, between.addr) })
 	t.Run("answers are lost", func(t *testing.T) { answersLost(t, cl, between) })
+	t.Run("one request under way", func(t *testing.T) { oneUnderWay(t, cl, between) })
 	t.Run("given up, not taken for the next", func(t *testing.T) { givenUp(t, cl, between) })
 	t.Run("damaged on the way", func(t *testing.T) { damagedOnTheWay(t, cl, between) })
 	t.Run("damaged on disk", func(t *testing.T) { damagedOnDisk(t, cl, filepath.Join(c.Dir, "broker-1", "data")) })

@@ -1,5 +1,10 @@
 package streams
 
+import (
+	"sync/atomic"
+	"testing"
+)
+
 // Eager makes a member of a group as binaries before cooperative rebalancing were: it knows no other way.
 func (g GroupConfig) Eager() GroupConfig {
 	g.assignors = []string{eager}
@@ -8,3 +13,12 @@ func (g GroupConfig) Eager() GroupConfig {
 
 // RetryMax is how long a question about streams is asked again before its error is handed on.
 const RetryMax = retryMax
+
+// CountBuffers counts the buffers that the pool had not and made, until the test ends.
+func CountBuffers(t *testing.T) (made func() int64) {
+	var n atomic.Int64
+	was := buffers.New
+	buffers.New = func() any { n.Add(1); return was() }
+	t.Cleanup(func() { buffers.New = was })
+	return n.Load
+}

@@ -16,6 +16,7 @@ type middleman struct {
 
 	mu     sync.Mutex
 	answer func(api protocol.ApiKey, body []byte) (pass bool) // nil passes everything
+	hold   func(api protocol.ApiKey, request []byte)          // returns when the answer may go on; nil holds nothing
 }
 
 // newMiddleman listens; serve says for whom.
@@ -47,6 +48,13 @@ func (m *middleman) set(answer func(api protocol.ApiKey, body []byte) bool) {
 	m.answer = answer
 }
 
+// setHold changes what answers wait for from now on. Unlike answer, hold may be called for several connections at once.
+func (m *middleman) setHold(hold func(api protocol.ApiKey, request []byte)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hold = hold
+}
+
 // pass carries requests and answers of one connection. An answer that is not passed on leaves its client waiting.
 func (m *middleman) pass(client net.Conn, addr string) {
 	defer client.Close()
@@ -67,9 +75,13 @@ func (m *middleman) pass(client net.Conn, addr string) {
 		if err != nil {
 			return
 		}
+		api := protocol.ApiKey(binary.BigEndian.Uint16(request[4:]))
 		m.mu.Lock()
-		passes := m.answer == nil || m.answer(protocol.ApiKey(binary.BigEndian.Uint16(request[4:])), response[8:])
+		hold, passes := m.hold, m.answer == nil || m.answer(api, response[8:])
 		m.mu.Unlock()
+		if hold != nil {
+			hold(api, request)
+		}
 		if !passes {
 			_, _ = io.Copy(io.Discard, client) // until it gives up
 			return
