@@ -74,7 +74,6 @@ func encodeFetch(clientID string, at place, offset int64, wait time.Duration, by
 	b = be.AppendUint64(b, 0xffffffffffffffff)
 	b = be.AppendUint32(b, uint32(bytesMax))
 	b = be.AppendUint32(b, 0)
-	b = appendString(b, "")
 	return endRequest(b)
 }
 
@@ -86,7 +85,7 @@ func parseFetch(b []byte) (*fetched, error) {
 	p.int32()
 	for range p.array(6) {
 		p.string()
-		for range p.array(42) {
+		for range p.array(38) {
 			f.responded = true
 			p.int32()
 			if code := kafka.Error(p.int16()); code != 0 {
@@ -98,7 +97,6 @@ func parseFetch(b []byte) (*fetched, error) {
 			for range p.array(16) {
 				f.aborted = append(f.aborted, aborted{p.int64(), p.int64()})
 			}
-			p.int32()
 			f.records = p.take(max(int(p.int32()), 0))
 		}
 	}

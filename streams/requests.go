@@ -18,7 +18,9 @@ const (
 	versionMetadata       = 10 // the first with topic ids
 	versionInitProducerID = 1
 	versionProduce        = 8
-	versionFetch          = 11
+	// The last that only leaders answer. From 11 on a broker that leads no more goes on serving a reader as a follower: it holds the
+	// request for all of its wait and learns what may be read late, and the reader does not hear that its leader has moved.
+	versionFetch = 10
 )
 
 // raw makes an exchange of two functions.
