@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +18,8 @@ import (
 	"hearthline/streams/apache/apachetest"
 )
 
-// Limits of the test: the promise is 500 ms. The test allows more, since machines that run tests have other work.
+// Limits of the test. What is promised is held in the median of the partitions of a step, beyond what they paused for when nothing was
+// changed: machines that run tests have other work. The worst of them may take longer.
 const (
 	pausePromise = 500 * time.Millisecond
 	pauseMax     = 3 * time.Second
@@ -83,7 +85,7 @@ func (l *listener) count() int { l.mu.Lock(); defer l.mu.Unlock(); return l.batc
 
 // A stage with state is scaled from one member to two, to four and back to one while rows flow steadily. Every partition's
 // running sum goes through all its numbers, once, in order: nothing is lost or doubled, and state follows its partition.
-// Between two results of a partition there is never a pause much above the promise.
+// Between two results of a partition there is never a pause much above the promise, and in most partitions none above it.
 func TestScaleUpAndDownUnderLoad(t *testing.T) {
 	if testing.Short() {
 		t.Skip("rebalances take seconds")
@@ -156,18 +158,20 @@ func (s *scaled) feed(ctx context.Context) (batches int64) {
 	return batches
 }
 
-// pauses lets rows flow for a while and reports the longest pause of each partition.
-func (s *scaled) pauses(what string, during time.Duration) {
-	time.Sleep(during)
+// pauses lets rows flow for a while and gives the median of the partitions' longest pauses, which is at most medianMax.
+func (s *scaled) pauses(what string, medianMax time.Duration) (median time.Duration) {
+	time.Sleep(3 * time.Second)
 	var all []time.Duration
-	for p, l := range s.listeners {
-		pause := l.lap()
-		all = append(all, pause.Round(time.Millisecond))
-		if pause > pauseMax {
-			s.t.Errorf("%s: partition %d paused for %v", what, p, pause)
-		}
+	for _, l := range s.listeners {
+		all = append(all, l.lap().Round(time.Millisecond))
 	}
-	s.t.Logf("%s: longest pause of each partition %v (promised: %v)", what, all, pausePromise)
+	inOrder := slices.Sorted(slices.Values(all))
+	median = (inOrder[(len(all)-1)/2] + inOrder[len(all)/2]) / 2
+	s.t.Logf("%s: median pause %v, longest of each partition %v", what, median, all)
+	if median > medianMax || slices.Max(all) > pauseMax {
+		s.t.Errorf("%s: partitions paused for %v: the median is above %v, or the worst above %v", what, all, medianMax, pauseMax)
+	}
+	return median
 }
 
 func scale(t *testing.T, address string) {
@@ -203,13 +207,13 @@ func scale(t *testing.T, address string) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	s.pauses("1 member", time.Second)
+	still := s.pauses("1 member", pauseMax)
 	s.to(2)
-	s.pauses("1 to 2", 3*time.Second)
+	s.pauses("1 to 2", still+pausePromise)
 	s.to(4)
-	s.pauses("2 to 4", 3*time.Second)
+	s.pauses("2 to 4", still+pausePromise)
 	s.to(1)
-	s.pauses("4 to 1", 3*time.Second)
+	s.pauses("4 to 1", still+pausePromise)
 	enough()
 	want := <-fed
 	for p, l := range s.listeners {
