@@ -54,6 +54,10 @@ chaos-planted: tools ## the harness of make chaos finds bugs that are planted fo
 simulate: ## the task loop in virtual time, a million seeded schedules of faults, on one core (COUNT=, SEED=)
 	go test ./pipeline/run -count=1 -timeout 24h -run 'TestSimulation$$' -v -args -schedules=$(or $(COUNT),1000000) -simulate-seed=$(or $(SEED),0)
 
+.PHONY: takeover
+takeover: tools ## a stage with a gigabyte of state is killed: all its partitions publish again within 10 s (SERIES=1650000; some minutes)
+	TAKEOVER_SERIES=$(or $(SERIES),1650000) go test ./pipeline/run -run '^$$' -bench Takeover -benchtime 1x -timeout 2h
+
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, gosec, mypy, import rules, generated files, known vulnerabilities
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w these: $$bad"; exit 1; }
