@@ -47,7 +47,7 @@ func (s *Server) serveCompare(w http.ResponseWriter, r *http.Request) {
 		select {
 		case err := <-failed:
 			if err != nil && ctx.Err() == nil {
-				w.Header().Set("Hearthline-Error", err.Error())
+				w.Header().Set("Hearthline-Error", trailer(err))
 			}
 			return
 		case <-time.After(time.Second):

@@ -70,3 +70,17 @@ func printable(s string) string {
 	}, s)
 	return `"` + s[:min(len(s), 100)] + `"`
 }
+
+// trailerMax bounds what a trailer says of an error, bytes.
+const trailerMax = 1000
+
+// trailer is an error as the value of a header: a line without control characters, which RFC 9110 (section 5.5) forbids there.
+func trailer(err error) string {
+	s := strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, err.Error())
+	return strings.ToValidUTF8(s[:min(len(s), trailerMax)], "")
+}

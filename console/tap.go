@@ -65,7 +65,7 @@ func (s *Server) serveTap(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Hearthline-Dropped", strconv.FormatInt(dropped(), 10))
 	if err := wait(); err != nil {
-		w.Header().Set("Hearthline-Error", err.Error())
+		w.Header().Set("Hearthline-Error", trailer(err))
 		if s.Log != nil {
 			s.Log.Warn("look at rows", "stream", stream.Name, "error", err)
 		}
