@@ -11,6 +11,7 @@ import (
 
 	"hearthline/blobs/disktest"
 	"hearthline/cli/clitest"
+	"hearthline/simulator"
 	"hearthline/sinks/parquet"
 )
 
@@ -137,13 +138,10 @@ func TestFullDisk(t *testing.T) {
 	homes := i.Homes(10, 500, 1000)
 	homes.Window, homes.AckTimeout = 64, 5*time.Second
 	up := i.Up("--no-homes")
-	disk.Fill()
 	ended := clitest.Play(t.Context(), homes)
-	select {
-	case err := <-ended:
-		t.Fatalf("all was acknowledged (%v) on a disk that is full", err)
-	case <-time.After(15 * time.Second): // time in which the full disk is met; there is no other sign
-	}
+	clitest.More(t, homes, ended, 200)
+	disk.Fill()
+	nothingIsAcknowledged(t, homes, ended)
 	disk.Free()
 	if err := <-ended; err != nil {
 		t.Fatal(err)
@@ -153,9 +151,39 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	i.Eventually("rows in ClickHouse", strconv.FormatInt(want, 10), func() string { return i.Query("SELECT count() FROM readings")[0] })
+	if got := i.Query("SELECT uniqExact(home, device, metric, seq) FROM readings")[0]; got != strconv.FormatInt(want, 10) {
+		t.Errorf("%s distinct rows in ClickHouse, want %d", got, want)
+	}
 	up.Stop()
 	files, err := parquet.Count(t.Context(), i.ParquetStore(), "readings")
 	if err != nil || files.Rows != want {
 		t.Errorf("%d rows in Parquet, want %d; %v", files.Rows, want, err)
+	}
+}
+
+// nothingIsAcknowledged waits until nothing has been acknowledged for some seconds in which hubs gave up waiting and sent again.
+func nothingIsAcknowledged(t *testing.T, homes *simulator.Simulator, ended <-chan error) {
+	t.Helper()
+	const still = 8 * time.Second // longer than a hub waits
+	late, tick := time.After(time.Minute), time.NewTicker(100*time.Millisecond)
+	defer tick.Stop()
+	last, since := homes.Stats(), time.Now()
+	for {
+		select {
+		case err := <-ended:
+			t.Fatalf("all was acknowledged (%v) on a disk that is full", err)
+		case <-late:
+			t.Fatalf("acknowledgements go on, or hubs do not, on a disk that is full: %+v", homes.Stats())
+		case <-tick.C:
+		}
+		now := homes.Stats()
+		if now.Acknowledged != last.Acknowledged {
+			last, since = now, time.Now()
+		}
+		tried := now.Resent + now.Reconnects + now.Unavailable - last.Resent - last.Reconnects - last.Unavailable
+		if time.Since(since) >= still && tried > 0 {
+			t.Logf("%d rows acknowledged, none for %v; hubs tried %d times more", now.Acknowledged, still, tried)
+			return
+		}
 	}
 }
