@@ -25,6 +25,9 @@ var (
 	keepFlag   = flag.Bool("keep", false, "keep what is left also of a run that went well")
 )
 
+// tellsMin is how many readings a home tells at least, some minutes of it: enough for its first windows.
+const tellsMin = 400
+
 // drainMax is how long all may take to come to rest after the last fault.
 const drainMax = 90 * time.Second
 
@@ -41,32 +44,39 @@ func TestChaos(t *testing.T) {
 		fmt.Println("NOT TESTED: full disks, which need root to mount disks of their own")
 	}
 	needPython(t)
-	begun, clean, longest := time.Now(), 0, 0
-	var failed []uint64
+	begun, all := time.Now(), &tally{ran: map[string]int{}, over: map[string]int{}}
 	for i := range *countFlag {
 		seed := first + uint64(i)
 		name := fmt.Sprint(seed)
 		if *seedFlag == 0 { // a name by which it can be run again: then with the clock's next seed
 			name = fmt.Sprintf("%d of %d", i+1, *countFlag)
 		}
+		dice := rand.New(rand.NewPCG(seed, 1))
+		kind, o := brokerOf(dice), (*outcome)(nil)
 		ok := t.Run(name, func(t *testing.T) {
-			dice := rand.New(rand.NewPCG(seed, 1))
-			kind := brokerOf(dice)
-			for _, wrong := range chaos(t, seed, dice, kind, schedule(dice, kind, canMount()), "product") {
+			o = chaos(t, seed, dice, kind, schedule(dice, kind, canMount()), "product")
+			for _, wrong := range o.wrong {
 				t.Errorf("seed %d: %s", seed, wrong)
 			}
 		})
-		if ok {
-			clean++
-			longest = max(longest, clean)
-		} else {
-			clean, failed = 0, append(failed, seed)
-		}
+		all.count(seed, kind, ok, o)
 	}
-	fmt.Printf("chaos: %d seeds from %d in %v: %d failed %v, longest row of clean ones %d\n",
-		*countFlag, first, time.Since(begun).Round(time.Second), len(failed), failed, longest)
-	for _, seed := range failed {
+	fmt.Printf("chaos: %d seeds from %d in %v: %v\n", *countFlag, first, time.Since(begun).Round(time.Second), all)
+	for _, seed := range all.failed {
 		fmt.Printf("chaos: again with: make chaos SEED=%d\n", seed)
+	}
+	for _, stream := range all.empty() {
+		t.Errorf("%d seeds were run, and none had a row of %s to compare", all.runs(), stream)
+	}
+	if len(all.skipped) > 0 {
+		const says = "NOT TESTED: seeds %v were not run"
+		if os.Getenv("CI") != "" {
+			t.Errorf(says, all.skipped)
+		}
+		fmt.Printf("chaos: "+says+"\n", all.skipped)
+	}
+	if all.runs() == 0 {
+		t.Skip("NOT TESTED: no seed was run")
 	}
 }
 
@@ -99,8 +109,8 @@ func hubs(dice *rand.Rand) *simulator.Simulator {
 	return s
 }
 
-// chaos is one run: of a binary with changes, under faults. It prints a line and gives what was wrong.
-func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fault, name string, changes ...change) []string {
+// chaos is one run: of a binary with changes, under faults. It prints a line and gives what it came to.
+func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fault, name string, changes ...change) *outcome {
 	path, err := build(name, changes...)
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +147,7 @@ func chaos(t *testing.T, seed uint64, dice *rand.Rand, kind string, faults []fau
 	for _, wrong := range o.wrong {
 		w.logf("WRONG: %s", wrong)
 	}
-	return o.wrong
+	return o
 }
 
 func verdict(o *outcome) string {
@@ -169,9 +179,16 @@ func (w *world) run(ctx context.Context, kind string, faults []fault, o *outcome
 		return err
 	}
 	w.logf("hubs are heard; faults begin")
-	time.AfterFunc(faultsFor+time.Second, stopHomes)
+	told := make(chan error, 1)
+	time.AfterFunc(faultsFor+time.Second, func() { // hubs that faults let tell little go on until there are windows to compare
+		told <- w.acknowledged(ctx, int64(tellsMin*w.homes.Homes), ended)
+		stopHomes()
+	})
 	w.play(ctx, faults)
 	w.logf("faults are over; %+v", w.homes.Stats())
+	if err := <-told; err != nil {
+		return err
+	}
 	if err := <-ended; err != nil {
 		return fmt.Errorf("hubs: %w; %+v", err, w.homes.Stats())
 	}
@@ -218,7 +235,7 @@ func (w *world) acknowledged(ctx context.Context, n int64, ended <-chan error) e
 		case err := <-ended:
 			return fmt.Errorf("the hubs ended early: %v; %+v", err, w.homes.Stats())
 		case <-late:
-			return fmt.Errorf("nothing is acknowledged after two minutes: %+v", w.homes.Stats())
+			return fmt.Errorf("not %d readings are acknowledged after two minutes: %+v", n, w.homes.Stats())
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(20 * time.Millisecond):

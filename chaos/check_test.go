@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,7 +30,8 @@ type outcome struct {
 	everywhere   int // windows, or numbers, over all homes
 	overdue      int // rows that were late for these
 	alerts       int
-	rows         int // of all streams
+	compared     map[string]int // rows of each stream that the undisturbed run has
+	rows         int            // of all streams
 	dead         int
 	lives        int
 	peakMB       int
@@ -63,7 +65,7 @@ func (w *world) check(ctx context.Context, o *outcome) error {
 		return err
 	}
 	var readings rows
-	dead := rows{}
+	dead, compared := rows{}, map[string]int{}
 	for _, stream := range kept(w.plan) {
 		files, err := fromParquet(ctx, store, stream)
 		if err != nil {
@@ -81,6 +83,9 @@ func (w *world) check(ctx context.Context, o *outcome) error {
 			o.wrongf("%s: %s", stream, d)
 		}
 		o.rows += table.total()
+		if compared[stream] = want[stream].total(); compared[stream] == 0 && slices.Contains(always(), stream) {
+			o.wrongf("%s: the undisturbed run has no row either, so nothing is compared", stream)
+		}
 		switch {
 		case stream == "readings":
 			readings = table
@@ -99,8 +104,14 @@ func (w *world) check(ctx context.Context, o *outcome) error {
 			}
 		}
 	}
+	o.compared = compared
 	w.checkAcknowledged(o, readings, dead)
 	return w.checkFiles(store, o)
+}
+
+// always are the streams of which every run has rows; alerts, late rows and dead letters come in some only (see tally).
+func always() []string {
+	return []string{"readings", "features", "scores", byMetric, everywhere}
 }
 
 // readingKey is what names a reading for ever.

@@ -62,7 +62,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 	for _, b := range bugs {
 		t.Run(b.name, func(t *testing.T) {
 			for try := range uint64(triesMax) {
-				wrong := chaos(t, try+1, rand.New(rand.NewPCG(try+1, 1)), "embedded", b.faults(), b.name, b.changes...)
+				wrong := chaos(t, try+1, rand.New(rand.NewPCG(try+1, 1)), "embedded", b.faults(), b.name, b.changes...).wrong
 				for _, w := range wrong {
 					if strings.Contains(w, b.says) {
 						fmt.Printf("planted %s: found by run %d: %.160q (and %d findings more)\n", b.name, try+1, w, len(wrong)-1)

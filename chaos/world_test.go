@@ -267,7 +267,9 @@ func (w *world) writePlan() error {
 	if err := w.rekeyed(put, []string{"readings", "features", "late", "scores", "alerts", "*.dead"}); err != nil {
 		return err
 	}
-	// A run is a few minutes of a home: scores and alerts are to come within it.
+	// A run is a few minutes of a home: windows, rows that are late for them (of two that change places), scores and alerts are
+	// to come within it.
+	put("1s", "stages", "features", "settings", "lateness")
 	put(20, "stages", "score", "settings", "warmup")
 	for key, value := range map[string]any{"raise": 2.5, "critical": 4, "clear": 2, "clear_readings": 3, "clear_after": "30s"} {
 		put(value, "stages", "alert", "settings", key)
