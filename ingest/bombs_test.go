@@ -36,7 +36,8 @@ func bomb(encoding string, size int) []byte {
 	return b.Bytes()
 }
 
-// A compressed body that becomes 96 MB is refused when it has become more than one may, also where it says that it is less.
+// A compressed body that becomes 96 MB is refused when it has become more than one may, also where it says that it is less, over
+// HTTP/1.1 and over HTTP/2.
 func TestBombs(t *testing.T) {
 	r := newRig(t, nil)
 	for _, encoding := range []string{"gzip", "zstd"} {
@@ -44,16 +45,32 @@ func TestBombs(t *testing.T) {
 		if len(body) > 1<<20 {
 			t.Fatalf("%s: %d bytes are no bomb", encoding, len(body))
 		}
-		var before, after runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&before)
-		status, answer, _ := r.post("anna", mediaJSON, body, "Content-Encoding", encoding)
-		runtime.ReadMemStats(&after)
-		if status != http.StatusRequestEntityTooLarge {
-			t.Errorf("%s: %d %s", encoding, status, answer)
-		}
-		if got := after.TotalAlloc - before.TotalAlloc; got > 256<<20 { // growing to 32 MB takes some doublings
-			t.Errorf("%s: %d bytes allocated", encoding, got)
+		for _, major := range []int{1, 2} {
+			client := r.client()
+			client.Transport.(*http.Transport).ForceAttemptHTTP2 = major == 2
+			req, err := http.NewRequest(http.MethodPost, "https://"+r.at.HTTP.String()+"/v1/telemetry", bytes.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.SetBasicAuth("anna", r.passwords["anna"])
+			req.Header.Set("Content-Type", mediaJSON)
+			req.Header.Set("Content-Encoding", encoding)
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			res, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			client.CloseIdleConnections()
+			runtime.ReadMemStats(&after)
+			if res.StatusCode != http.StatusRequestEntityTooLarge || res.ProtoMajor != major {
+				t.Errorf("%s: %s %s; want 413 over HTTP/%d", encoding, res.Proto, res.Status, major)
+			}
+			if got := after.TotalAlloc - before.TotalAlloc; got > 256<<20 { // growing to 32 MB takes some doublings
+				t.Errorf("%s, %s: %d bytes allocated", encoding, res.Proto, got)
+			}
 		}
 	}
 	if got := r.bodies.Load(); got != 0 {
