@@ -177,6 +177,9 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 	for _, check := range []struct{ what, sql, want string }{
 		{"rows in ClickHouse", "SELECT count() FROM readings", strconv.FormatInt(want, 10)},
 		{"distinct rows", "SELECT uniqExact(home, device, metric, seq) FROM readings", strconv.FormatInt(want, 10)},
+		{"readings with a number that have no score", "SELECT count() FROM readings WHERE value IS NOT NULL AND coalesce(text, '') = '' AND " +
+			"(home, device, metric, seq) NOT IN (SELECT home, device, metric, seq FROM scores)", "0"},
+		{"scores of no reading", "SELECT count() FROM scores WHERE (home, device, metric, seq) NOT IN (SELECT home, device, metric, seq FROM readings)", "0"},
 		{"scores there twice", "SELECT count() - uniqExact(home, device, metric, seq) FROM scores", "0"},
 		{"dead letters", "SELECT count() FROM dead", "0"},
 	} {
@@ -184,8 +187,12 @@ func TestPipelineIsChangedUnderLoad(t *testing.T) {
 			t.Errorf("%s: %s gives %s, want %s", check.what, check.sql, got, check.want)
 		}
 	}
+	scores := i.Query("SELECT count() FROM scores")[0]
+	if scores == "0" {
+		t.Error("no score was made")
+	}
 	up.Stop()
-	t.Logf("%d rows", want)
+	t.Logf("%d rows, %s scores", want, scores)
 }
 
 // otherVersion builds the binary as another version.

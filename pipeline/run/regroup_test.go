@@ -199,6 +199,41 @@ func TestRegroupedAtRandomEveryRowCountsOnce(t *testing.T) {
 	}
 }
 
+// A stage under another name that says which was its own goes on where it stood: the running sums of every partition are there
+// once and in order, those of before and those of after.
+func TestRenamedStageGoesOn(t *testing.T) {
+	const partitions, batches, rows = 2, 5, 2
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	store, err := blobs.Dir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := streams.New()
+	config.Brokers = []string{broker(t)}
+	c := &changing{t: t, ctx: ctx, config: config, store: store}
+	held := &shelf{held: map[flow.Range][]int64{}}
+	c.round(groupedPlan("sieve sum bell", partitions, held), batches, rows)
+	for _, name := range []string{"add", "total"} { // and again; was is the name under which it began
+		plan := groupedPlan("sieve sum bell", partitions, held)
+		node := plan.Units[1].Stages[0]
+		plan.Units[1].Name, node.Name, node.Was, plan.Streams["sums"].Writer = name, name, "sum", name
+		plan.Spec.Stages[1] = node.Stage
+		c.round(plan, batches, rows)
+	}
+	for p := range int32(partitions) {
+		sums := held.of(t, "sums", p)
+		for i, v := range sums {
+			if v != int64(i+1) {
+				t.Fatalf("partition %d: row %d is %d: its state did not go on", p, i, v)
+			}
+		}
+		if len(sums) != 3*batches*rows {
+			t.Errorf("partition %d: %d sums, want %d", p, len(sums), 3*batches*rows)
+		}
+	}
+}
+
 // What a start would get wrong is refused by it, by the plan, or by both.
 func TestChangesThatWouldCountTwiceAreRefused(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
