@@ -41,7 +41,7 @@ var recordBuffers = sync.Pool{New: func() any { return new([recordBuffer]byte) }
 
 func (f *tlsFields) fields(c *tls.Conn) (rawInput *bytes.Buffer, input *bytes.Reader, hand *bytes.Buffer) {
 	p := unsafe.Pointer(c)                                                                                                             // #nosec G103 -- see tlsFields
-	return (*bytes.Buffer)(unsafe.Add(p, f.rawInput)), (*bytes.Reader)(unsafe.Add(p, f.input)), (*bytes.Buffer)(unsafe.Add(p, f.hand)) // #nosec G103
+	return (*bytes.Buffer)(unsafe.Add(p, f.rawInput)), (*bytes.Reader)(unsafe.Add(p, f.input)), (*bytes.Buffer)(unsafe.Add(p, f.hand)) // #nosec G103 -- fields that findTLSBuffers found by name and type
 }
 
 // lend gives a connection a buffer to read into, unless it holds part of a record.

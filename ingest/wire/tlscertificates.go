@@ -30,6 +30,6 @@ func ForgetCertificates(c *tls.Conn) {
 		return
 	}
 	p := unsafe.Pointer(c)                                          // #nosec G103 -- see tlsCertificates
-	*(*[]*x509.Certificate)(unsafe.Add(p, tlsShown.peer)) = nil     // #nosec G103
-	*(*[][]*x509.Certificate)(unsafe.Add(p, tlsShown.chains)) = nil // #nosec G103
+	*(*[]*x509.Certificate)(unsafe.Add(p, tlsShown.peer)) = nil     // #nosec G103 -- a field that findTLSCertificates found by name and type
+	*(*[][]*x509.Certificate)(unsafe.Add(p, tlsShown.chains)) = nil // #nosec G103 -- a field that findTLSCertificates found by name and type
 }
