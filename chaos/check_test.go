@@ -243,6 +243,7 @@ func (w *world) shutDown(o *outcome) {
 		o.lives += p.lives
 		if p.name != "broker" {
 			o.peakMB = max(o.peakMB, p.peakKB>>10)
+			w.logf("%s took %d MB", p.name, p.peakKB>>10)
 			if p.peakKB>>10 > memoryMaxMB {
 				o.wrongf("%s took %d MB, at most %d is allowed", p.name, p.peakKB>>10, memoryMaxMB)
 			}
