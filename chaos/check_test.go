@@ -16,9 +16,9 @@ import (
 	"hearthline/blobs"
 )
 
-// Limits of what a process may take and say, generous: a run is a few thousand rows.
+// Limits of what a process may take and say, generous: a run is some ten thousand rows.
 const (
-	memoryMaxMB = 400  // of a role, at its peak
+	memoryMaxMB = 512  // of a role, at its peak: what its pod is given
 	linesMax    = 3000 // of a role's log, all lives together
 )
 
