@@ -18,7 +18,7 @@ import (
 
 // Limits of what a process may take and say, generous: a run is some ten thousand rows.
 const (
-	memoryMaxMB = 512  // of a role, at its peak: what its pod is given
+	memoryMaxMB = 400  // of a role, at its peak
 	linesMax    = 3000 // of a role's log, all lives together
 )
 

@@ -49,7 +49,7 @@ func (p *process) launch() error {
 	}
 	defer out.Close()
 	cmd := exec.Command(p.path, p.args...)
-	cmd.Env = append(append(os.Environ(), "GOMEMLIMIT=460MiB"), p.env...) // nine tenths of memoryMaxMB, as in a pod
+	cmd.Env = append(append(os.Environ(), "GOMEMLIMIT=360MiB"), p.env...) // nine tenths of memoryMaxMB, as a pod is told of its limit
 	cmd.Stdout, cmd.Stderr = out, out
 	// Whatever happens to the harness, nothing is left behind.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
