@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"hearthline/streams/apache"
+	"hearthline/streams/apache/apachetest"
 	"hearthline/streams/embedded"
 )
 
@@ -22,6 +23,7 @@ type broker interface {
 	kill(ctx context.Context, node int, down time.Duration) error
 	pause(ctx context.Context, node int, lasts time.Duration) error
 	restart(ctx context.Context, node int, down time.Duration) error
+	clock(ctx context.Context, node int, f fault) error
 	end() error
 }
 
@@ -80,13 +82,17 @@ func (b kfakeBroker) restart(_ context.Context, _ int, down time.Duration) error
 	b.process.terminate(down)
 	return nil
 }
+func (b kfakeBroker) clock(context.Context, int, fault) error {
+	return errors.New("the embedded broker has the clock of its process") // none is drawn
+}
 func (b kfakeBroker) end() error { return b.process.end(20 * time.Second) }
 
 // apacheBroker is Apache Kafka, with one node or three.
 type apacheBroker struct {
 	*apache.Cluster
-	stop context.CancelFunc
-	done chan error
+	clocks *apachetest.Clocks
+	stop   context.CancelFunc
+	done   chan error
 }
 
 func (w *world) startApache(dir string, nodes int) (broker, error) {
@@ -105,8 +111,13 @@ func (w *world) startApache(dir string, nodes int) (broker, error) {
 		w.kafka = append(w.kafka, p)
 		c.Addrs, c.Advertised = append(c.Addrs, addr), append(c.Advertised, p.listener.Addr().String())
 	}
+	clocks, err := apachetest.NewClocks(w.dir, nodes)
+	if err != nil {
+		return nil, err
+	}
+	c.Env = clocks.Env
 	ctx, stop := context.WithCancel(context.Background())
-	b := &apacheBroker{Cluster: c, stop: stop, done: make(chan error, 1)}
+	b := &apacheBroker{Cluster: c, clocks: clocks, stop: stop, done: make(chan error, 1)}
 	ready := make(chan struct{})
 	c.Ready = func([]string) { close(ready) }
 	go func() { b.done <- c.Run(ctx) }()
@@ -146,6 +157,18 @@ func (b *apacheBroker) pause(ctx context.Context, node int, lasts time.Duration)
 	}
 	wait(ctx, lasts)
 	return fell(b.Cluster.Resume(node + 1))
+}
+
+func (b *apacheBroker) clock(ctx context.Context, node int, f fault) error {
+	seconds, err := strconv.Atoi(f.way)
+	if err != nil {
+		return err
+	}
+	if err := b.clocks.Set(node+1, time.Duration(seconds)*time.Second); err != nil {
+		return err
+	}
+	wait(ctx, f.lasts)
+	return b.clocks.Set(node+1, 0)
 }
 
 // fell takes it well that a broker is down: a full disk has ended it before we could.

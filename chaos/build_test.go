@@ -34,7 +34,7 @@ func chaosName() string { return os.Getenv("HEARTHLINE_CHAOS_NAME") }
 var stepped = []change{
 	{"ingest/gateway.go", "Now:          time.Now,", "Now:          chaosNow,"},
 	{"pipeline/run/runner.go", "now: time.Now,", "now: chaosNow,"},
-	{"streams/producer.go", "time.Now().UnixMilli()", "time.Time(chaosNow()).UnixMilli()"},
+	{"streams/streams.go", "now: time.Now}", "now: chaosNow}"},
 }
 
 // steppedFile is added to each of their packages.

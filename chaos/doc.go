@@ -6,7 +6,7 @@
 // proxies. From the seed follows a list of faults: which process is killed with -9, stopped for a moment or for longer
 // than the group waits for it (it then goes on as a zombie), restarted in order, joined by a second one; which connections
 // are cut, held up, delayed, throttled, left half open, or lose an answer to a request that took effect; whose disk is full;
-// whose clock is set.
+// whose clock is set, Apache Kafka's too.
 //
 // Then the faults stop, the hubs finish, everything drains, and what is stored is compared:
 //
@@ -34,6 +34,6 @@
 //
 // Stages in SQL and Python need python3; the first run makes their environment. Without it nothing is run.
 //
-// Clocks are stepped, and bugs planted (TestPlantedBugsAreFound, which shows that the harness can fail), by building the binary
+// Clocks of roles are stepped, and bugs planted (TestPlantedBugsAreFound, which shows that the harness can fail), by building the binary
 // with other versions of a few source lines laid over the product's (go build -overlay): the product has no seam for them.
 package chaos

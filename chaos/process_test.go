@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -60,7 +61,31 @@ func (p *process) launch() error {
 	}
 	p.cmd, p.done, p.asked, p.hold, p.frozen = cmd, make(chan struct{}), false, restartAfter, false
 	go p.watch(cmd, p.done, ownPeakKB())
+	go p.weigh(cmd.Process.Pid, p.done)
 	return nil
+}
+
+// weigh looks now and then at what a life holds at most, until it is over: what its end tells counts only where it is more than this
+// process's own.
+func (p *process) weigh(pid int, done <-chan struct{}) {
+	for {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			return
+		}
+		_, rest, _ := strings.Cut(string(status), "VmHWM:")
+		var kb int
+		if _, err := fmt.Sscanf(rest, "%d kB", &kb); err == nil { // one that has just ended holds nothing
+			p.mu.Lock()
+			p.peakKB = max(p.peakKB, kb)
+			p.mu.Unlock()
+		}
+		select {
+		case <-done:
+			return
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // ownPeakKB is what this process has held at most. Linux counts it as held by each process that it starts, too, since that begins as

@@ -50,12 +50,30 @@ func schedule(dice *rand.Rand, kind string, disks bool) []fault {
 		busy[key] = f.at + f.lasts + 200*time.Millisecond
 		all = append(all, f)
 	}
+	if kind != "embedded" { // the embedded broker has no clock of its own
+		all = append(all, fault{at: rand64(dice, faultsFor), kind: "clock", whom: nodeOf(dice, kind), way: step(dice), lasts: time.Second + rand64(dice, 3*time.Second)})
+	}
 	slices.SortFunc(all, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
 	return all
 }
 
 func rand64(dice *rand.Rand, below time.Duration) time.Duration {
 	return time.Duration(dice.Int64N(int64(below)))
+}
+
+// step is by how many seconds a clock is set.
+func step(dice *rand.Rand) string {
+	steps := []int{-1, 1, -5, 5, -40, 40, -200, 200, -7200, 7200}
+	return strconv.Itoa(steps[dice.IntN(len(steps))])
+}
+
+// nodeOf is one of the brokers.
+func nodeOf(dice *rand.Rand, kind string) string {
+	nodes := 1
+	if kind == "kafka3" {
+		nodes = 3
+	}
+	return "broker-" + strconv.Itoa(dice.IntN(nodes))
 }
 
 // draw draws one fault, but for when.
@@ -66,11 +84,7 @@ func draw(dice *rand.Rand, kind string, disks bool) fault {
 	between := func(lo, hi float64) time.Duration {
 		return time.Duration((lo + (hi-lo)*dice.Float64()) * float64(time.Second))
 	}
-	nodes := 1
-	if kind == "kafka3" {
-		nodes = 3
-	}
-	node := func() string { return "broker-" + strconv.Itoa(dice.IntN(nodes)) }
+	node := func() string { return nodeOf(dice, kind) }
 	ways := []string{wayCut, wayStall, wayLose, wayHalf, wayDelay, wayThrottle, waySwallow, waySwallow}
 	switch k := dice.IntN(100); {
 	case k < 18:
@@ -106,9 +120,8 @@ func draw(dice *rand.Rand, kind string, disks bool) fault {
 	case k < 96 && disks:
 		return fault{kind: "disk", whom: []string{"broker", "roles", "clickhouse"}[dice.IntN(3)], lasts: between(0.5, 2.5)}
 	default:
-		steps := []int{-1, 1, -5, 5, -40, 40, -200, 200, -7200, 7200}
 		whom := []string{"g1", "g2", "g1", "g2", "normalize", "features", "into-parquet"}[dice.IntN(7)]
-		return fault{kind: "clock", whom: whom, way: strconv.Itoa(steps[dice.IntN(len(steps))]), lasts: between(0.5, 4)}
+		return fault{kind: "clock", whom: whom, way: step(dice), lasts: between(0.5, 4)}
 	}
 }
 
@@ -162,6 +175,8 @@ func (w *world) inject(ctx context.Context, f fault) error {
 
 func (w *world) hurtBroker(ctx context.Context, node int, f fault) error {
 	switch f.kind {
+	case "clock":
+		return w.broker.clock(ctx, node, f)
 	case "kill":
 		return w.broker.kill(ctx, node, f.lasts)
 	case "pause":

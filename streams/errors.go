@@ -67,7 +67,8 @@ func passing(code kafka.Error) bool {
 		kafka.ReplicaNotAvailable, kafka.NetworkException, kafka.GroupLoadInProgress, kafka.GroupCoordinatorNotAvailable,
 		kafka.NotCoordinatorForGroup, kafka.NotEnoughReplicas, kafka.NotEnoughReplicasAfterAppend, kafka.NotController,
 		kafka.KafkaStorageError, kafka.FencedLeaderEpoch, kafka.UnknownLeaderEpoch, kafka.OffsetNotAvailable,
-		kafka.UnknownTopicOrPartition, kafka.ConcurrentTransactions, kafka.InvalidMessage, kafka.ThrottlingQuotaExceeded:
+		kafka.UnknownTopicOrPartition, kafka.ConcurrentTransactions, kafka.InvalidMessage, kafka.ThrottlingQuotaExceeded,
+		kafka.InvalidTimestamp:
 		return true
 	}
 	return false
@@ -156,6 +157,8 @@ func remedy(code kafka.Error) string {
 		return "check user, password and mechanism of kafka.sasl"
 	case kafka.PolicyViolation:
 		return "the broker's policy forbids it; create the stream by hand"
+	case kafka.InvalidTimestamp:
+		return "this machine's clock and the broker's are further apart than message.timestamp.after.max.ms of the topic allows (an hour by default): set the one that is wrong"
 	}
 	return ""
 }

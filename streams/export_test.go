@@ -3,6 +3,7 @@ package streams
 import (
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // Eager makes a member of a group as binaries before cooperative rebalancing were: it knows no other way.
@@ -21,4 +22,9 @@ func CountBuffers(t *testing.T) (made func() int64) {
 	buffers.New = func() any { n.Add(1); return was() }
 	t.Cleanup(func() { buffers.New = was })
 	return n.Load
+}
+
+// SetClock has messages carry the time of a clock that is so far ahead. Before the client is used.
+func (c *Client) SetClock(ahead *atomic.Int64) {
+	c.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 }

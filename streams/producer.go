@@ -6,7 +6,6 @@ import (
 	"math"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/segmentio/kafka-go"
 
@@ -113,7 +112,7 @@ func (l *lane) publish(ctx context.Context, c *Client, encode func(context.Conte
 	}
 	request := beginProduce(takeBuffer(size+256), c.cfg.ClientID, l.at.stream, l.at.partition, int32(c.cfg.RequestTimeout.Milliseconds()))
 	batchAt := len(request)
-	request = appendBatch(request, msgs, time.Now().UnixMilli())
+	request = appendBatch(request, msgs)
 	for i := range msgs {
 		giveBuffer(msgs[i].value)
 	}
@@ -144,7 +143,7 @@ func (l *lane) send(ctx context.Context, c *Client, trouble *trouble, request []
 				request = slices.Clone(request)
 				lost = false
 			}
-			stamp(request[batchAt:], l.id, l.epoch, l.sequence)
+			stamp(request[batchAt:], c.now().UnixMilli(), l.id, l.epoch, l.sequence)
 			stamped = true
 		}
 		c.count.bytesOut.Add(int64(len(request) - batchAt))
@@ -179,6 +178,8 @@ func (l *lane) send(ctx context.Context, c *Client, trouble *trouble, request []
 				// be lost. Under a new epoch it is stored; if it had been after all, lineage tells.
 				l.raise()
 				stamped = false
+			case kafka.InvalidTimestamp:
+				stamped = false // one of the two clocks may have been set since
 			}
 			err = answered(r)
 		}

@@ -230,7 +230,7 @@ func (t *trouble) met(ctx context.Context, err error) error {
 	}
 	if now.Sub(t.logged) >= troubleEvery {
 		t.logged = now
-		t.c.log.Warn("streams: still trying", "what", t.what, "for", now.Sub(t.since).Round(time.Second), "error", err)
+		t.c.log.Warn("streams: still trying", "what", t.what, "for", now.Sub(t.since).Round(time.Second), "error", hinted(err))
 	}
 	t.c.count.retries.Add(1)
 	t.c.refresh(err)

@@ -40,9 +40,9 @@ type message struct {
 	headers []header
 }
 
-// appendBatch appends msgs as one record batch, which a broker takes as a whole or not at all. The producer's
-// identity is put in by stamp.
-func appendBatch(dst []byte, msgs []message, timestampMillis int64) []byte {
+// appendBatch appends msgs as one record batch, which a broker takes as a whole or not at all. The time and the
+// producer's identity are put in by stamp.
+func appendBatch(dst []byte, msgs []message) []byte {
 	start := len(dst)
 	dst = append(dst, make([]byte, batchHeaderBytes)...)
 	for i, m := range msgs {
@@ -65,15 +65,15 @@ func appendBatch(dst []byte, msgs []message, timestampMillis int64) []byte {
 	be.PutUint32(b[12:], 0xffffffff)
 	b[16] = 2
 	be.PutUint32(b[23:], uint32(len(msgs)-1))
-	be.PutUint64(b[27:], uint64(timestampMillis))
-	be.PutUint64(b[35:], uint64(timestampMillis))
 	be.PutUint32(b[57:], uint32(len(msgs)))
 	return dst
 }
 
-// stamp puts a producer's identity and the checksum into a record batch.
-func stamp(b []byte, id int64, epoch int16, sequence int32) {
+// stamp puts the time, a producer's identity and the checksum into a record batch.
+func stamp(b []byte, timestampMillis, id int64, epoch int16, sequence int32) {
 	be := binary.BigEndian
+	be.PutUint64(b[27:], uint64(timestampMillis))
+	be.PutUint64(b[35:], uint64(timestampMillis))
 	be.PutUint64(b[43:], uint64(id))
 	be.PutUint16(b[51:], uint16(epoch))
 	be.PutUint32(b[53:], uint32(sequence))

@@ -21,8 +21,8 @@ func someMessages() []message {
 }
 
 func someBatch() []byte {
-	b := appendBatch(nil, someMessages(), someMillis)
-	stamp(b, 42, 1, 7)
+	b := appendBatch(nil, someMessages())
+	stamp(b, someMillis, 42, 1, 7)
 	return b
 }
 

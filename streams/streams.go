@@ -131,6 +131,7 @@ type Client struct {
 	tls       *tls.Config // nil without
 	login     *login      // nil without
 	count     counters
+	now       func() time.Time // that messages carry
 
 	suspects suspects
 
@@ -148,7 +149,7 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{cfg: cfg, log: log, addr: kafka.TCP(cfg.Brokers...)}
+	c := &Client{cfg: cfg, log: log, addr: kafka.TCP(cfg.Brokers...), now: time.Now}
 	c.codec, _ = codecOf(cfg.Compression)
 	var err error
 	if c.tls, err = cfg.TLS.config(); err != nil {

@@ -43,6 +43,9 @@ type Cluster struct {
 	HeapBytes int
 	// Settings are added to each broker's server.properties, and win.
 	Settings map[string]string
+	// Env gives what is added to the environment of a broker's process, as "NAME=value": a library that is loaded before
+	// all others, say. nil adds nothing.
+	Env func(broker int) []string
 	// Cache is where the jars are kept; "" is [cachedir.Find].
 	Cache string
 	// Restarts has a broker that ended by itself, as one does whose disk is full, started again a second later, as a
@@ -153,6 +156,9 @@ func (c *Cluster) prepare(dir, program, jars string) error {
 		n := &node{
 			id: i + 1, restarts: c.Restarts, dir: filepath.Join(dir, "broker-"+strconv.Itoa(i+1)), java: program, jars: jars, clusterID: c.clusterID,
 			heap: c.HeapBytes, scratch: c.Dir == "", start: make(chan struct{}, 1), listen: addrs[i], addr: advertised[i], internal: ports[c.Brokers+i], controller: ports[i],
+		}
+		if c.Env != nil {
+			n.env = c.Env(n.id)
 		}
 		c.nodes = append(c.nodes, n)
 	}

@@ -29,6 +29,7 @@ type node struct {
 	scratch                    bool   // nobody will read the data again
 	listen, addr               string // for clients: where it listens, what they are told
 	internal, controller       string // for the brokers among each other
+	env                        []string
 
 	start chan struct{} // holds one order to start again
 
@@ -72,7 +73,7 @@ func (n *node) path(name string) string { return filepath.Join(n.dir, name) }
 func (n *node) command(args ...string) *exec.Cmd {
 	flags := append(small(n.heap), "-Dlog4j2.configurationFile="+n.path("log4j2.properties"), "-cp", filepath.Join(n.jars, "*"))
 	cmd := exec.Command(n.java, append(flags, args...)...)
-	cmd.Dir = n.dir
+	cmd.Dir, cmd.Env = n.dir, append(os.Environ(), n.env...)
 	cmd.SysProcAttr = apart()
 	return cmd
 }
