@@ -91,7 +91,8 @@ func (c *Client) SetCommitted(ctx context.Context, group string, commits []Commi
 		for stream, partitions := range res.Topics {
 			for _, p := range partitions {
 				if p.Error != nil {
-					return commitRefused(stream, p)
+					code, _ := asCode(p.Error)
+					return refusal{stream, int32(p.Partition), code}.error()
 				}
 			}
 		}

@@ -37,6 +37,8 @@ func TestApacheKafka(t *testing.T) {
 	t.Run("aborted transactions", func(t *testing.T) { abortedTransactions(t, between.addr) })
 	t.Run("answers are lost", func(t *testing.T) { answersLost(t, cl, between) })
 	t.Run("one request under way", func(t *testing.T) { oneUnderWay(t, cl, between) })
+	t.Run("a member keeps to its coordinator", func(t *testing.T) { keepsToCoordinator(t, cl, between) })
+	t.Run("a leader of before answers", func(t *testing.T) { leaderOfBefore(t, cl, between) })
 	t.Run("given up, not taken for the next", func(t *testing.T) { givenUp(t, cl, between) })
 	t.Run("damaged on the way", func(t *testing.T) { damagedOnTheWay(t, cl, between) })
 	t.Run("damaged on disk", func(t *testing.T) { damagedOnDisk(t, cl, filepath.Join(c.Dir, "broker-1", "data")) })

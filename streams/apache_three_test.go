@@ -38,11 +38,19 @@ func TestThreeBrokers(t *testing.T) {
 		// A follower that asks a broker that leads no more tries again after this; a second by default.
 		"replica.fetch.backoff.ms": "20",
 	}
+	net := newMesh(t)
+	c.Between = net.between
 	cl := streamstest.Cluster{Brokers: apachetest.Start(t, c), Config: func(cfg *streams.Config) {
 		cfg.RequestTimeout = 2 * time.Second // a paused broker answers nothing
 	}}
 	t.Run("a leader moves", func(t *testing.T) { leaderMoves(t, c, cl) })
-	t.Run("brokers fall under load", func(t *testing.T) { brokersFall(t, c, cl) })
+	t.Run("brokers fall under load", func(t *testing.T) {
+		underLoad(t, cl, func(stream string) { fall(t, c, stream) })
+	})
+	t.Run("brokers are cut off from each other under load", func(t *testing.T) {
+		underLoad(t, cl, func(stream string) { apart(t, c, net, stream) })
+	})
+	t.Run("a coordinator is cut off", func(t *testing.T) { coordinatorApart(t, c, cl, net) })
 }
 
 // leaderMoves: the first append after a leader has moved takes little longer than one without a move, and so does reading it, or asking
@@ -202,9 +210,9 @@ func again(t *testing.T, what string, f func() error) {
 	}
 }
 
-// brokersFall publishes to a few partitions and reads them in a group that commits, while leaders are killed, paused and
-// stopped, and the controller too. Every batch is in the log once and in order, and the group passes each.
-func brokersFall(t *testing.T, c *apache.Cluster, cl streamstest.Cluster) {
+// underLoad publishes to a few partitions and reads them in a group that commits, while brokers are hurt. Every batch is in the log
+// once and in order, and the group passes each.
+func underLoad(t *testing.T, cl streamstest.Cluster, hurt func(stream string)) {
 	const partitions = 3
 	quiet := cl.Dial(t)
 	stream := streamstest.Stream(t, quiet, partitions)
@@ -213,7 +221,7 @@ func brokersFall(t *testing.T, c *apache.Cluster, cl streamstest.Cluster) {
 	var work conc.WaitGroup
 	published := publishUntil(ctx, t, &work, cl.Dial(t), stream, partitions)
 	seen := consume(ctx, t, &work, cl, stream)
-	fall(t, c, stream)
+	hurt(stream)
 	totals := published()
 	seen.until(t, totals)
 	stop()

@@ -127,12 +127,10 @@ func (a *Assignment) Commit(ctx context.Context, commits []Commit) error {
 	if len(commits) == 0 {
 		return nil
 	}
-	topics := map[string][]kafka.OffsetCommit{}
 	for _, cm := range commits {
 		if err := a.check(cm); err != nil {
 			return err
 		}
-		topics[cm.Stream] = append(topics[cm.Stream], kafka.OffsetCommit{Partition: int(cm.Partition), Offset: cm.Offset, Metadata: cm.Metadata})
 	}
 	limit := time.NewTimer(a.m.cfg.RebalanceTimeout + a.m.cfg.SessionTimeout)
 	defer limit.Stop()
@@ -141,7 +139,7 @@ func (a *Assignment) Commit(ctx context.Context, commits []Commit) error {
 		if err != nil {
 			return err
 		}
-		if err = a.m.commit(ctx, id, generation, topics); !errors.Is(err, ErrFenced) {
+		if err = a.m.commit(ctx, id, generation, commits); !errors.Is(err, ErrFenced) {
 			return err
 		}
 		// The broker knows another generation. If this member is in it, and has kept the partition, all is well.
@@ -189,25 +187,17 @@ func (m *member) turnsNoMore(turned <-chan struct{}) bool {
 }
 
 // commit sends one commit in the name of a generation.
-func (m *member) commit(ctx context.Context, id string, generation int32, topics map[string][]kafka.OffsetCommit) error {
+func (m *member) commit(ctx context.Context, id string, generation int32, commits []Commit) error {
 	return m.c.retry(ctx, "commit of group "+m.cfg.ID, func(ctx context.Context) error {
-		m.c.count.commits.Add(1)
-		res, err := m.c.kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
-			GroupID: m.cfg.ID, GenerationID: int(generation), MemberID: id, InstanceID: m.cfg.Instance, Topics: topics,
-		})
-		if err != nil && !unsent(err) {
+		refused, err := m.sendCommit(ctx, id, generation, commits)
+		switch {
+		case err != nil && !unsent(err):
 			m.doubt(generation)
 			return final{fmt.Errorf("%w: the commit was not answered: %w", ErrFenced, err)}
-		}
-		if err != nil {
+		case err != nil:
 			return err
-		}
-		for stream, partitions := range res.Topics {
-			for _, p := range partitions {
-				if p.Error != nil {
-					return commitRefused(stream, p)
-				}
-			}
+		case refused.code != 0:
+			return refused.error()
 		}
 		return nil
 	})
@@ -216,8 +206,9 @@ func (m *member) commit(ctx context.Context, id string, generation int32, topics
 // unsent says that a request did not leave: the broker could not be reached, or nobody knew which one to ask.
 func unsent(err error) bool {
 	_, coded := asCode(err)
+	var before notSent
 	var op *net.OpError
-	return coded || errors.As(err, &op) && op.Op == "dial"
+	return coded || errors.As(err, &before) || errors.As(err, &op) && op.Op == "dial"
 }
 
 // doubt notes that a commit in the name of a generation had no answer, and wakes live.
@@ -233,13 +224,12 @@ func (m *member) doubt(generation int32) {
 	}
 }
 
-func commitRefused(stream string, p kafka.OffsetCommitPartition) error {
-	code, _ := asCode(p.Error)
-	switch code {
+func (r refusal) error() error {
+	switch r.code {
 	case kafka.IllegalGeneration, kafka.UnknownMemberId, kafka.FencedInstanceID, kafka.RebalanceInProgress:
-		return final{fmt.Errorf("%w: %w", ErrFenced, code)}
+		return final{fmt.Errorf("%w: %w", ErrFenced, r.code)}
 	case kafka.OffsetMetadataTooLarge:
-		return final{fmt.Errorf("%s/%d: %w: raise the broker's offset.metadata.max.bytes to %d", stream, p.Partition, code, metadataBytesMax)}
+		return final{fmt.Errorf("%s/%d: %w: raise the broker's offset.metadata.max.bytes to %d", r.stream, r.partition, r.code, metadataBytesMax)}
 	}
-	return fmt.Errorf("%s/%d: %w", stream, p.Partition, p.Error)
+	return fmt.Errorf("%s/%d: %w", r.stream, r.partition, r.code)
 }

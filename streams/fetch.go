@@ -130,10 +130,15 @@ func (c *chunk) release() {
 type fetcher struct {
 	c       *Client
 	at      place
-	offset  int64 // of the next message wanted
-	doubted int64 // first offset of a record batch whose checksum failed, plus one
-	bytes   int   // asked for; 0 is the configured number
+	offset  int64     // of the next message wanted
+	doubted int64     // first offset of a record batch whose checksum failed, plus one
+	bytes   int       // asked for; 0 is the configured number
+	beyond  time.Time // since when the broker says that offset is behind its end; zero: it does not
 }
+
+// beyondMax is how long a broker is not believed that its partition ends before an offset. One that was cut off from the others, while one
+// of them took its place, does not know it and has not what came since; clients are told of the other as soon as they ask that.
+const beyondMax = 10 * time.Second
 
 // fetchBytesMax bounds what one fetch may ask for, in bytes, when a record batch is larger than the configured number.
 const fetchBytesMax = 128 << 20
@@ -161,6 +166,7 @@ func (f *fetcher) fetch(ctx context.Context, wait time.Duration) (chunk, error) 
 		giveBuffer(got.buf)
 		return chunk{}, fmt.Errorf("fetch %s/%d: the broker left it out of its answer", f.at.stream, f.at.partition)
 	}
+	f.beyond = time.Time{}
 	f.c.count.bytesIn.Add(int64(len(got.records)))
 	out, err := f.split(got)
 	if err != nil {
@@ -178,7 +184,14 @@ func (f *fetcher) outOfRange(ctx context.Context) error {
 	if f.offset >= first && f.offset <= next {
 		return fmt.Errorf("fetch %s/%d: %w", f.at.stream, f.at.partition, kafka.OffsetNotAvailable) // in range again: ask again
 	}
-	return final{&OutOfRangeError{Stream: f.at.stream, Partition: f.at.partition, Offset: f.offset, First: first, Next: next}}
+	out := &OutOfRangeError{Stream: f.at.stream, Partition: f.at.partition, Offset: f.offset, First: first, Next: next}
+	if f.offset > next && f.beyond.IsZero() {
+		f.beyond = time.Now()
+	}
+	if f.offset > next && time.Since(f.beyond) < beyondMax {
+		return out
+	}
+	return final{out}
 }
 
 // split takes the record batches apart, leaving out what must not be seen: messages before the offset, markers, and

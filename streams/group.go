@@ -62,7 +62,7 @@ func (c *Client) Join(ctx context.Context, cfg GroupConfig, handle func(context.
 		return err
 	}
 	m := &member{
-		c: c, cfg: cfg, handle: handle, joined: -1, generation: -1, doubted: -1, settledDoubt: -1,
+		c: c, cfg: cfg, handle: handle, joined: -1, generation: -1, doubted: -1, settledDoubt: -1, coordinator: noBroker, proven: noBroker,
 		held: map[int32]*Assignment{}, returned: make(chan struct{}, 1), turned: make(chan struct{}),
 	}
 	err := m.live(ctx)

@@ -41,7 +41,10 @@ type member struct {
 	settledDoubt int32     // the last generation that was left for the sake of a commit without an answer
 	again        bool      // the group should be rebalanced once more, for what this member gives away or may claim
 
-	mu         sync.Mutex
+	mu          sync.Mutex
+	coordinator int32 // of the group; noBroker has to be found
+	proven      int32 // the coordinator, if it let this member into its generation, or took a commit of it since; else noBroker
+
 	id         string // given by the coordinator; "" before, and when it has forgotten this member
 	generation int32  // in which this member has its assignment; -1 is none
 	doubted    int32  // a commit of this generation had no answer; -1 is none
@@ -207,13 +210,7 @@ func (m *member) begin(alive context.Context) error {
 	if len(fresh) == 0 {
 		return nil
 	}
-	ask := map[string][]int{}
-	for _, s := range m.cfg.Streams {
-		for _, p := range fresh {
-			ask[s] = append(ask[s], int(p))
-		}
-	}
-	committed, err := m.c.committed(alive, m.cfg.ID, ask)
+	committed, err := m.committed(alive, fresh)
 	if err != nil {
 		return err
 	}

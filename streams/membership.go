@@ -4,46 +4,23 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"time"
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 )
 
 // The classic group protocol, written here: kafka-go v0.4.51 reads the heartbeat's answer with its two fields swapped,
-// so that a member never hears of a rebalance, and does not send heartbeats to the group's coordinator. The newest
+// so that a member never hears of a rebalance, and does not send heartbeats to the group's coordinator. See also coordinator.go. The newest
 // versions without flexible encoding; all know static members.
 const (
 	versionJoinGroup  = 5
 	versionSyncGroup  = 3
 	versionHeartbeat  = 3
 	versionLeaveGroup = 3
+
+	versionOffsetCommit = 7
+	versionOffsetFetch  = 5
 )
-
-// grouped is a raw exchange with a group's coordinator.
-type grouped struct {
-	*raw
-	group string
-}
-
-func (g grouped) Group() string { return g.group }
-
-// askCoordinator sends one request of the group protocol.
-func askCoordinator[T any](ctx context.Context, m *member, api protocol.ApiKey, version int16, wait time.Duration,
-	body func([]byte) []byte, parse func(*parser) T,
-) (T, error) {
-	req := grouped{&raw{
-		api: api, limit: responseBytesMax,
-		request: endRequest(body(appendString(beginRequest(nil, api, version, m.c.cfg.ClientID, false), m.cfg.ID))),
-		parse:   func(p *parser) protocol.Message { return &answer[T]{api, parse(p)} },
-	}, m.cfg.ID}
-	res, err := m.c.exchange(ctx, api, wait, req)
-	if err != nil {
-		var none T
-		return none, err
-	}
-	return res.(*answer[T]).v, nil
-}
 
 // appendNullable writes a string, null when it is empty.
 func appendNullable(dst []byte, s string) []byte {
@@ -72,7 +49,7 @@ type joined struct {
 
 func (m *member) joinGroup(ctx context.Context) (joined, error) {
 	be := binary.BigEndian
-	return askCoordinator(ctx, m, protocol.JoinGroup, versionJoinGroup, m.cfg.RebalanceTimeout, func(b []byte) []byte {
+	q := coordinated[joined]{api: protocol.JoinGroup, version: versionJoinGroup, wait: m.cfg.RebalanceTimeout, body: func(b []byte) []byte {
 		b = be.AppendUint32(b, uint32(m.cfg.SessionTimeout.Milliseconds()))
 		b = be.AppendUint32(b, uint32(m.cfg.RebalanceTimeout.Milliseconds()))
 		b = appendString(b, m.id)
@@ -85,7 +62,8 @@ func (m *member) joinGroup(ctx context.Context) (joined, error) {
 			b = append(be.AppendUint32(b, uint32(len(sub))), sub...)
 		}
 		return b
-	}, parseJoined)
+	}, parse: parseJoined, code: func(j joined) kafka.Error { return j.code }}
+	return q.ask(ctx, m)
 }
 
 // subscription is the consumer protocol's, version 1: topics, user data (the generation of what is owned), owned
@@ -163,7 +141,7 @@ type synced struct {
 // syncGroup hands in the leader's plan (nil from the others) and gives this member's part of it.
 func (m *member) syncGroup(ctx context.Context, generation int32, plan map[string][]int32) (synced, error) {
 	be := binary.BigEndian
-	return askCoordinator(ctx, m, protocol.SyncGroup, versionSyncGroup, m.cfg.RebalanceTimeout, func(b []byte) []byte {
+	q := coordinated[synced]{api: protocol.SyncGroup, version: versionSyncGroup, wait: m.cfg.RebalanceTimeout, body: func(b []byte) []byte {
 		b = be.AppendUint32(b, uint32(generation))
 		b = appendNullable(appendString(b, m.id), m.cfg.Instance)
 		b = be.AppendUint32(b, uint32(len(plan)))
@@ -174,7 +152,7 @@ func (m *member) syncGroup(ctx context.Context, generation int32, plan map[strin
 			b = append(be.AppendUint32(b, uint32(len(part))), part...)
 		}
 		return b
-	}, func(p *parser) (s synced) {
+	}, parse: func(p *parser) (s synced) {
 		p.int32()
 		s.code = kafka.Error(p.int16())
 		if part := (parser{b: p.take(max(int(p.int32()), 0))}); len(part.b) > 0 {
@@ -183,24 +161,29 @@ func (m *member) syncGroup(ctx context.Context, generation int32, plan map[strin
 			p.err = part.err
 		}
 		return s
-	})
+	}, code: func(s synced) kafka.Error { return s.code }}
+	return q.ask(ctx, m)
 }
 
 func (m *member) sendHeartbeat(ctx context.Context) (kafka.Error, error) {
-	return askCoordinator(ctx, m, protocol.Heartbeat, versionHeartbeat, 0, func(b []byte) []byte {
+	q := coordinated[kafka.Error]{api: protocol.Heartbeat, version: versionHeartbeat, body: func(b []byte) []byte {
 		b = binary.BigEndian.AppendUint32(b, uint32(m.generation))
 		return appendNullable(appendString(b, m.id), m.cfg.Instance)
-	}, parseCode)
+	}, parse: parseCode, code: itself}
+	return q.ask(ctx, m)
 }
 
 func (m *member) leaveGroup(ctx context.Context) (kafka.Error, error) {
-	return askCoordinator(ctx, m, protocol.LeaveGroup, versionLeaveGroup, 0, func(b []byte) []byte {
+	q := coordinated[kafka.Error]{api: protocol.LeaveGroup, version: versionLeaveGroup, body: func(b []byte) []byte {
 		b = binary.BigEndian.AppendUint32(b, 1)
 		return appendNullable(appendString(b, m.id), m.cfg.Instance)
-	}, parseCode)
+	}, parse: parseCode, code: itself}
+	return q.ask(ctx, m)
 }
 
 func parseCode(p *parser) kafka.Error {
 	p.int32()
 	return kafka.Error(p.int16())
 }
+
+func itself(code kafka.Error) kafka.Error { return code }

@@ -86,7 +86,7 @@ func (c *Client) checkVersions(conn io.ReadWriter) error {
 		protocol.Produce: versionProduce, protocol.Fetch: versionFetch, protocol.ListOffsets: versionListOffsets,
 		protocol.Metadata: versionMetadata, protocol.InitProducerId: versionInitProducerID,
 		protocol.JoinGroup: versionJoinGroup, protocol.SyncGroup: versionSyncGroup, protocol.Heartbeat: versionHeartbeat,
-		protocol.LeaveGroup: versionLeaveGroup,
+		protocol.LeaveGroup: versionLeaveGroup, protocol.OffsetCommit: versionOffsetCommit, protocol.OffsetFetch: versionOffsetFetch,
 	} {
 		if s, ok := spans[api]; !ok || want < s.min || want > s.max {
 			return final{fmt.Errorf("the broker is too old or too new: it speaks %v versions %d to %d; want %d: use Apache Kafka 2.8 to 4", api, s.min, s.max, want)}

@@ -43,6 +43,9 @@ type Cluster struct {
 	HeapBytes int
 	// Settings are added to each broker's server.properties, and win.
 	Settings map[string]string
+	// Between, if not nil, says where the other brokers find the two listeners of a broker that are for them, the one that replicas are
+	// fetched from and the one of the controllers' quorum: at proxies, say, that stand before the addresses it is given.
+	Between func(broker int, replicas, quorum string) (replicasAt, quorumAt string)
 	// Env gives what is added to the environment of a broker's process, as "NAME=value": a library that is loaded before
 	// all others, say. nil adds nothing.
 	Env func(broker int) []string
@@ -156,6 +159,10 @@ func (c *Cluster) prepare(dir, program, jars string) error {
 		n := &node{
 			id: i + 1, restarts: c.Restarts, dir: filepath.Join(dir, "broker-"+strconv.Itoa(i+1)), java: program, jars: jars, clusterID: c.clusterID,
 			heap: c.HeapBytes, scratch: c.Dir == "", start: make(chan struct{}, 1), listen: addrs[i], addr: advertised[i], internal: ports[c.Brokers+i], controller: ports[i],
+		}
+		n.internalAt, n.controllerAt = n.internal, n.controller
+		if c.Between != nil {
+			n.internalAt, n.controllerAt = c.Between(n.id, n.internal, n.controller)
 		}
 		if c.Env != nil {
 			n.env = c.Env(n.id)
@@ -353,13 +360,13 @@ func (c *Cluster) properties(n *node) map[string]string {
 	copies := min(c.Brokers, 3)
 	var voters []string
 	for _, v := range c.nodes {
-		voters = append(voters, fmt.Sprintf("%d@%s", v.id, v.controller))
+		voters = append(voters, fmt.Sprintf("%d@%s", v.id, v.controllerAt))
 	}
 	p := map[string]string{
 		"node.id":                        strconv.Itoa(n.id),
 		"process.roles":                  "broker,controller",
 		"listeners":                      fmt.Sprintf("CLIENT://%s,INTERNAL://%s,CONTROLLER://%s", n.listen, n.internal, n.controller),
-		"advertised.listeners":           fmt.Sprintf("CLIENT://%s,INTERNAL://%s", n.addr, n.internal),
+		"advertised.listeners":           fmt.Sprintf("CLIENT://%s,INTERNAL://%s", n.addr, n.internalAt),
 		"listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
 		"inter.broker.listener.name":     "INTERNAL",
 		"controller.listener.names":      "CONTROLLER",

@@ -29,6 +29,7 @@ type node struct {
 	scratch                    bool   // nobody will read the data again
 	listen, addr               string // for clients: where it listens, what they are told
 	internal, controller       string // for the brokers among each other
+	internalAt, controllerAt   string // where the others find these
 	env                        []string
 
 	start chan struct{} // holds one order to start again
