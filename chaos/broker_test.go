@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -116,6 +118,9 @@ func (w *world) startApache(dir string, nodes int) (broker, error) {
 		return nil, err
 	}
 	c.Env = clocks.Env
+	if nodes > 1 {
+		c.Between = w.betweenBrokers
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	b := &apacheBroker{Cluster: c, clocks: clocks, stop: stop, done: make(chan error, 1)}
 	ready := make(chan struct{})
@@ -129,6 +134,47 @@ func (w *world) startApache(dir string, nodes int) (broker, error) {
 		b.done <- err
 		return nil, err
 	}
+}
+
+// betweenBrokers has brokers find each other at proxies.
+func (w *world) betweenBrokers(_ int, replicas, quorum string) (replicasAt, quorumAt string) {
+	var at [2]string
+	var both []*proxy
+	for i, target := range []string{replicas, quorum} {
+		p, err := newProxy(w.addr(), func() string { return target }, brokerID)
+		if err != nil {
+			w.t.Errorf("a proxy between brokers: %v", err)
+			return replicas, quorum
+		}
+		both, at[i] = append(both, p), p.listener.Addr().String()
+	}
+	w.between = append(w.between, both)
+	return at[0], at[1]
+}
+
+// brokerName finds a broker's id in what it calls itself to the others.
+var brokerName = regexp.MustCompile(`^(?:broker-|raft-client-)?(\d+)(?:-|$)`)
+
+func brokerID(first []byte) string {
+	if found := brokerName.FindStringSubmatch(clientID(first)); found != nil {
+		return found[1]
+	}
+	return ""
+}
+
+// part cuts a broker off from the others for a while, both ways.
+func (w *world) part(ctx context.Context, node int, f fault) {
+	var all sync.WaitGroup
+	for i, proxies := range w.between {
+		whose := strconv.Itoa(node + 1)
+		if i == node {
+			whose = "*"
+		}
+		for _, p := range proxies {
+			all.Go(func() { p.impose(ctx, whose, &rule{way: f.way}, f.lasts) })
+		}
+	}
+	all.Wait()
 }
 
 func (b *apacheBroker) nodes() int { return b.Cluster.Brokers }

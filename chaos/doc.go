@@ -5,7 +5,7 @@
 // engine, and simulated hubs that know what was acknowledged to them, over MQTT and TLS. Between the processes stand TCP
 // proxies. From the seed follows a list of faults: which process is killed with -9, stopped for a moment or for longer
 // than the group waits for it (it then goes on as a zombie), restarted in order, joined by a second one; which connections
-// are cut, held up, delayed, throttled, left half open, or lose an answer to a request that took effect; whose disk is full;
+// are cut (those between brokers, too), held up, delayed, throttled, left half open, or lose an answer to a request that took effect; whose disk is full;
 // whose clock is set, Apache Kafka's too.
 //
 // Then the faults stop, the hubs finish, everything drains, and what is stored is compared:

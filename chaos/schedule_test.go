@@ -17,9 +17,9 @@ import (
 // fault is one thing that goes wrong.
 type fault struct {
 	at, lasts time.Duration
-	kind      string // kill, pause, term, scale, net, clock, disk
+	kind      string // kill, pause, term, scale, rival, net, part, clock, disk
 	whom      string // a role, broker-N, engine, *
-	way       string // of net: see proxy; of clock: seconds; else ""
+	way       string // of net and part: see proxy; of clock: seconds; else ""
 }
 
 func (f fault) String() string {
@@ -52,6 +52,10 @@ func schedule(dice *rand.Rand, kind string, disks bool) []fault {
 	}
 	if kind != "embedded" { // the embedded broker has no clock of its own
 		all = append(all, fault{at: rand64(dice, faultsFor), kind: "clock", whom: nodeOf(dice, kind), way: step(dice), lasts: time.Second + rand64(dice, 3*time.Second)})
+	}
+	if kind == "kafka3" { // longer than the others wait for it, or not
+		all = append(all, fault{at: rand64(dice, faultsFor), kind: "part", whom: nodeOf(dice, kind), way: []string{wayStall, wayLose, wayCut}[dice.IntN(3)],
+			lasts: time.Second + rand64(dice, 7*time.Second)})
 	}
 	slices.SortFunc(all, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
 	return all
@@ -177,6 +181,9 @@ func (w *world) hurtBroker(ctx context.Context, node int, f fault) error {
 	switch f.kind {
 	case "clock":
 		return w.broker.clock(ctx, node, f)
+	case "part":
+		w.part(ctx, node, f)
+		return nil
 	case "kill":
 		return w.broker.kill(ctx, node, f.lasts)
 	case "pause":

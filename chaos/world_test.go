@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,9 +39,10 @@ type world struct {
 	begun  time.Time
 
 	broker  broker
-	kafka   []*proxy // one a broker node
-	doors   []*proxy // one a gateway, for hubs
-	native  *proxy   // ClickHouse's native door
+	kafka   []*proxy   // one a broker node
+	between [][]*proxy // two a broker node, for the others; none where there is one
+	doors   []*proxy   // one a gateway, for hubs
+	native  *proxy     // ClickHouse's native door
 	alerts  *receiver
 	engine  clickhouse.Endpoints
 	engines *conduct
@@ -417,7 +419,7 @@ func (w *world) destroy() {
 	if w.alerts != nil {
 		w.alerts.listener.Close()
 	}
-	for _, p := range append(append([]*proxy{w.native}, w.kafka...), w.doors...) {
+	for _, p := range slices.Concat([]*proxy{w.native}, w.kafka, w.doors, slices.Concat(w.between...)) {
 		if p != nil {
 			p.close()
 		}

@@ -41,7 +41,9 @@ func (m *member) coordinatorNow(ctx context.Context) (int32, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.coordinator = int32(res.Coordinator.NodeID)
+	if m.coordinator == noBroker { // nobody was faster
+		m.coordinator = int32(res.Coordinator.NodeID)
+	}
 	return m.coordinator, nil
 }
 
