@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"sync"
 	"syscall"
@@ -152,15 +151,7 @@ func (w *world) betweenBrokers(_ int, replicas, quorum string) (replicasAt, quor
 	return at[0], at[1]
 }
 
-// brokerName finds a broker's id in what it calls itself to the others.
-var brokerName = regexp.MustCompile(`^(?:broker-|raft-client-)?(\d+)(?:-|$)`)
-
-func brokerID(first []byte) string {
-	if found := brokerName.FindStringSubmatch(clientID(first)); found != nil {
-		return found[1]
-	}
-	return ""
-}
+func brokerID(first []byte) string { return strconv.Itoa(apachetest.BrokerOf(clientID(first))) }
 
 // part cuts a broker off from the others for a while, both ways.
 func (w *world) part(ctx context.Context, node int, f fault) {

@@ -64,6 +64,7 @@ type coordinated[T any] struct {
 	body    func([]byte) []byte
 	parse   func(*parser) T
 	code    func(T) kafka.Error // of the answer
+	proves  bool                // that who answered without an error is the coordinator now
 }
 
 // ask sends it to the coordinator.
@@ -72,7 +73,7 @@ func (q *coordinated[T]) ask(ctx context.Context, m *member) (v T, err error) {
 	if err != nil {
 		return v, err
 	}
-	if v, err = q.askBroker(ctx, m, broker); err == nil && q.code(v) == 0 && (q.api == protocol.SyncGroup || q.api == protocol.OffsetCommit) {
+	if v, err = q.askBroker(ctx, m, broker); err == nil && q.code(v) == 0 && q.proves {
 		m.mu.Lock()
 		m.coordinator, m.proven = broker, broker
 		m.mu.Unlock()
@@ -108,7 +109,7 @@ func (q *coordinated[T]) askBroker(ctx context.Context, m *member, broker int32)
 func (m *member) sendCommit(ctx context.Context, id string, generation int32, commits []Commit) (refusal, error) {
 	be := binary.BigEndian
 	q := coordinated[refusal]{
-		api: protocol.OffsetCommit, version: versionOffsetCommit,
+		api: protocol.OffsetCommit, version: versionOffsetCommit, proves: true,
 		body: func(b []byte) []byte {
 			b = be.AppendUint32(b, uint32(generation))
 			b = appendNullable(appendString(b, id), m.cfg.Instance)

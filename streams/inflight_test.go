@@ -129,6 +129,14 @@ func keepsToCoordinator(t *testing.T, cl streamstest.Cluster, between *middleman
 		return true
 	})
 	defer between.set(nil)
+	count := func(of []protocol.ApiKey, api protocol.ApiKey) (n int) {
+		for _, a := range of {
+			if a == api {
+				n++
+			}
+		}
+		return n
+	}
 	join := func(offset int64) (asked []protocol.ApiKey) {
 		ctx, leave := context.WithCancel(streamstest.Context(t))
 		defer leave()
@@ -140,24 +148,18 @@ func keepsToCoordinator(t *testing.T, cl streamstest.Cluster, between *middleman
 			if err := g.Commit(live, []streams.Commit{{Stream: stream, Offset: offset + 1}}); err != nil {
 				t.Error(err)
 			}
-			time.Sleep(200 * time.Millisecond) // heartbeats
-			mu.Lock()
-			asked = slices.Clone(seen)
-			mu.Unlock()
+			for beats := 0; beats < 3 && live.Err() == nil; time.Sleep(time.Millisecond) {
+				mu.Lock()
+				asked = slices.Clone(seen)
+				mu.Unlock()
+				beats = count(asked, protocol.Heartbeat)
+			}
 			return nil
 		})
 		if err != nil {
 			t.Error(err)
 		}
 		return asked
-	}
-	count := func(of []protocol.ApiKey, api protocol.ApiKey) (n int) {
-		for _, a := range of {
-			if a == api {
-				n++
-			}
-		}
-		return n
 	}
 	join(0) // a broker that has never had a group takes its time
 	for i, want := range []struct{ finds, syncs, reads int }{{1, 1, 1}, {2, 2, 2}} {

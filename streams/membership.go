@@ -141,7 +141,7 @@ type synced struct {
 // syncGroup hands in the leader's plan (nil from the others) and gives this member's part of it.
 func (m *member) syncGroup(ctx context.Context, generation int32, plan map[string][]int32) (synced, error) {
 	be := binary.BigEndian
-	q := coordinated[synced]{api: protocol.SyncGroup, version: versionSyncGroup, wait: m.cfg.RebalanceTimeout, body: func(b []byte) []byte {
+	q := coordinated[synced]{api: protocol.SyncGroup, version: versionSyncGroup, proves: true, wait: m.cfg.RebalanceTimeout, body: func(b []byte) []byte {
 		b = be.AppendUint32(b, uint32(generation))
 		b = appendNullable(appendString(b, m.id), m.cfg.Instance)
 		b = be.AppendUint32(b, uint32(len(plan)))

@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"regexp"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"hearthline/streams"
 	"hearthline/streams/apache"
+	"hearthline/streams/apache/apachetest"
 	"hearthline/streams/streamstest"
 )
 
@@ -52,9 +51,6 @@ func (m *mesh) listen(broker int, target string) string {
 	return l.Addr().String()
 }
 
-// brokerName finds a broker's id in what it calls itself: "2", "broker-2-fetcher-0", "raft-client-2".
-var brokerName = regexp.MustCompile(`^(?:broker-|raft-client-)?(\d+)(?:-|$)`)
-
 // join carries one connection. Its first request says whose it is.
 func (m *mesh) join(near net.Conn, target string, to int) {
 	defer near.Close()
@@ -62,11 +58,7 @@ func (m *mesh) join(near net.Conn, target string, to int) {
 	if err != nil || len(first) < 14 {
 		return
 	}
-	from := 0 // a client of the test
-	name := string(first[14 : 14+max(0, int(int16(binary.BigEndian.Uint16(first[12:]))))])
-	if found := brokerName.FindStringSubmatch(name); found != nil {
-		from, _ = strconv.Atoi(found[1])
-	}
+	from := apachetest.BrokerOf(string(first[14 : 14+max(0, int(int16(binary.BigEndian.Uint16(first[12:]))))]))
 	if !m.passes(from, to) {
 		return
 	}
@@ -101,7 +93,7 @@ func (m *mesh) carry(near, far net.Conn, from, to int) {
 // passes is at once true where the way is whole. Where it is cut it is false, once it is whole again: nobody is told of a cut.
 func (m *mesh) passes(from, to int) bool {
 	m.mu.Lock()
-	if m.cut == nil || from == 0 || to == 0 || !m.cut(from, to) {
+	if m.cut == nil || from == 0 || to == 0 /* a client of the test */ || !m.cut(from, to) {
 		m.mu.Unlock()
 		return true
 	}
