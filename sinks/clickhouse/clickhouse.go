@@ -178,6 +178,10 @@ func (s *Sink) open(ctx context.Context, opt clickhouse.Options) error {
 		return fmt.Errorf("look for database %s: %w", s.Database, err)
 	}
 	if there == 0 {
+		// Its definition is not among those of its tables.
+		if err := checkRoom(ctx, conn); err != nil {
+			return fmt.Errorf("make database %s: %w", s.Database, err)
+		}
 		if err := conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quote(s.Database)); err != nil {
 			return fmt.Errorf("make database %s: %w", s.Database, err)
 		}

@@ -57,6 +57,9 @@ func (s *Sink) checkMemory(ctx context.Context, table string) error {
 			targets = append(targets, [2]string{strings.Trim(orElse(m[1], database), "`"), strings.Trim(m[2], "`")})
 		}
 		if name == table && database == s.Database {
+			if create == "" {
+				return noDefinition(database, table)
+			}
 			if err := remembers(database, table, engine, full); err != nil {
 				return err
 			}

@@ -106,7 +106,7 @@ func (s *Sink) migrate(ctx context.Context, conn driver.Conn) error {
 		return fmt.Errorf("look for schema_migrations: %w", err)
 	}
 	if there == 0 {
-		if err := conn.Exec(ctx, migrationsTable); err != nil {
+		if err := s.define(ctx, conn, migrationsTable); err != nil {
 			return fmt.Errorf("make schema_migrations: %w", err)
 		}
 	}
@@ -122,7 +122,7 @@ func (s *Sink) migrate(ctx context.Context, conn driver.Conn) error {
 			continue
 		}
 		for _, sql := range m.statements {
-			if err := conn.Exec(ctx, sql); err != nil {
+			if err := s.define(ctx, conn, sql); err != nil {
 				return fmt.Errorf("migration %s: %s: %w", m.name, firstLine(sql), err)
 			}
 		}
@@ -229,7 +229,7 @@ func (s *Sink) retain(ctx context.Context, conn driver.Conn, table string, colum
 		}
 		defer conn.Close()
 	}
-	if err := conn.Exec(ctx, "ALTER TABLE "+quote(table)+" "+change); err != nil {
+	if err := s.define(ctx, conn, "ALTER TABLE "+quote(table)+" "+change); err != nil {
 		return fmt.Errorf("retention of %s: %w", table, err)
 	}
 	s.Logger.Info("clickhouse: retention set", "table", table, "days", s.RetentionDays)

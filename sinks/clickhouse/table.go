@@ -248,7 +248,7 @@ func (s *Sink) create(ctx context.Context, table string, schema *arrow.Schema) e
 	if err != nil {
 		return fmt.Errorf("%w: %w", flow.ErrBad, err)
 	}
-	if err := s.queries.Exec(ctx, sql); err != nil {
+	if err := s.define(ctx, s.queries, sql); err != nil {
 		return fmt.Errorf("make table %s: %w", table, err)
 	}
 	s.Logger.Info("clickhouse: table made", "table", table, "columns", len(columns))
@@ -329,7 +329,7 @@ func (s *Sink) extend(ctx context.Context, table string, schema *arrow.Schema, c
 	if len(adds) == 0 {
 		return false, nil
 	}
-	if err := s.queries.Exec(ctx, "ALTER TABLE "+quote(table)+" "+strings.Join(adds, ", ")); err != nil {
+	if err := s.define(ctx, s.queries, "ALTER TABLE "+quote(table)+" "+strings.Join(adds, ", ")); err != nil {
 		return false, fmt.Errorf("add columns to table %s: %w", table, err)
 	}
 	s.Logger.Info("clickhouse: columns added", "table", table, "added", len(adds))

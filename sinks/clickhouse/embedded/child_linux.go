@@ -20,6 +20,15 @@ func diskSize(dir string) uint64 {
 	return fs.Blocks * uint64(fs.Bsize) // #nosec G115 -- the size of a block is positive
 }
 
+// diskFree is how many bytes can be written to the file system that a folder is on.
+func diskFree(dir string) uint64 {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return 0
+	}
+	return fs.Bavail * uint64(fs.Bsize) // #nosec G115 -- the size of a block is positive
+}
+
 // synchronous is FS_SYNC_FL of linux/fs.h, the S of chattr: a write returns when it is on the disk. What is made in a
 // directory that has it has it too.
 const synchronous = 0x8

@@ -4,6 +4,7 @@ package embedded
 
 import (
 	"errors"
+	"math"
 	"syscall"
 )
 
@@ -12,6 +13,9 @@ func dieWithParent() *syscall.SysProcAttr { return nil }
 
 // diskSize is the size in bytes of the file system that a folder is on; 0: it is not asked here.
 func diskSize(string) uint64 { return 0 }
+
+// diskFree is how many bytes can be written there; it is not asked here.
+func diskFree(string) uint64 { return math.MaxUint64 }
 
 // markSynchronous is done by a flag of files that only Linux knows.
 func markSynchronous(string) error { return errors.ErrUnsupported }

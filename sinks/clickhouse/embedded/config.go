@@ -181,6 +181,7 @@ var usersXML = xmlTemplate(usersFile, `<clickhouse>
       <grants>
         <query>GRANT SELECT, INSERT, CREATE DATABASE, CREATE TABLE, CREATE VIEW, ALTER ADD COLUMN ON {{x .Database}}.*</query>
         <query>GRANT SELECT ON system.parts</query>
+        <query>GRANT SELECT ON system.disks</query>
         <query>GRANT TABLE ENGINE ON MergeTree, TABLE ENGINE ON AggregatingMergeTree, TABLE ENGINE ON ReplacingMergeTree</query>
       </grants>
     </writer>

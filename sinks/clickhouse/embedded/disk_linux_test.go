@@ -1,8 +1,12 @@
 package embedded
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -60,5 +64,134 @@ func TestFullDisk(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A table is made, and one with rows is changed, on a disk without room for either. Neither rows nor the engine are lost: with
+// room, and after a restart, the rows are there, and what was not made can be made.
+func TestDefinitionsOutliveAFullDisk(t *testing.T) {
+	disk := disktest.NewMemory(t, t.TempDir(), 300)
+	ends, stop := start(t, testServer(t, disk.Dir))
+	query := func(sql string) (string, bool) {
+		code, body := ask(t, ends.HTTP, ends.Admin, sql)
+		return body, code == 200
+	}
+	must := func(sql string) string {
+		t.Helper()
+		body, ok := query(sql)
+		if !ok {
+			t.Fatalf("%s: %s", sql, body)
+		}
+		return body
+	}
+	const makeTable = "CREATE TABLE IF NOT EXISTS d.made (a UInt64) ENGINE = MergeTree ORDER BY a"
+	const addColumn = "ALTER TABLE d.changed ADD COLUMN IF NOT EXISTS b Nullable(UInt64)"
+	must("CREATE DATABASE d")
+	must("CREATE TABLE d.changed (a UInt64) ENGINE = MergeTree ORDER BY a")
+	must("INSERT INTO d.changed VALUES (1)")
+	definition := filepath.Join(disk.Dir, dataDir, "metadata", "d", "changed.sql")
+	within(t, time.Minute, "the definition is kept", func() bool {
+		_, err := os.Stat(filepath.Join(disk.Dir, dataDir, keptDir, "d", "changed.sql"))
+		return err == nil
+	})
+	disk.Fill()
+	// A later engine may refuse both.
+	_, made := query(makeTable)
+	_, changed := query(addColumn)
+	t.Logf("without any room: made %v, changed %v", made, changed)
+	within(t, time.Minute, "no definition of what was there is empty", func() bool {
+		b, err := os.ReadFile(definition)
+		return err == nil && len(b) > 0
+	})
+	disk.Free()
+	within(t, time.Minute, "no definition is empty", func() bool {
+		info, err := os.Stat(filepath.Join(disk.Dir, dataDir, "metadata", "d", "made.sql"))
+		return errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() > 0
+	})
+	within(t, time.Minute, "the engine answers", func() bool { return answers(t.Context(), ends) })
+	must(makeTable)
+	must("INSERT INTO d.made VALUES (2)")
+	must(addColumn)
+	must("INSERT INTO d.changed VALUES (3, 4)")
+	for range 2 {
+		if got := must("SELECT a, b FROM d.changed ORDER BY a FORMAT CSV") + ";" + must("SELECT a FROM d.made"); got != "1,\\N\n3,4;2" {
+			t.Errorf("rows %q", got)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		ends, stop = start(t, testServer(t, disk.Dir))
+	}
+	must("DROP TABLE d.made SYNC")
+	within(t, time.Minute, "what was dropped is not kept", func() bool {
+		_, err := os.Stat(filepath.Join(disk.Dir, dataDir, keptDir, "d", "made.sql"))
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	must(makeTable)
+	if got := must("SELECT count() FROM d.made"); got != "0" {
+		t.Errorf("%s rows in a table that was made again", got)
+	}
+}
+
+// An engine that was killed with a full disk starts again: what was changed is as before, what was made is not there.
+func TestEngineStartsAfterAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	ends, stop := start(t, testServer(t, dir))
+	for _, sql := range []string{"CREATE DATABASE d", "CREATE TABLE d.t (a UInt64) ENGINE = MergeTree ORDER BY a", "INSERT INTO d.t VALUES (1)", "CREATE TABLE d.u (a UInt64) ENGINE = MergeTree ORDER BY a"} {
+		if code, body := ask(t, ends.HTTP, ends.Admin, sql); code != 200 {
+			t.Fatalf("%s: %s", sql, body)
+		}
+	}
+	kept := filepath.Join(dir, dataDir, keptDir, "d")
+	within(t, time.Minute, "the definitions are kept", func() bool {
+		_, err := os.Stat(filepath.Join(kept, "u.sql"))
+		_, err2 := os.Stat(filepath.Join(kept, "t.sql"))
+		return err == nil && err2 == nil
+	})
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	// As the engine leaves them.
+	metadata := filepath.Join(dir, dataDir, "metadata")
+	if err := os.Remove(filepath.Join(kept, "u.sql")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"d/t.sql", "d/u.sql", "d.sql", "e.sql"} {
+		if err := errors.Join(unlessGone(os.Remove(filepath.Join(metadata, name))), os.WriteFile(filepath.Join(metadata, name), nil, 0o640)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	versions, err := filepath.Glob(filepath.Join(dir, dataDir, "store", "*", "*", "format_version.txt"))
+	if err != nil || len(versions) == 0 {
+		t.Fatal(versions, err)
+	}
+	for _, path := range versions {
+		if b, err := os.ReadFile(path); err != nil || string(b) != formatVersion {
+			t.Fatalf("%s: %q %v; want %q, which is written where it is empty", path, b, err, formatVersion)
+		}
+		if err := os.Truncate(path, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ends, stop = start(t, testServer(t, dir))
+	for sql, want := range map[string]string{
+		"SELECT a FROM d.t": "1",
+		"SELECT count() FROM system.tables WHERE database = 'd' AND name = 'u'": "0",
+		"SELECT count() FROM system.databases WHERE name = 'e'":                 "0",
+	} {
+		if code, body := ask(t, ends.HTTP, ends.Admin, sql); code != 200 || body != want {
+			t.Errorf("%s: %s; want %s", sql, body, want)
+		}
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	// No table of it is to be lost with a database whose definition was not kept.
+	if err := errors.Join(os.RemoveAll(filepath.Join(dir, dataDir, keptDir)), os.Truncate(filepath.Join(metadata, "d.sql"), 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := testServer(t, dir).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "ATTACH DATABASE") {
+		t.Errorf("a database with tables and without a definition: %v; want to be told what to write", err)
 	}
 }

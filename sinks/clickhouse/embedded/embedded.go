@@ -143,8 +143,10 @@ func (s *Server) Run(ctx context.Context) error {
 	var wg conc.WaitGroup
 	defer wg.Wait()
 	defer cancel()
+	defs, lost := newDefinitions(s), make(chan struct{})
 	wg.Go(func() { s.keepThrough(ctx) })
-	return s.supervise(ctx, eng, ends)
+	wg.Go(func() { defs.watch(ctx, lost) })
+	return s.supervise(ctx, eng, ends, defs, lost)
 }
 
 func (s *Server) check() error {

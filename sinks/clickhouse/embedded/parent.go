@@ -41,14 +41,19 @@ func (s *Server) engine(ctx context.Context) (engine, error) {
 }
 
 // supervise runs the child until ctx ends. An engine that served and then ended by itself is started again: it is made to
-// survive sudden death, and whoever writes to it tries again. It did not serve: that is for a person to see.
-func (s *Server) supervise(ctx context.Context, eng engine, ends Endpoints) error {
+// survive sudden death, and whoever writes to it tries again. It did not serve: that is for a person to see. One that
+// lost a definition is stopped, and started again.
+func (s *Server) supervise(ctx context.Context, eng engine, ends Endpoints, defs *definitions, lost <-chan struct{}) error {
 	var falls []time.Time
 	for {
-		if err := s.mendInsertLogs(); err != nil {
+		if err := errors.Join(defs.mend(), s.mendInsertLogs()); err != nil {
 			return err
 		}
-		served, err := s.runChild(ctx, eng, ends)
+		served, err := s.runChild(ctx, eng, ends, lost)
+		if errors.Is(err, errLost) {
+			s.Logger.Warn("clickhouse: the engine is started again", "why", err)
+			continue
+		}
 		if err == nil || !served {
 			return err
 		}
@@ -61,8 +66,11 @@ func (s *Server) supervise(ctx context.Context, eng engine, ends Endpoints) erro
 	}
 }
 
+// errLost is why an engine is stopped that has a table whose definition is not to be had.
+var errLost = errors.New("clickhouse: the engine keeps an empty definition, as of something that was made while its disk was full")
+
 // runChild runs one child. served says that it answered queries.
-func (s *Server) runChild(ctx context.Context, eng engine, ends Endpoints) (served bool, err error) {
+func (s *Server) runChild(ctx context.Context, eng engine, ends Endpoints, lost <-chan struct{}) (served bool, err error) {
 	exe := s.Executable
 	if exe == "" {
 		self, err := os.Executable()
@@ -98,7 +106,7 @@ func (s *Server) runChild(ctx context.Context, eng engine, ends Endpoints) (serv
 	wg.Go(func() { ended <- cmd.Wait() })
 	defer wg.Wait()
 
-	served, err = s.serve(ctx, ends, ended, said)
+	served, err = s.serve(ctx, ends, ended, lost, said)
 	hold.Close()
 	select {
 	case <-ended:
@@ -110,7 +118,7 @@ func (s *Server) runChild(ctx context.Context, eng engine, ends Endpoints) (serv
 }
 
 // serve returns when the child is to be stopped, with no error when ctx has ended. It puts back what it took from ended.
-func (s *Server) serve(ctx context.Context, ends Endpoints, ended chan error, said *lines) (served bool, err error) {
+func (s *Server) serve(ctx context.Context, ends Endpoints, ended chan error, lost <-chan struct{}, said *lines) (served bool, err error) {
 	gone := func(err error) error {
 		ended <- err
 		if ctx.Err() != nil {
@@ -142,6 +150,8 @@ func (s *Server) serve(ctx context.Context, ends Endpoints, ended chan error, sa
 	select {
 	case <-ctx.Done():
 		return true, nil
+	case <-lost:
+		return true, errLost
 	case err := <-ended:
 		return true, gone(err)
 	}

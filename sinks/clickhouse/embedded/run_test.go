@@ -109,6 +109,7 @@ func TestUsersMayDoWhatTheyShould(t *testing.T) {
 		{"writer makes a view", ends.Writer, "CREATE MATERIALIZED VIEW hearthline.v ENGINE = MergeTree ORDER BY x AS SELECT x FROM hearthline.t", "ok"},
 		{"writer fills it", ends.Writer, "INSERT INTO hearthline.t VALUES (1), (2)", "ok"},
 		{"writer stays in its database", ends.Writer, "CREATE DATABASE other", ""},
+		{"writer sees whether there is room for a table", ends.Writer, "SELECT count() FROM system.disks WHERE name = 'default' AND type = 'Local' AND keep_free_space > 0", "1"},
 		{"writer reads what its tables weigh", ends.Writer, "SELECT sum(rows) FROM system.parts WHERE database = 'hearthline' AND table = 't'", "2"},
 		{"writer adds a column", ends.Writer, "ALTER TABLE hearthline.t ADD COLUMN y Int64", "ok"},
 		{"writer lets no row go", ends.Writer, "ALTER TABLE hearthline.t MODIFY TTL toDateTime(x) + toIntervalSecond(1)", ""},
