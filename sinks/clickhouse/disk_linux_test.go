@@ -24,7 +24,9 @@ func TestTablesWaitForRoom(t *testing.T) {
 	s := ownSink(t, own)
 	defer s.Close()
 	rec := readings(t, checkedMem(t), 1, 100, testDay)
-	try := func(stream string) error { return s.Write(context.Background(), rangeOf(stream, 0, 0, 9), []arrow.Record{rec}) }
+	try := func(stream string) error {
+		return s.Write(context.Background(), rangeOf(stream, 0, 0, 9), []arrow.Record{rec})
+	}
 	eventually := func(stream string) {
 		t.Helper()
 		var err error

@@ -1,7 +1,6 @@
 package embedded
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -135,10 +134,13 @@ func (d *definitions) keepOne(name string) (kept bool, err error) {
 	return true, d.link(second, path)
 }
 
-// whole says whether a definition was written to its end.
+// pageSize is what a disk that becomes full has taken a multiple of.
+const pageSize = 4096
+
+// whole says whether a definition was written to its end, where the engine puts a line break.
 func whole(path string) (bool, error) {
 	b, err := os.ReadFile(path) // #nosec G304 -- a file of the engine's own data
-	return bytes.HasSuffix(b, []byte("\n")), err
+	return len(b)%pageSize != 0 || len(b) > 0 && b[len(b)-1] == '\n', err
 }
 
 func unlessGone(err error) error {

@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -156,8 +157,8 @@ func TestEngineStartsAfterAFullDisk(t *testing.T) {
 	if err := os.Remove(filepath.Join(kept, "u.sql")); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"d/t.sql", "d/u.sql", "d.sql", "e.sql"} {
-		if err := errors.Join(unlessGone(os.Remove(filepath.Join(metadata, name))), os.WriteFile(filepath.Join(metadata, name), nil, 0o640)); err != nil {
+	for name, left := range map[string][]byte{"d/t.sql": nil, "d/u.sql": nil, "d.sql": bytes.Repeat([]byte("x"), pageSize), "e.sql": nil} {
+		if err := errors.Join(unlessGone(os.Remove(filepath.Join(metadata, name))), os.WriteFile(filepath.Join(metadata, name), left, 0o640)); err != nil {
 			t.Fatal(err)
 		}
 	}
