@@ -95,6 +95,10 @@ func TestDefinitionsOutliveAFullDisk(t *testing.T) {
 		_, err := os.Stat(filepath.Join(disk.Dir, dataDir, keptDir, "d", "changed.sql"))
 		return err == nil
 	})
+	before, err := os.ReadFile(definition)
+	if err != nil {
+		t.Fatal(err)
+	}
 	disk.Fill()
 	// A later engine may refuse both.
 	_, made := query(makeTable)
@@ -131,6 +135,22 @@ func TestDefinitionsOutliveAFullDisk(t *testing.T) {
 	must(makeTable)
 	if got := must("SELECT count() FROM d.made"); got != "0" {
 		t.Errorf("%s rows in a table that was made again", got)
+	}
+
+	// The definition of before was put back after the column had been filled.
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(definition), os.WriteFile(definition, before, 0o640)); err != nil {
+		t.Fatal(err)
+	}
+	ends, stop = start(t, testServer(t, disk.Dir))
+	if got := must("SELECT * FROM d.changed ORDER BY a FORMAT CSV"); got != "1\n3" {
+		t.Errorf("by the definition of before: %q", got)
+	}
+	must(addColumn)
+	if got := must("SELECT * FROM d.changed ORDER BY a FORMAT CSV"); got != "1,\\N\n3,4" {
+		t.Errorf("with the column added again: %q", got)
 	}
 }
 
