@@ -36,7 +36,7 @@ func (s *Sink) checkSchema(stream, table string, schema *arrow.Schema) error {
 	}
 	columns := known[table]
 	if columns == nil {
-		_, _, err := createSQL(table, schema)
+		_, _, err := s.createSQL(table, schema)
 		if err == nil && len(schema.Fields()) == 0 {
 			err = errors.New("it has no columns")
 		}

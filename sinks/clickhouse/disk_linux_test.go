@@ -52,7 +52,7 @@ func TestTablesWaitForRoom(t *testing.T) {
 
 	disk.Fill()
 	// The disk became full after the sink had looked. An engine that refuses this has no table then, and is right.
-	sql, _, err := createSQL("second", rec.Schema())
+	sql, _, err := s.createSQL("second", rec.Schema())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,13 +53,13 @@ func (s *Sink) checkMemory(ctx context.Context, table string) error {
 		if err := rows.Scan(&database, &name, &engine, &full, &create); err != nil {
 			return fmt.Errorf("settings of table %s: %w", table, err)
 		}
+		if create == "" {
+			return noDefinition(database, name)
+		}
 		if m := targetOf.FindStringSubmatch(create); engine == "MaterializedView" && m != nil {
 			targets = append(targets, [2]string{strings.Trim(orElse(m[1], database), "`"), strings.Trim(m[2], "`")})
 		}
 		if name == table && database == s.Database {
-			if create == "" {
-				return noDefinition(database, table)
-			}
 			if err := remembers(database, table, engine, full); err != nil {
 				return err
 			}

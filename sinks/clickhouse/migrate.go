@@ -14,6 +14,8 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"hearthline/flow"
 )
 
 // Migrations are files NNNN_name.sql of statements that end in ";" at the end of a line. They are applied in their
@@ -191,15 +193,7 @@ func appliedMigrations(ctx context.Context, conn driver.Conn) (map[uint32]string
 // retain makes a table's TTL what RetentionDays says, and touches nothing when it is that already: a change makes the
 // server go through all rows.
 func (s *Sink) retain(ctx context.Context, conn driver.Conn, table string, columns []column) error {
-	at := ""
-	for _, c := range columns {
-		if c.name == "time" || c.name == "received" && at == "" {
-			at = c.name
-		}
-	}
-	if table == tableDead {
-		at = "received" // a refused row's own time may be any year
-	}
+	at := ttlColumn(table, columns)
 	if at == "" {
 		return nil
 	}
@@ -208,7 +202,7 @@ func (s *Sink) retain(ctx context.Context, conn driver.Conn, table string, colum
 	if err != nil {
 		return fmt.Errorf("retention of %s: %w", table, err)
 	}
-	ttl := fmt.Sprintf("toDateTime(%s) + toIntervalDay(%d)", at, s.RetentionDays)
+	ttl := s.ttl(at)
 	var change string
 	switch has := strings.Contains(engine, " TTL "); {
 	case s.RetentionDays == 0 && has:
@@ -234,6 +228,27 @@ func (s *Sink) retain(ctx context.Context, conn driver.Conn, table string, colum
 	}
 	s.Logger.Info("clickhouse: retention set", "table", table, "days", s.RetentionDays)
 	return nil
+}
+
+// ttlColumn is the time by which rows of a table go, "" if it has none.
+func ttlColumn(table string, columns []column) string {
+	at := ""
+	for _, c := range columns {
+		if !strings.HasPrefix(c.server, "DateTime64(") {
+			continue // nor can one go by a time that may be null
+		}
+		if c.name == flow.ColTime || c.name == flow.ColReceived && at == "" {
+			at = c.name
+		}
+	}
+	if table == tableDead {
+		at = flow.ColReceived // a refused row's own time may be any year
+	}
+	return at
+}
+
+func (s *Sink) ttl(column string) string {
+	return fmt.Sprintf("toDateTime(%s) + toIntervalDay(%d)", column, s.RetentionDays)
 }
 
 func firstLine(s string) string {

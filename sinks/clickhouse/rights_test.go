@@ -42,6 +42,10 @@ func TestRightsOfAWriter(t *testing.T) {
 		if counts, err := s.RowCounts(t.Context()); err != nil || counts["readings"] != 100 || counts["novel"] != 100 {
 			t.Errorf("counts %v, %v", counts, err)
 		}
+		ttl := scalar(t, s, "SELECT extract(engine_full, 'TTL (.*?) SETTINGS') FROM system.tables WHERE database = currentDatabase() AND name = 'novel'")
+		if s.RetentionDays > 0 && ttl != "toDateTime(time) + toIntervalDay(3650)" {
+			t.Errorf("a table that the writer makes has the TTL %q", ttl)
+		}
 		for _, e := range Examples() {
 			if _, err := s.Query(t.Context(), 10, e.SQL); err != nil {
 				t.Errorf("example %s: %v", e.Name, err)

@@ -244,7 +244,7 @@ func (s *Sink) serverColumns(ctx context.Context, table string) ([]column, error
 
 // create makes a table of the schema, sorted like the known ones as far as it has their columns.
 func (s *Sink) create(ctx context.Context, table string, schema *arrow.Schema) error {
-	sql, columns, err := createSQL(table, schema)
+	sql, columns, err := s.createSQL(table, schema)
 	if err != nil {
 		return fmt.Errorf("%w: %w", flow.ErrBad, err)
 	}
@@ -252,10 +252,10 @@ func (s *Sink) create(ctx context.Context, table string, schema *arrow.Schema) e
 		return fmt.Errorf("make table %s: %w", table, err)
 	}
 	s.Logger.Info("clickhouse: table made", "table", table, "columns", len(columns))
-	return s.retain(ctx, s.queries, table, columns)
+	return nil
 }
 
-func createSQL(table string, schema *arrow.Schema) (string, []column, error) {
+func (s *Sink) createSQL(table string, schema *arrow.Schema) (string, []column, error) {
 	var lines, order []string
 	var columns []column
 	for _, f := range schema.Fields() {
@@ -290,8 +290,12 @@ func createSQL(table string, schema *arrow.Schema) (string, []column, error) {
 		// received, when there is one: nobody has looked at the event times of a stream that is not known.
 		partition = "PARTITION BY toYYYYMMDD(" + quote(name) + ")\n"
 	}
+	ttl := ""
+	if at := ttlColumn(table, columns); at != "" && s.RetentionDays > 0 {
+		ttl = "TTL " + s.ttl(at) + "\n" // with the table, or a sink that ends in between leaves it without
+	}
 	return "CREATE TABLE IF NOT EXISTS " + quote(table) + " (\n" + strings.Join(lines, ",\n") + "\n) ENGINE = MergeTree\n" +
-		partition + "ORDER BY (" + strings.Join(order, ", ") + ")\nSETTINGS " + tableSettings, columns, nil
+		partition + "ORDER BY (" + strings.Join(order, ", ") + ")\n" + ttl + "SETTINGS " + tableSettings, columns, nil
 }
 
 // codec is the compression that was measured best for a type, in tables sorted by series.

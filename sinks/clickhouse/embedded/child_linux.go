@@ -29,6 +29,15 @@ func diskFree(dir string) uint64 {
 	return fs.Bavail * uint64(fs.Bsize) // #nosec G115 -- the size of a block is positive
 }
 
+// exchange has two files of one file system change names. Where file systems cannot do that, other is gone.
+func exchange(one, other string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, one, unix.AT_FDCWD, other, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return os.Rename(one, other)
+	}
+	return os.NewSyscallError("renameat2", err)
+}
+
 // synchronous is FS_SYNC_FL of linux/fs.h, the S of chattr: a write returns when it is on the disk. What is made in a
 // directory that has it has it too.
 const synchronous = 0x8

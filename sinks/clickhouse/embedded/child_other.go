@@ -5,6 +5,7 @@ package embedded
 import (
 	"errors"
 	"math"
+	"os"
 	"syscall"
 )
 
@@ -16,6 +17,9 @@ func diskSize(string) uint64 { return 0 }
 
 // diskFree is how many bytes can be written there; it is not asked here.
 func diskFree(string) uint64 { return math.MaxUint64 }
+
+// exchange puts one in the place of other, which is gone with it.
+func exchange(one, other string) error { return os.Rename(one, other) }
 
 // markSynchronous is done by a flag of files that only Linux knows.
 func markSynchronous(string) error { return errors.ErrUnsupported }

@@ -109,6 +109,12 @@ func TestDefinitionsOutliveAFullDisk(t *testing.T) {
 		return err == nil && len(b) > 0
 	})
 	disk.Free()
+	if changed {
+		within(t, time.Minute, "the definition is that of the table", func() bool {
+			b, err := os.ReadFile(definition)
+			return err == nil && bytes.Contains(b, []byte("`b` Nullable(UInt64)"))
+		})
+	}
 	within(t, time.Minute, "no definition is empty", func() bool {
 		info, err := os.Stat(filepath.Join(disk.Dir, dataDir, "metadata", "d", "made.sql"))
 		return errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() > 0
@@ -116,7 +122,9 @@ func TestDefinitionsOutliveAFullDisk(t *testing.T) {
 	within(t, time.Minute, "the engine answers", func() bool { return answers(t.Context(), ends) })
 	must(makeTable)
 	must("INSERT INTO d.made VALUES (2)")
-	must(addColumn)
+	if !changed {
+		must(addColumn)
+	}
 	must("INSERT INTO d.changed VALUES (3, 4)")
 	for range 2 {
 		if got := must("SELECT a, b FROM d.changed ORDER BY a FORMAT CSV") + ";" + must("SELECT a FROM d.made"); got != "1,\\N\n3,4;2" {
@@ -177,7 +185,7 @@ func TestEngineStartsAfterAFullDisk(t *testing.T) {
 	if err := os.Remove(filepath.Join(kept, "u.sql")); err != nil {
 		t.Fatal(err)
 	}
-	for name, left := range map[string][]byte{"d/t.sql": nil, "d/u.sql": nil, "d.sql": bytes.Repeat([]byte("x"), pageSize), "e.sql": nil} {
+	for name, left := range map[string][]byte{"d/t.sql": nil, "d/u.sql": nil, "d.sql": bytes.Repeat([]byte("x"), blockSize), "e.sql": nil} {
 		if err := errors.Join(unlessGone(os.Remove(filepath.Join(metadata, name))), os.WriteFile(filepath.Join(metadata, name), left, 0o640)); err != nil {
 			t.Fatal(err)
 		}
@@ -208,11 +216,87 @@ func TestEngineStartsAfterAFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// No table of it is to be lost with a database whose definition was not kept.
-	if err := errors.Join(os.RemoveAll(filepath.Join(dir, dataDir, keptDir)), os.Truncate(filepath.Join(metadata, "d.sql"), 0)); err != nil {
+	// Nothing was kept. A database's definition is known even so; that of a table with rows is not.
+	forget := func(name string) {
+		t.Helper()
+		if err := errors.Join(os.RemoveAll(filepath.Join(dir, dataDir, keptDir)), os.Truncate(filepath.Join(metadata, name), 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	forget("d.sql")
+	ends, stop = start(t, testServer(t, dir))
+	if code, body := ask(t, ends.HTTP, ends.Admin, "SELECT a FROM d.t"); code != 200 || body != "1" {
+		t.Errorf("of a database whose definition was not kept: %s", body)
+	}
+	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if err := testServer(t, dir).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "ATTACH DATABASE") {
-		t.Errorf("a database with tables and without a definition: %v; want to be told what to write", err)
+	forget("d/t.sql")
+	if err := testServer(t, dir).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "holds rows") {
+		t.Errorf("a table with rows and without a definition: %v; want to be told what to do", err)
+	}
+}
+
+// A definition is put back only for what it is of.
+func TestDefinitionIsOfAnotherTable(t *testing.T) {
+	const (
+		database = "11111111-0000-0000-0000-000000000000"
+		dropped  = "22222222-0000-0000-0000-000000000000"
+		renamed  = "33333333-0000-0000-0000-000000000000"
+		good     = "44444444-0000-0000-0000-000000000000"
+		gone     = "55555555-0000-0000-0000-000000000000"
+	)
+	d := newDefinitions(testServer(t, t.TempDir()))
+	text := func(uuid string) []byte { return []byte("ATTACH TABLE _ UUID '" + uuid + "'\n(\n    `a` UInt64\n)\n") }
+	in := filepath.Join(d.data, "store", database[:3], database)
+	for _, dir := range []string{in, filepath.Join(d.data, "metadata"), filepath.Join(d.data, "metadata_dropped")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../store/"+database[:3]+"/"+database, d.path("d")); err != nil {
+		t.Fatal(err)
+	}
+	for _, uuid := range []string{dropped, renamed, good} {
+		if err := os.MkdirAll(filepath.Join(d.data, "store", uuid[:3], uuid), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put := func(path string, b []byte) {
+		t.Helper()
+		if err := errors.Join(unlessGone(os.Remove(path)), os.WriteFile(path, b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(d.path("d.sql"), []byte("ATTACH DATABASE _ UUID '"+database+"'\nENGINE = Atomic\n"))
+	for name, uuid := range map[string]string{"dropped": dropped, "renamed": renamed, "good": good, "gone": gone} {
+		put(filepath.Join(in, name+".sql"), text(uuid))
+	}
+	if lost, err := d.keep(); err != nil || len(lost) > 0 {
+		t.Fatal(lost, err)
+	}
+	for _, name := range []string{"dropped", "renamed", "good", "gone"} {
+		put(filepath.Join(in, name+".sql"), nil)
+	}
+	put(filepath.Join(in, "other.sql"), text(renamed))
+	put(filepath.Join(d.data, "metadata_dropped", "d.dropped."+dropped+".sql"), text(dropped))
+	lost, err := d.keep()
+	slices.Sort(lost)
+	if want := []string{"d/dropped.sql", "d/gone.sql", "d/renamed.sql"}; err != nil || !slices.Equal(lost, want) {
+		t.Errorf("lost %v %v; want %v", lost, err, want)
+	}
+	if b, err := os.ReadFile(filepath.Join(in, "good.sql")); err != nil || !bytes.Equal(b, text(good)) {
+		t.Errorf("%q %v", b, err)
+	}
+
+	// What is dropped is forgotten.
+	if err := errors.Join(os.RemoveAll(in), os.Remove(d.path("d.sql")), os.Remove(d.path("d"))); err != nil {
+		t.Fatal(err)
+	}
+	if lost, err := d.keep(); err != nil || len(lost) > 0 {
+		t.Error(lost, err)
+	}
+	if left, err := list(d.kept("")); err != nil || len(left) > 0 {
+		t.Errorf("kept of what was dropped: %v %v", left, err)
 	}
 }

@@ -145,7 +145,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	defs, lost := newDefinitions(s), make(chan struct{})
 	wg.Go(func() { s.keepThrough(ctx) })
-	wg.Go(func() { defs.watch(ctx, lost) })
+	wg.Go(func() { defs.watch(ctx, ends, lost) })
 	return s.supervise(ctx, eng, ends, defs, lost)
 }
 

@@ -5,10 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -159,22 +157,7 @@ func (s *Server) serve(ctx context.Context, ends Endpoints, ended chan error, lo
 
 // answers says whether the server takes queries of the writer, over HTTP, and its native door is open too.
 func answers(ctx context.Context, ends Endpoints) bool {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+dialable(ends.HTTP), strings.NewReader("SELECT 1"))
-	if err != nil {
-		return false
-	}
-	req.Header.Set("X-ClickHouse-User", ends.Writer.Name)
-	req.Header.Set("X-ClickHouse-Key", ends.Writer.Password)
-	req.Close = true // the engine waits for open connections when it stops
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return false
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 64))
-	if err != nil || strings.TrimSpace(string(body)) != "1" {
+	if body, err := query(ctx, ends, ends.Writer, "SELECT 1"); err != nil || strings.TrimSpace(body) != "1" {
 		return false
 	}
 	var d net.Dialer
