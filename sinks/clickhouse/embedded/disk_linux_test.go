@@ -152,7 +152,7 @@ func TestDefinitionsOutliveAFullDisk(t *testing.T) {
 	if err := errors.Join(os.Remove(definition), os.WriteFile(definition, before, 0o640)); err != nil {
 		t.Fatal(err)
 	}
-	ends, stop = start(t, testServer(t, disk.Dir))
+	ends, _ = start(t, testServer(t, disk.Dir))
 	if got := must("SELECT * FROM d.changed ORDER BY a FORMAT CSV"); got != "1\n3" {
 		t.Errorf("by the definition of before: %q", got)
 	}
