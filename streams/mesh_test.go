@@ -93,7 +93,8 @@ func (m *mesh) carry(near, far net.Conn, from, to int) {
 // passes is at once true where the way is whole. Where it is cut it is false, once it is whole again: nobody is told of a cut.
 func (m *mesh) passes(from, to int) bool {
 	m.mu.Lock()
-	if m.cut == nil || from == 0 || to == 0 /* a client of the test */ || !m.cut(from, to) {
+	// 0 is a client of the test.
+	if m.cut == nil || from == 0 || to == 0 || !m.cut(from, to) {
 		m.mu.Unlock()
 		return true
 	}

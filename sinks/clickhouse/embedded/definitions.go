@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
-	"net/http"
 	"net/url"
 	"os"
 	"path"
@@ -69,13 +67,10 @@ func (d *definitions) watch(ctx context.Context, ends Endpoints, lost chan<- str
 	defer tick.Stop()
 	var last time.Time
 	for {
-		empty, err := d.keep()
-		if err != nil {
-			d.tell(err)
-		}
+		empty := d.keep()
 		if diskFree(d.data) > keepFree(d.data) {
 			renewed := d.renew(ctx, ends)
-			if renewed && time.Since(last) > lostStep && slices.ContainsFunc(empty, func(name string) bool { return d.without(name) == nil }) {
+			if renewed && time.Since(last) > lostStep && slices.ContainsFunc(empty, func(name string) bool { return d.checkOrphans(name) == nil }) {
 				select {
 				case lost <- struct{}{}:
 					last = time.Now()
@@ -91,18 +86,11 @@ func (d *definitions) watch(ctx context.Context, ends Endpoints, lost chan<- str
 	}
 }
 
-func (d *definitions) tell(err error) {
-	if !d.told {
-		d.told = true
-		d.logger.Warn("clickhouse: definitions of tables cannot be kept; should one be changed while the disk is full, a person has to write it again", "error", err)
-	}
-}
-
 func (d *definitions) path(name string) string { return filepath.Join(d.data, "metadata", name) }
 func (d *definitions) kept(name string) string { return filepath.Join(d.data, keptDir, name) }
 
-// list are the names of definitions in dir: `database.sql`, `database/table.sql`. Those of tables come first.
-func list(dir string) (names []string, err error) {
+// definitionsIn are the names of definitions in dir: `database.sql`, `database/table.sql`. Those of tables come first.
+func definitionsIn(dir string) (names []string, err error) {
 	over, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, unlessGone(err)
@@ -134,21 +122,25 @@ func isDatabase(name string) bool { return filepath.Dir(name) == "." }
 
 // keep gives each good definition its second name, takes that from what was dropped, and puts good ones in the place of
 // empty ones. It returns the empty ones of which no good one was kept.
-func (d *definitions) keep() (lost []string, err error) {
+func (d *definitions) keep() (lost []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	names, err := list(d.path(""))
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		kept, e := d.keepOne(name)
-		if !kept {
-			lost = append(lost, name)
+	names, err := definitionsIn(d.path(""))
+	if err == nil {
+		for _, name := range names {
+			kept, e := d.keepOne(name)
+			if !kept {
+				lost = append(lost, name)
+			}
+			err = errors.Join(err, e)
 		}
-		err = errors.Join(err, e)
+		err = errors.Join(err, d.forget(names))
 	}
-	return lost, errors.Join(err, d.forget(names))
+	if err != nil && !d.told {
+		d.told = true
+		d.logger.Warn("clickhouse: definitions of tables cannot be kept; should one be changed while the disk is full, a person has to write it again", "error", err)
+	}
+	return lost
 }
 
 // keepOne does so for one. It is kept also where it was dropped meanwhile.
@@ -168,15 +160,15 @@ func (d *definitions) keepOne(name string) (kept bool, err error) {
 	case good:
 		return true, unlessGone(d.second(path, second))
 	case d.usable(name):
-		err = d.putBack(second, path)
-		if err == nil {
+		if err = d.putBack(second, path); err == nil {
 			d.old[name] = time.Now()
 			d.logger.Error("clickhouse: the engine emptied a definition, as it does when its disk is full; the one of before was put back", "definition", name)
 		}
-		return err == nil, unlessGone(err)
+		err = unlessGone(err)
+		return err == nil, err
 	case isDatabase(name) && d.databaseUUID(name) != "":
 		err = d.writeDatabase(name)
-		return err == nil, unlessGone(err)
+		return err == nil, err
 	}
 	return false, nil
 }
@@ -237,7 +229,7 @@ func (d *definitions) link(path string) (string, error) {
 
 // forget takes away what was kept of definitions that are not there any more.
 func (d *definitions) forget(there []string) error {
-	names, err := list(d.kept(""))
+	names, err := definitionsIn(d.kept(""))
 	for _, name := range names {
 		if slices.Contains(there, name) {
 			continue
@@ -284,7 +276,7 @@ func (d *definitions) usable(name string) bool {
 
 // defined are the UUIDs of all that has a definition, and of what was dropped and is being cleared away.
 func (d *definitions) defined() (map[string]bool, error) {
-	names, err := list(d.path(""))
+	names, err := definitionsIn(d.path(""))
 	if err != nil {
 		return nil, err
 	}
@@ -295,7 +287,7 @@ func (d *definitions) defined() (map[string]bool, error) {
 			all[d.databaseUUID(name)] = true
 		}
 	}
-	dropped, err := list(filepath.Join(d.data, "metadata_dropped"))
+	dropped, err := definitionsIn(filepath.Join(d.data, "metadata_dropped"))
 	for _, name := range dropped { // database.table.UUID.sql
 		all[strings.TrimPrefix(filepath.Ext(strings.TrimSuffix(name, definitionEnding)), ".")] = true
 	}
@@ -328,8 +320,8 @@ func (d *definitions) writeDatabase(name string) error {
 	return nil
 }
 
-// without says why an empty definition may not be taken away: there are rows that may be of it.
-func (d *definitions) without(name string) error {
+// checkOrphans says why an empty definition may not be taken away: there are rows that may be of it.
+func (d *definitions) checkOrphans(name string) error {
 	if isDatabase(name) && d.databaseUUID(name) != "" {
 		return errors.New("the definition of a database is empty, and cannot be written again")
 	}
@@ -351,19 +343,16 @@ func (d *definitions) without(name string) error {
 
 // mend has an engine start whose disk was full. No engine may run.
 func (d *definitions) mend() error {
-	empty, err := d.keep()
-	if err != nil {
-		d.tell(err)
-	}
+	empty := d.keep()
 	d.mu.Lock()
 	clear(d.old) // what the engine had in memory is gone
 	d.mu.Unlock()
 	for _, name := range empty {
-		if err := d.without(name); err != nil {
+		if err := d.checkOrphans(name); err != nil {
 			return fmt.Errorf("clickhouse: %s: %w", d.path(name), err)
 		}
 		d.logger.Warn("clickhouse: what was made while the disk was full has an empty definition, which is taken away", "definition", name)
-		if err := os.Remove(d.path(name)); err != nil {
+		if err := unlessGone(os.Remove(d.path(name))); err != nil {
 			return fmt.Errorf("clickhouse: mend definitions: %w", err)
 		}
 	}
@@ -388,7 +377,7 @@ func (d *definitions) renew(ctx context.Context, ends Endpoints) bool {
 	for name, since := range d.old {
 		err := renewOne(ctx, ends, name)
 		if err != nil && time.Since(since) < renewWait {
-			continue
+			return false // an engine that does not answer is not asked for each
 		}
 		delete(d.old, name)
 		if err != nil {
@@ -420,27 +409,4 @@ func renewOne(ctx context.Context, ends Endpoints, name string) error {
 	}
 	_, err = query(ctx, ends, ends.Admin, "ALTER TABLE `"+text.Replace(database)+"`.`"+text.Replace(table)+"` MODIFY COMMENT '"+text.Replace(comment[1:])+"'")
 	return err
-}
-
-// query asks over HTTP.
-func query(ctx context.Context, ends Endpoints, as User, sql string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+dialable(ends.HTTP), strings.NewReader(sql))
-	if err != nil {
-		return "", err
-	}
-	req.Header.Set("X-ClickHouse-User", as.Name)
-	req.Header.Set("X-ClickHouse-Key", as.Password)
-	req.Close = true // the engine waits for open connections when it stops
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(body)))
-	}
-	return string(body), err
 }
