@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -81,28 +82,43 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// A storm is stretched: nobody is refused who can wait, and who would have to wait too long knows at once.
+// A storm is stretched: nobody is refused who can wait, and who would have to wait too long knows at once. All come in the same
+// instant of a clock of this test's own, so what is let in is exactly the burst of 20 and what comes due in half a second.
 func TestPace(t *testing.T) {
-	g := newGate(&Admission{AcceptsPerSecond: 200, AcceptWait: 500 * time.Millisecond})
-	var in, away atomic.Int64
-	var wait sync.WaitGroup
-	start := time.Now()
-	for range 200 {
-		wait.Go(func() {
-			switch err := g.wait(t.Context()); {
-			case err == nil:
-				in.Add(1)
-			case errors.Is(err, errTooMany):
-				away.Add(1)
-			default:
-				t.Error(err)
-			}
-		})
-	}
-	wait.Wait()
-	if took := time.Since(start); in.Load() < 100 || in.Load() > 130 || in.Load()+away.Load() != 200 || took < 400*time.Millisecond {
-		t.Errorf("%d in, %d away in %s; want 120 in, in half a second", in.Load(), away.Load(), took)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(&Admission{AcceptsPerSecond: 200, AcceptWait: 500 * time.Millisecond})
+		start := time.Now()
+		var in, late, away atomic.Int64
+		for range 200 {
+			go func() {
+				switch err := g.wait(t.Context()); {
+				case err == nil:
+					in.Add(1)
+				case errors.Is(err, errTooMany):
+					away.Add(1)
+					if took := time.Since(start); took != 0 {
+						t.Errorf("refused after %s", took)
+					}
+				default:
+					t.Error(err)
+				}
+				late.Store(int64(max(time.Duration(late.Load()), time.Since(start))))
+			}()
+		}
+		synctest.Wait()
+		if in.Load() != 20 || away.Load() != 80 {
+			t.Errorf("%d in, %d away at once; want 20 and 80", in.Load(), away.Load())
+		}
+		time.Sleep(250 * time.Millisecond)
+		synctest.Wait()
+		if in.Load() != 70 {
+			t.Errorf("%d in after a quarter of a second; want 70", in.Load())
+		}
+		time.Sleep(time.Hour)
+		if in.Load() != 120 || in.Load()+away.Load() != 200 || time.Duration(late.Load()) != g.waitMax {
+			t.Errorf("%d in, %d away, the last after %s; want 120, after %s", in.Load(), away.Load(), time.Duration(late.Load()), g.waitMax)
+		}
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := newGate(&Admission{AcceptsPerSecond: 0.001, AcceptWait: time.Hour}).wait(ctx); err != nil {

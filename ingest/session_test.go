@@ -152,10 +152,7 @@ func TestSubscriptions(t *testing.T) {
 			t.Errorf("%x", ack.ReasonCodes)
 		}
 		p.conn.Close()
-		eventually(t, "it is forgotten", func() bool { return r.Stats().Connections == 0 })
-	}
-	if n := r.audience.Len(); n != 0 {
-		t.Errorf("%d subscriptions are left behind", n)
+		eventually(t, "it is forgotten, with its subscriptions", func() bool { return r.Stats().Connections == 0 && r.audience.Len() == 0 })
 	}
 	p := r.connect(5, "anna", "many")
 	for i := range r.SubscriptionsMax + 1 {
