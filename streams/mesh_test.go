@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"hearthline/streams"
 	"hearthline/streams/apache"
 	"hearthline/streams/apache/apachetest"
@@ -166,6 +168,7 @@ func apart(t *testing.T, c *apache.Cluster, m *mesh, stream string) {
 				return nil
 			})
 			time.Sleep(3 * time.Second) // two that both take themselves for the leader
+			oblivious(t, c, whom, "the leader", func(alone *kgo.Client) int { return int(leader(t, alone, stream)) })
 		} else {
 			time.Sleep(9 * time.Second) // three times as long as a controller waits for a broker
 		}
@@ -178,6 +181,19 @@ func apart(t *testing.T, c *apache.Cluster, m *mesh, stream string) {
 		again(t, "all replicas in sync", func() error { return inSync(t, admin, stream, 3) })
 	}
 	time.Sleep(2 * time.Second)
+}
+
+// oblivious: a broker that is cut off takes itself for what it was: it hears nothing of the others, by no other way either.
+func oblivious(t *testing.T, c *apache.Cluster, broker int, what string, asked func(alone *kgo.Client) int) {
+	t.Helper()
+	alone, err := c.Admin(broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alone.Close()
+	if now := asked(alone); now != broker {
+		t.Errorf("broker %d is cut off, and has heard that %d is %s", broker, now, what)
+	}
 }
 
 // coordinatorApart: a group's coordinator is cut off from the other brokers, and one of them takes its place. Both answer clients. Members
@@ -227,6 +243,7 @@ func coordinatorApart(t *testing.T, c *apache.Cluster, cl streamstest.Cluster, m
 	for begun := time.Now(); time.Since(begun) < 15*time.Second || members < before+3 && time.Since(begun) < 2*streamstest.Patience; {
 		one(t.Context())
 	}
+	oblivious(t, c, whom, "the coordinator", func(alone *kgo.Client) int { return coordinatorOf(t, alone, group.ID) })
 	t.Logf("coordinator %d cut off: %d more members committed; something was lost on %d connections", whom, members-before, healed())
 	if members < before+3 {
 		t.Errorf("%d members could commit while the coordinator was cut off, want 3", members-before)

@@ -366,7 +366,8 @@ func (c *Cluster) properties(n *node) map[string]string {
 		"node.id":                        strconv.Itoa(n.id),
 		"process.roles":                  "broker,controller",
 		"listeners":                      fmt.Sprintf("CLIENT://%s,INTERNAL://%s,CONTROLLER://%s", n.listen, n.internal, n.controller),
-		"advertised.listeners":           fmt.Sprintf("CLIENT://%s,INTERNAL://%s", n.addr, n.internalAt),
+		// CONTROLLER, too: who is voted the controller tells the others where it is, and they no longer go where controller.quorum.voters says.
+		"advertised.listeners":           fmt.Sprintf("CLIENT://%s,INTERNAL://%s,CONTROLLER://%s", n.addr, n.internalAt, n.controllerAt),
 		"listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
 		"inter.broker.listener.name":     "INTERNAL",
 		"controller.listener.names":      "CONTROLLER",
