@@ -363,9 +363,9 @@ func (c *Cluster) properties(n *node) map[string]string {
 		voters = append(voters, fmt.Sprintf("%d@%s", v.id, v.controllerAt))
 	}
 	p := map[string]string{
-		"node.id":                        strconv.Itoa(n.id),
-		"process.roles":                  "broker,controller",
-		"listeners":                      fmt.Sprintf("CLIENT://%s,INTERNAL://%s,CONTROLLER://%s", n.listen, n.internal, n.controller),
+		"node.id":       strconv.Itoa(n.id),
+		"process.roles": "broker,controller",
+		"listeners":     fmt.Sprintf("CLIENT://%s,INTERNAL://%s,CONTROLLER://%s", n.listen, n.internal, n.controller),
 		// CONTROLLER, too: who is voted the controller tells the others where it is, and they no longer go where controller.quorum.voters says.
 		"advertised.listeners":           fmt.Sprintf("CLIENT://%s,INTERNAL://%s,CONTROLLER://%s", n.addr, n.internalAt, n.controllerAt),
 		"listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
