@@ -23,6 +23,8 @@ type process struct {
 	mu     sync.Mutex
 	cmd    *exec.Cmd
 	done   chan struct{} // of this life
+	begun  time.Time     // this life
+	unsaid int64         // the size of the log while this life has said nothing
 	wanted bool          // start it again
 	hold   time.Duration // before the next start
 	asked  bool          // this life was told to stop, or killed
@@ -56,9 +58,14 @@ func (p *process) launch() error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	p.lives++
 	fmt.Fprintf(out, "=== %s life %d of %s\n", time.Now().Format("15:04:05.000"), p.lives, p.name)
+	head, err := out.Stat()
+	if err != nil {
+		return err
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	p.begun, p.unsaid = time.Now(), head.Size()
 	p.cmd, p.done, p.asked, p.hold, p.frozen = cmd, make(chan struct{}), false, restartAfter, false
 	go p.watch(cmd, p.done, ownPeakKB())
 	go p.weigh(cmd.Process.Pid, p.done)
@@ -169,6 +176,27 @@ func (p *process) terminate(hold time.Duration) {
 	p.signal(syscall.SIGTERM)
 }
 
+// beginsWithin is how long a life may take to its first words; brokers and engines say none.
+const beginsWithin = 5 * time.Second
+
+// awaken waits until this life has said something, or should have: one that is told to stop in its first milliseconds knows of no
+// signals yet, and ends by this one, as any program would. It has taken nothing then, and nothing of how it stops is seen.
+func (p *process) awaken() {
+	p.mu.Lock()
+	begun, unsaid, done := p.begun, p.unsaid, p.done
+	p.mu.Unlock()
+	for time.Since(begun) < beginsWithin {
+		if log, err := os.Stat(p.log); err != nil || log.Size() > unsaid {
+			return
+		}
+		select {
+		case <-done:
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
 // end tells the process to stop for good and says how it ended.
 func (p *process) end(limit time.Duration) error {
 	p.mu.Lock()
@@ -184,6 +212,7 @@ func (p *process) end(limit time.Duration) error {
 	default:
 	}
 	p.signal(syscall.SIGCONT)
+	p.awaken()
 	if !told { // one that is on its way out would be ended at once by a second signal
 		p.signal(syscall.SIGTERM)
 	}
