@@ -212,8 +212,8 @@ func (p *process) end(limit time.Duration) error {
 	default:
 	}
 	p.signal(syscall.SIGCONT)
-	p.awaken()
 	if !told { // one that is on its way out would be ended at once by a second signal
+		p.awaken()
 		p.signal(syscall.SIGTERM)
 	}
 	select {
